@@ -1,0 +1,45 @@
+"""Names of things: peers, stages, microbatches and their attempts."""
+
+from __future__ import annotations
+
+from typing import NewType
+
+import msgspec
+
+PeerId = NewType("PeerId", str)
+"""The base58 libp2p PeerID: the hash of the peer's public key."""
+
+DRIVER_STAGE = 0
+"""S0 holds embedding, head, data and loss, and drives the pipeline."""
+
+PEER_ID_CHARS_MAX = 128
+STAGES_MAX = 1024
+STEPS_MAX = 2**53
+INDEX_MAX = 2**20
+INCARNATION_MAX = 2**53
+
+
+class Attempt(msgspec.Struct, frozen=True, order=True, array_like=True):
+    """Which try of a microbatch a message belongs to.
+
+    Ordered by the driver's incarnation first, so a new driver's attempts are newer than
+    all attempts of the one it replaced.
+    """
+
+    driver_incarnation: int
+    counter: int
+
+
+class Microbatch(msgspec.Struct, frozen=True, order=True, array_like=True):
+    """The identity of a microbatch. Its tokens are a pure function of (seed, step, index)."""
+
+    step: int
+    index: int
+
+
+class Tenure(msgspec.Struct, frozen=True, array_like=True):
+    """One peer's ownership of one stage. A higher incarnation fences every lower one."""
+
+    stage: int
+    incarnation: int
+    peer: PeerId

@@ -1,0 +1,249 @@
+"""The run manifest: what all peers of a run must agree on.
+
+People write it as ``run.toml`` or name a preset; the founder signs its canonical bytes; its
+SHA-256 digest is part of the join string, so a newcomer can check what it was given. It never
+changes during a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from protocol.errors import SettingsError
+from protocol.ids import STAGES_MAX
+
+PROTOCOL_VERSION = 1
+MANIFEST_BYTES_MAX = 16 * 1024
+
+Positive = Annotated[int, Meta(ge=1)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+NonNegativeFloat = Annotated[float, Meta(ge=0)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the manifest. Unknown keys are errors: a typo must not become a default."""
+
+
+class ModelSettings(_Section):
+    """LLaMA dimensions. S1..Sn each hold ``layers_per_stage`` of the decoder blocks."""
+
+    vocabulary_size: Annotated[int, Meta(ge=256, le=1 << 20)] = 256
+    hidden_size: Annotated[int, Meta(ge=8, le=1 << 16)] = 128
+    intermediate_size: Annotated[int, Meta(ge=8, le=1 << 18)] = 352
+    attention_heads: Annotated[int, Meta(ge=1, le=1024)] = 4
+    block_stages: Annotated[int, Meta(ge=1, le=STAGES_MAX - 1)] = 4
+    layers_per_stage: Annotated[int, Meta(ge=1, le=1024)] = 1
+    context_length: Annotated[int, Meta(ge=2, le=1 << 20)] = 128
+    rope_theta: PositiveFloat = 10000.0
+    norm_epsilon: PositiveFloat = 1e-5
+
+
+class DataSettings(_Section):
+    """Where the driver's tokens come from. Only the peer on S0 reads data."""
+
+    source: Literal["python-stdlib", "text"] = "python-stdlib"
+    paths: tuple[str, ...] = ()
+    validation_fraction: Annotated[float, Meta(ge=0, lt=1)] = 0.05
+
+
+class OptimizerSettings(_Section):
+    """AdamW with linear warm-up to a constant rate; each stage clips its own gradient."""
+
+    learning_rate: PositiveFloat = 3e-3
+    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    warmup_steps: Annotated[int, Meta(ge=0)] = 10
+    clip_norm: PositiveFloat = 1.0
+
+
+class RecoverySettings(_Section):
+    """How a lost stage is rebuilt (CheckFree, arXiv 2506.15461, Algorithm 1)."""
+
+    method: Literal["checkfree", "checkfree+"] = "checkfree"
+    swapped_pairs: Literal["mirror", "average"] = "mirror"
+    norm_exponent: Annotated[int, Meta(ge=0, le=2)] = 2
+    learning_rate_scale: PositiveFloat = 1.1
+    edge_copy_every: Positive = 1
+
+
+class StepSettings(_Section):
+    """What one optimizer step of the whole model consists of."""
+
+    microbatches: Annotated[int, Meta(ge=1, le=1 << 16)] = 4
+    microbatch_size: Annotated[int, Meta(ge=1, le=1 << 16)] = 8
+    window: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
+    """Microbatches in flight at most; 0 means twice the number of stages."""
+    total_steps: Annotated[int, Meta(ge=0)] = 0
+    """The run is done after this many committed steps; 0 means it goes on until stopped."""
+    microbatch_timeout_s: PositiveFloat = 20.0
+    """A microbatch not back after this long is re-issued; doubled with each attempt."""
+
+
+class WireSettings(_Section):
+    """How tensors travel between stages."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class TimingSettings(_Section):
+    """Liveness and records, in seconds."""
+
+    heartbeat_s: PositiveFloat = 1.0
+    suspect_after_s: PositiveFloat = 2.0
+    dead_after_s: PositiveFloat = 4.0
+    record_lifetime_s: PositiveFloat = 15.0
+    record_refresh_s: PositiveFloat = 5.0
+
+
+class RunManifest(_Section):
+    """Everything the peers of one run agree on."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+    seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
+    protocol_version: int = PROTOCOL_VERSION
+    founding_nonce: Annotated[str, Meta(max_length=64)] = ""
+    """Set at founding so that two runs of one preset are two runs."""
+    model: ModelSettings = msgspec.field(default_factory=ModelSettings)
+    data: DataSettings = msgspec.field(default_factory=DataSettings)
+    optimizer: OptimizerSettings = msgspec.field(default_factory=OptimizerSettings)
+    recovery: RecoverySettings = msgspec.field(default_factory=RecoverySettings)
+    step: StepSettings = msgspec.field(default_factory=StepSettings)
+    wire: WireSettings = msgspec.field(default_factory=WireSettings)
+    timing: TimingSettings = msgspec.field(default_factory=TimingSettings)
+
+    @property
+    def stage_count(self) -> int:
+        """All stages: S0 and the block stages."""
+        return self.model.block_stages + 1
+
+    @property
+    def last_stage(self) -> int:
+        return self.model.block_stages
+
+    @property
+    def window(self) -> int:
+        """Microbatches in flight at most."""
+        wanted = self.step.window or 2 * self.stage_count
+        return min(wanted, self.step.microbatches)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.step.microbatches * self.step.microbatch_size * self.model.context_length
+
+    def encode(self) -> bytes:
+        """Canonical bytes: sorted keys, every field present. The digest and signature cover these."""
+        return msgspec.json.encode(msgspec.to_builtins(self), order="sorted")
+
+    def digest(self) -> str:
+        """Hex SHA-256 of the canonical bytes."""
+        return hashlib.sha256(self.encode()).hexdigest()
+
+    def run_id(self) -> str:
+        """The name and the beginning of the digest: the prefix of all DHT keys of the run."""
+        return f"{self.name}-{self.digest()[:12]}"
+
+
+def decode_manifest(encoded: bytes) -> RunManifest:
+    """The inverse of `RunManifest.encode`. Raises `SettingsError`."""
+    if len(encoded) > MANIFEST_BYTES_MAX:
+        raise SettingsError(f"the manifest is {len(encoded)} bytes; at most {MANIFEST_BYTES_MAX} are allowed")
+    try:
+        manifest = msgspec.json.decode(encoded, type=RunManifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the manifest does not fit: {error}") from error
+    check(manifest)
+    return manifest
+
+
+def parse_manifest(text: str, source: str) -> RunManifest:
+    """Read a ``run.toml``. ``source`` names it in messages. Raises `SettingsError`."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{source} is not valid TOML: {error}") from error
+    return manifest_from_table(table, source)
+
+
+def manifest_from_table(table: dict[str, Any], source: str) -> RunManifest:
+    """Validate a table of settings. Raises `SettingsError`."""
+    try:
+        manifest = msgspec.convert(table, type=RunManifest)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{source}: {error}") from error
+    check(manifest)
+    return manifest
+
+
+def check(manifest: RunManifest) -> None:
+    """Rules across fields. Raises `SettingsError`."""
+    model, timing = manifest.model, manifest.timing
+    if manifest.protocol_version != PROTOCOL_VERSION:
+        raise SettingsError(
+            f"the run speaks protocol version {manifest.protocol_version}, this node speaks {PROTOCOL_VERSION}: "
+            "install the version of understudy that the run was founded with"
+        )
+    if model.hidden_size % model.attention_heads:
+        raise SettingsError(
+            f"model.hidden_size {model.hidden_size} must be a multiple of "
+            f"model.attention_heads {model.attention_heads}"
+        )
+    if (model.hidden_size // model.attention_heads) % 2:
+        raise SettingsError("model.hidden_size / model.attention_heads must be even: rotary embedding turns pairs")
+    if manifest.recovery.method == "checkfree+" and model.block_stages < 2:
+        raise SettingsError("recovery.method = 'checkfree+' swaps stages and needs model.block_stages >= 2")
+    if not timing.heartbeat_s < timing.suspect_after_s < timing.dead_after_s:
+        raise SettingsError("timing must satisfy heartbeat_s < suspect_after_s < dead_after_s")
+    if not 2 * timing.record_refresh_s <= timing.record_lifetime_s:
+        raise SettingsError("timing.record_lifetime_s must be at least twice timing.record_refresh_s")
+    if manifest.data.source == "text" and not manifest.data.paths:
+        raise SettingsError("data.source = 'text' needs data.paths: files or folders of UTF-8 text")
+
+
+_PAPER_OPTIMIZER = {"warmup_steps": 100, "weight_decay": 0.0}
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    # Trains on two CPU cores in minutes on text that every machine already has.
+    "tiny": {},
+    # The paper's three models (CHECKFREE: 124M, 500M, 1.5B): width, heads, depth, context and rate.
+    "124m": {
+        "model": {
+            "vocabulary_size": 50257, "hidden_size": 512, "intermediate_size": 1376, "attention_heads": 8,
+            "block_stages": 4, "layers_per_stage": 3, "context_length": 512,
+        },
+        "optimizer": {**_PAPER_OPTIMIZER, "learning_rate": 6e-4},
+        "step": {"microbatches": 16, "microbatch_size": 4, "microbatch_timeout_s": 120.0},
+    },
+    "500m": {
+        "model": {
+            "vocabulary_size": 50257, "hidden_size": 1024, "intermediate_size": 2752, "attention_heads": 16,
+            "block_stages": 6, "layers_per_stage": 4, "context_length": 1024,
+        },
+        "optimizer": {**_PAPER_OPTIMIZER, "learning_rate": 3e-4},
+        "recovery": {"learning_rate_scale": 1.2},
+        "step": {"microbatches": 24, "microbatch_size": 2, "microbatch_timeout_s": 300.0},
+    },
+    "1.5b": {
+        "model": {
+            "vocabulary_size": 50257, "hidden_size": 2048, "intermediate_size": 5504, "attention_heads": 16,
+            "block_stages": 6, "layers_per_stage": 4, "context_length": 4096,
+        },
+        "optimizer": {**_PAPER_OPTIMIZER, "learning_rate": 3e-4},
+        "step": {"microbatches": 24, "microbatch_size": 1, "microbatch_timeout_s": 600.0},
+    },
+}  # fmt: skip
+
+PRESETS = tuple(_PRESETS)
+
+
+def preset(name: str) -> RunManifest:
+    """The manifest of a preset. Raises `SettingsError` for an unknown name."""
+    if name not in _PRESETS:
+        raise SettingsError(f"unknown preset {name!r}: use one of {', '.join(PRESETS)}, or the path of a run.toml")
+    return manifest_from_table({"name": name, **_PRESETS[name]}, f"preset {name}")
