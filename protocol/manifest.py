@@ -29,7 +29,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A table of the manifest. Unknown keys are errors: a typo must not become a default."""
 
 
-class ModelSettings(_Section):
+class ModelSettings(_Section, frozen=True):
     """LLaMA dimensions. S1..Sn each hold ``layers_per_stage`` of the decoder blocks."""
 
     vocabulary_size: Annotated[int, Meta(ge=256, le=1 << 20)] = 256
@@ -43,7 +43,7 @@ class ModelSettings(_Section):
     norm_epsilon: PositiveFloat = 1e-5
 
 
-class DataSettings(_Section):
+class DataSettings(_Section, frozen=True):
     """Where the driver's tokens come from. Only the peer on S0 reads data."""
 
     source: Literal["python-stdlib", "text"] = "python-stdlib"
@@ -51,7 +51,7 @@ class DataSettings(_Section):
     validation_fraction: Annotated[float, Meta(ge=0, lt=1)] = 0.05
 
 
-class OptimizerSettings(_Section):
+class OptimizerSettings(_Section, frozen=True):
     """AdamW with linear warm-up to a constant rate; each stage clips its own gradient."""
 
     learning_rate: PositiveFloat = 3e-3
@@ -63,7 +63,7 @@ class OptimizerSettings(_Section):
     clip_norm: PositiveFloat = 1.0
 
 
-class RecoverySettings(_Section):
+class RecoverySettings(_Section, frozen=True):
     """How a lost stage is rebuilt (CheckFree, arXiv 2506.15461, Algorithm 1)."""
 
     method: Literal["checkfree", "checkfree+"] = "checkfree"
@@ -73,7 +73,7 @@ class RecoverySettings(_Section):
     edge_copy_every: Positive = 1
 
 
-class StepSettings(_Section):
+class StepSettings(_Section, frozen=True):
     """What one optimizer step of the whole model consists of."""
 
     microbatches: Annotated[int, Meta(ge=1, le=1 << 16)] = 4
@@ -86,13 +86,13 @@ class StepSettings(_Section):
     """A microbatch not back after this long is re-issued; doubled with each attempt."""
 
 
-class WireSettings(_Section):
+class WireSettings(_Section, frozen=True):
     """How tensors travel between stages."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
-class TimingSettings(_Section):
+class TimingSettings(_Section, frozen=True):
     """Liveness and records, in seconds."""
 
     heartbeat_s: PositiveFloat = 1.0
@@ -102,7 +102,7 @@ class TimingSettings(_Section):
     record_refresh_s: PositiveFloat = 5.0
 
 
-class RunManifest(_Section):
+class RunManifest(_Section, frozen=True):
     """Everything the peers of one run agree on."""
 
     name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
