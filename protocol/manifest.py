@@ -191,8 +191,7 @@ def check(manifest: RunManifest) -> None:
         )
     if model.hidden_size % model.attention_heads:
         raise SettingsError(
-            f"model.hidden_size {model.hidden_size} must be a multiple of "
-            f"model.attention_heads {model.attention_heads}"
+            f"model.hidden_size {model.hidden_size} must be a multiple of model.attention_heads {model.attention_heads}"
         )
     if (model.hidden_size // model.attention_heads) % 2:
         raise SettingsError("model.hidden_size / model.attention_heads must be even: rotary embedding turns pairs")

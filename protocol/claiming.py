@@ -1,0 +1,381 @@
+"""The spare's side of a recovery: choose a hole, be recognised, gather weights, become its owner.
+
+::
+
+    WATCHING --a hole is ours to take--> ASKING   the witnesses, one after the other, ascending
+                                     \\-> SETTLING a swarm that begins: nobody serves, nobody to ask
+    ASKING   --all recognise us------> FETCHING   the donations of the plan, side by side
+    SETTLING --nobody was before us--> BUILDING
+    FETCHING --all arrived-----------> BUILDING   blend or initialise
+    BUILDING --built-----------------> (serving: the core takes over)
+
+    any      --refused, superseded---> WATCHING
+    FETCHING --a donor is gone-------> ASKING     a new plan with the survivors
+    BUILDING --unusable weights------> FETCHING   the next rung of the ladder
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from protocol.events import (
+    BlendJob,
+    CancelFetches,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    InitialiseJob,
+    JobDone,
+    Payload,
+    Read,
+    Run,
+    Store,
+)
+from protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from protocol.messages import Claim, Grant, Refusal, Withdraw
+from protocol.node_state import NodeState
+from protocol.placement import choose_hole, nearest_survivors, rank_holes, rank_spares
+from protocol.records import SpareRecord, StageRecord, stage_key
+from protocol.recovery import Case, Plan, Witness, plan_recovery
+
+SETTLE_S = 1.0
+"""How long a claim without witnesses lies open in the DHT before it counts."""
+CLAIM_REPEAT_S = 1.0
+"""A claim that a witness has not answered is sent again after this long."""
+REFUSAL_PAUSE_S = 1.0
+"""After a refusal we look again before we claim the same stage."""
+
+
+class ClaimPhase(Enum):
+    ASKING = auto()
+    SETTLING = auto()
+    FETCHING = auto()
+    BUILDING = auto()
+
+
+@dataclass(slots=True)
+class OpenClaim:
+    """A claim that we are making."""
+
+    stage: int
+    incarnation: int
+    why: str
+    began: float
+    phase: ClaimPhase
+    phase_began: float
+    asked: int | None = None
+    asked_at: float = 0.0
+    repeated_at: float = 0.0
+    gone: set[PeerId] = field(default_factory=set)
+    """Witnesses that do not answer."""
+    witnesses: dict[int, Witness] = field(default_factory=dict)
+    plan: Plan | None = None
+    rung: int = 0
+    payloads: dict[tuple[PeerId, str], Payload] = field(default_factory=dict)
+    """Donations that arrived, by donor and digest."""
+
+    @property
+    def name(self) -> tuple[int, int]:
+        return (self.stage, self.incarnation)
+
+
+class Claimant:
+    """What a node without a stage does to get one."""
+
+    def __init__(self, state: NodeState, capacity: float, wanted_stage: int | None) -> None:
+        self._state = state
+        self._capacity = capacity
+        self._wanted_stage = wanted_stage
+        self._spares: dict[PeerId, SpareRecord] = {}
+        self._keys_read: set[str] = set()
+        self._holes_since: float | None = None
+        self._refused_until: dict[int, float] = {}
+        self._waits_for_nobody = False
+        self.claim: OpenClaim | None = None
+
+    # --- watching ---
+
+    def my_spare_record(self) -> SpareRecord:
+        return SpareRecord(self._state.me, self._capacity)
+
+    def note_spares(self, records: list[SpareRecord]) -> None:
+        self._spares = {PeerId(record.peer): record for record in records}
+
+    def note_read(self, key: str) -> None:
+        self._keys_read.add(key)
+        claim = self.claim
+        if claim is None or claim.phase is not ClaimPhase.SETTLING or key != stage_key(claim.stage):
+            return
+        if self._state.now - claim.phase_began >= SETTLE_S:
+            self._build_from(Plan("seed", "the stage was never owned", 0))
+
+    @property
+    def has_looked_around(self) -> bool:
+        """Every stage was looked up at least once."""
+        return all(stage_key(stage) in self._keys_read for stage in range(self._state.manifest.stage_count))
+
+    def consider(self) -> None:
+        """Claim a hole if one is ours to take."""
+        if self.claim is not None or not self.has_looked_around:
+            return
+        stages = range(self._state.manifest.stage_count)
+        membership = self._state.membership
+        open_stages = [stage for stage in stages if not membership.is_present(stage)]
+        self._holes_since = (self._holes_since or self._state.now) if open_stages else None
+        allowed = [s for s in open_stages if self._refused_until.get(s, 0.0) <= self._state.now]
+        choice = self._choose(allowed)
+        if choice is not None:
+            self._begin(*choice)
+
+    def _choose(self, open_stages: list[int]) -> tuple[int, str] | None:
+        membership = self._state.membership
+        if self._wanted_stage is not None and membership.is_present(self._wanted_stage):
+            self._wanted_stage = None
+        if self._wanted_stage is not None:
+            return (self._wanted_stage, "asked for") if self._wanted_stage in open_stages else None
+        lost = [stage for stage in open_stages if membership.known_incarnation(stage) > 0]
+        holes = rank_holes(lost, [stage for stage in open_stages if stage not in lost])
+        ranking = rank_spares({**self._spares, self._state.me: self.my_spare_record()}.values())
+        waited_s = self._state.now - (self._holes_since or self._state.now)
+        stage = choose_hole(self._state.me, ranking, holes, waited_s)
+        if stage is None:
+            return None
+        if stage == DRIVER_STAGE:
+            return stage, "S0 is needed most: nothing moves without the driver"
+        return stage, f"S{stage} was lost" if stage in lost else f"S{stage} was never owned"
+
+    # --- asking ---
+
+    def _begin(self, stage: int, why: str) -> None:
+        incarnation = self._state.membership.known_incarnation(stage) + 1
+        claim = OpenClaim(stage, incarnation, why, self._state.now, ClaimPhase.ASKING, self._state.now)
+        if self._remaining_witnesses(claim):
+            self.claim = claim
+            self._ask_next()
+        elif not self._is_swarm_trained():
+            self.claim = claim
+            self._settle()
+        elif not self._waits_for_nobody:
+            self._waits_for_nobody = True
+            self._state.emit("swarm.waiting", stages=[stage], reason="no living peer could vouch for a recovery")
+
+    def _is_swarm_trained(self) -> bool:
+        return any(seat.step > 0 for seat in self._state.membership.seats.values())
+
+    def _remaining_witnesses(self, claim: OpenClaim) -> list[int]:
+        """The nearest survivors that have not yet recognised us, ascending."""
+        return [stage for stage in self._survivors(claim) if stage not in claim.witnesses]
+
+    def _survivors(self, claim: OpenClaim) -> list[int]:
+        def may_vouch(stage: int) -> bool:
+            peer = self._state.membership.serving_peer(stage)
+            return peer is not None and peer not in claim.gone
+
+        return nearest_survivors(claim.stage, self._state.manifest.stage_count, may_vouch)
+
+    def _settle(self) -> None:
+        assert self.claim is not None
+        self._enter(ClaimPhase.SETTLING)
+        self._take_tenure()
+
+    def _enter(self, phase: ClaimPhase) -> None:
+        assert self.claim is not None
+        self.claim.phase, self.claim.phase_began = phase, self._state.now
+
+    def _ask_next(self) -> None:
+        """Ask the next witness; when all recognise us, go on to the plan."""
+        claim = self.claim
+        assert claim is not None
+        survivors = self._survivors(claim)
+        claim.witnesses = {stage: claim.witnesses[stage] for stage in survivors if stage in claim.witnesses}
+        remaining = [stage for stage in survivors if stage not in claim.witnesses]
+        if remaining:
+            claim.asked, claim.asked_at = remaining[0], self._state.now
+            self._send_claim()
+        elif claim.witnesses:
+            claim.asked = None
+            self._recognised()
+        else:
+            self.abandon("every witness is gone")
+
+    def _send_claim(self) -> None:
+        claim = self.claim
+        assert claim is not None
+        assert claim.asked is not None
+        claim.repeated_at = self._state.now
+        self._state.send_to_stage(claim.asked, Claim(claim.stage, claim.incarnation))
+
+    def on_grant(self, peer: PeerId, grant: Grant) -> None:
+        claim = self.claim
+        if claim is None or claim.phase is not ClaimPhase.ASKING or claim.name != (grant.stage, grant.incarnation):
+            return
+        asked = claim.asked
+        if asked is None or self._state.membership.serving_peer(asked) != peer:
+            return
+        claim.witnesses[asked] = Witness(asked, peer, grant.step, grant.donation)
+        if self._state.tenure is None:
+            self._take_tenure()
+        self._ask_next()
+
+    def on_refusal(self, peer: PeerId, refusal: Refusal) -> None:
+        claim = self.claim
+        if claim is None or claim.name != (refusal.stage, refusal.incarnation):
+            return
+        if claim.asked is None or self._state.membership.serving_peer(claim.asked) != peer:
+            return
+        self._state.membership.raise_incarnation(refusal.stage, refusal.known_incarnation)
+        self.abandon(refusal.reason)
+
+    def _take_tenure(self) -> None:
+        """Hold the stage as recovering: say so in the DHT and to ourselves."""
+        claim = self.claim
+        assert claim is not None
+        self._state.tenure = Tenure(claim.stage, claim.incarnation, self._state.me)
+        self._state.tenure_state = "recovering"
+        self._state.membership.observe(self._state.my_seat(), is_direct=True)
+        self.store_tenure()
+
+    def store_tenure(self) -> None:
+        """Publish our tenure record as it stands."""
+        state = self._state
+        record = StageRecord(state.me, state.stage, state.incarnation, state.tenure_state, state.committed)
+        state.act(Store(record, state.manifest.timing.record_lifetime_s))
+
+    # --- gathering ---
+
+    def _recognised(self) -> None:
+        claim = self.claim
+        assert claim is not None
+        if claim.plan is None:
+            self._state.emit("stage.claimed", why=claim.why, witnesses=sorted(claim.witnesses))
+        self._plan(claim.rung)
+
+    def _plan(self, first_rung: int) -> None:
+        claim = self.claim
+        assert claim is not None
+        witnesses = tuple(claim.witnesses[stage] for stage in sorted(claim.witnesses))
+        case = Case(claim.stage, witnesses, self._state.manifest.recovery)
+        claim.plan, claim.rung = plan_recovery(case, first_rung)
+        self._enter(ClaimPhase.FETCHING)
+        for donor in claim.plan.donors:
+            assert donor.donation is not None
+            if (donor.peer, donor.donation.digest) not in claim.payloads:
+                fetch = Fetch(claim.name, donor.peer, donor.donation.digest, donor.donation.payload_bytes)
+                self._state.act(fetch)
+        self._build_if_gathered()
+
+    def on_fetched(self, event: Fetched) -> None:
+        claim = self.claim
+        if claim is None or claim.name != event.claim or claim.plan is None:
+            return
+        for donor in claim.plan.donors:
+            if donor.peer == event.donor and donor.donation is not None:
+                claim.payloads[donor.peer, donor.donation.digest] = event.payload
+        if claim.phase is ClaimPhase.FETCHING:
+            self._build_if_gathered()
+
+    def on_fetch_failed(self, event: FetchFailed) -> None:
+        """A donor that will not deliver is no witness any more: ask the survivors anew."""
+        claim = self.claim
+        if claim is None or claim.name != event.claim or claim.phase is not ClaimPhase.FETCHING:
+            return
+        self._state.emit("fetch.failed", donor=event.donor, reason=event.reason)
+        claim.gone.add(event.donor)
+        self._replan()
+
+    def _replan(self) -> None:
+        assert self.claim is not None
+        self._state.act(CancelFetches(self.claim.name))
+        self._enter(ClaimPhase.ASKING)
+        self._ask_next()
+
+    def _build_if_gathered(self) -> None:
+        claim = self.claim
+        assert claim is not None
+        assert claim.plan is not None
+        keys = [(donor.peer, donor.donation.digest) for donor in claim.plan.donors if donor.donation]
+        if all(key in claim.payloads for key in keys):
+            self._build_from(claim.plan, tuple(claim.payloads[key] for key in keys))
+
+    def _build_from(self, plan: Plan, payloads: tuple[Payload, ...] = ()) -> None:
+        claim = self.claim
+        assert claim is not None
+        claim.plan = plan
+        self._enter(ClaimPhase.BUILDING)
+        scale = plan.learning_rate_scale
+        if payloads:
+            job = BlendJob(claim.stage, claim.incarnation, payloads, plan.coefficients, scale)
+            self._state.act(Run(job))
+        else:
+            self._state.act(Run(InitialiseJob(claim.stage, claim.incarnation, scale)))
+
+    def on_job_done(self, done: JobDone) -> OpenClaim | None:
+        """The finished claim once the stage is built. A result that is a text says why it could not be."""
+        claim, job = self.claim, done.job
+        if claim is None or not isinstance(job, BlendJob | InitialiseJob):
+            return None
+        if claim.name != (job.stage, job.incarnation) or claim.phase is not ClaimPhase.BUILDING:
+            return None
+        if done.result is None:
+            self.claim = None
+            return claim
+        self._state.emit("blend.failed", reason=done.result)
+        self._plan(claim.rung + 1)
+        return None
+
+    # --- time and change ---
+
+    def on_tick(self) -> None:
+        claim = self.claim
+        if claim is None:
+            self.consider()
+        elif claim.phase is ClaimPhase.SETTLING:
+            if self._state.now - claim.phase_began >= SETTLE_S:
+                self._state.act(Read((stage_key(claim.stage),)))
+        elif claim.phase is ClaimPhase.ASKING:
+            self._press(claim)
+
+    def _press(self, claim: OpenClaim) -> None:
+        """Ask again, and give up on a witness that shows no sign of life."""
+        assert claim.asked is not None
+        seat = self._state.membership.seats.get(claim.asked)
+        if seat is None or not seat.is_serving:
+            self._ask_next()
+            return
+        silence_s = self._state.now - max(claim.asked_at, seat.heard)
+        if silence_s > self._state.manifest.timing.dead_after_s:
+            claim.gone.add(seat.peer)
+            self._ask_next()
+        elif self._state.now - claim.repeated_at >= CLAIM_REPEAT_S:
+            self._send_claim()
+
+    def seat_changed(self, stage: int) -> None:
+        """Somebody's tenure of this stage began or ended."""
+        claim = self.claim
+        if claim is None:
+            return
+        seat = self._state.membership.seats.get(stage)
+        is_ours = seat is None or seat.peer == self._state.me or seat.incarnation < claim.incarnation
+        if stage == claim.stage and not is_ours:
+            self.abandon("superseded")
+        elif claim.phase is ClaimPhase.ASKING and stage == claim.asked:
+            self._ask_next()
+
+    def abandon(self, reason: str) -> None:
+        """Give up the claim and be a spare again."""
+        claim = self.claim
+        if claim is None:
+            return
+        self.claim = None
+        self._refused_until[claim.stage] = self._state.now + REFUSAL_PAUSE_S
+        self._state.act(CancelFetches(claim.name))
+        for witness in claim.witnesses.values():
+            self._state.send(witness.peer, Withdraw(claim.stage, claim.incarnation))
+        if self._state.tenure is not None:
+            self._state.tenure_state = "left"
+            self.store_tenure()
+            self._state.emit("claim.withdrawn", reason=reason)
+            self._state.tenure = None
+            self._state.membership.mark_dead(claim.stage, claim.incarnation)
+            self._state.act(Store(self.my_spare_record(), self._state.manifest.timing.record_lifetime_s))

@@ -1,0 +1,180 @@
+"""The witness's side of a recovery: declare, offer weights, recognise one claimant.
+
+The owner of a stage is a witness of every dead stage between itself and its nearest survivors. A
+witness recognises at most one peer for each (stage, incarnation), for good. Claimants ask the
+witnesses of a stage in ascending order and need all of them, so two claimants can never both be
+recognised: this is what keeps two peers from serving one stage under one incarnation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.events import ReleaseSnapshot, SnapshotJob, Store
+from protocol.ids import DRIVER_STAGE, PeerId
+from protocol.membership import Seat, Status
+from protocol.messages import Claim, Donation, FetchRequest, Grant, Refusal, RefusalReason, Withdraw
+from protocol.node_state import NodeState
+from protocol.placement import dead_stretch
+from protocol.records import OfferRecord
+from protocol.work import WorkQueue
+
+
+@dataclass(frozen=True, slots=True)
+class HeldWeights:
+    """A snapshot of our weights that we hold still for claimants."""
+
+    step: int
+    payload_bytes: int
+    digest: str
+
+
+class Donor:
+    """What a serving node does for the lost stages next to it."""
+
+    def __init__(self, state: NodeState, queue: WorkQueue) -> None:
+        self._state = state
+        self._queue = queue
+        self._held: HeldWeights | None = None
+        self._is_snapshot_due = False
+        self._offered: dict[int, tuple[int, int]] = {}
+        """Per lost stage: (lost incarnation, step of the weights) of the offer that stands."""
+        self._unanswered: dict[int, tuple[PeerId, int]] = {}
+        """Per lost stage: the recognised claimant whose grant waits for the snapshot."""
+
+    def lost_stages(self) -> list[int]:
+        """The stages that we witness as lost: owned once, without a serving owner now."""
+        membership = self._state.membership
+        stretch = dead_stretch(self._state.stage, membership.stage_count, membership.is_serving)
+        return [stage for stage in stretch if membership.known_incarnation(stage) > 0]
+
+    def review(self) -> None:
+        """Offer what is lost, and stop offering what is not."""
+        if self._state.is_run_done:
+            return
+        lost = self.lost_stages()
+        for stage in [stage for stage in self._offered if stage not in lost]:
+            del self._offered[stage]
+        for stage in [stage for stage in self._unanswered if stage not in lost]:
+            del self._unanswered[stage]
+        if self._held is not None and not lost:
+            self._held = None
+            self._state.act(ReleaseSnapshot())
+        if any(self._has_weights_for(stage) for stage in lost):
+            self._hold_weights()
+        for stage in lost:
+            self._offer(stage)
+
+    def refresh(self) -> None:
+        """Store the standing offers again before they expire."""
+        for stage, (lost_incarnation, _) in self._offered.items():
+            self._store_offer(stage, lost_incarnation)
+
+    def _has_weights_for(self, stage: int) -> bool:
+        """Stages are equal in shape, S0 excepted; weights that were never trained are no donation."""
+        return DRIVER_STAGE not in (stage, self._state.stage) and self._state.committed > 0
+
+    def _hold_weights(self) -> None:
+        is_held = self._held is not None and self._held.step == self._state.committed
+        if not is_held and not self._is_snapshot_due:
+            self._is_snapshot_due = True
+            self._queue.push(SnapshotJob(self._state.committed))
+
+    def on_snapshot(self, payload_bytes: int, digest: str) -> None:
+        """The compute thread holds a copy of the weights as they stand after the last commit."""
+        self._is_snapshot_due = False
+        self._held = HeldWeights(self._state.committed, payload_bytes, digest)
+        for stage, (claimant, incarnation) in list(self._unanswered.items()):
+            del self._unanswered[stage]
+            self._grant(claimant, stage, incarnation)
+        self.review()
+
+    def _offer(self, stage: int) -> None:
+        lost_incarnation = self._lost_incarnation(stage)
+        step = self._state.committed
+        if self._has_weights_for(stage) and (self._held is None or self._held.step != step):
+            return
+        if self._offered.get(stage) == (lost_incarnation, step):
+            return
+        self._offered[stage] = (lost_incarnation, step)
+        self._store_offer(stage, lost_incarnation)
+        if self._held is not None and self._has_weights_for(stage):
+            self._state.emit(
+                "weights.published",
+                for_stage=stage,
+                bytes=self._held.payload_bytes,
+                squared_gradient_norm=self._state.squared_gradient_norm,
+            )
+
+    def _lost_incarnation(self, stage: int) -> int:
+        """The tenure that ended; a claimant still recovering has not begun one."""
+        seat = self._state.membership.seats.get(stage)
+        known = self._state.membership.known_incarnation(stage)
+        return known - 1 if seat is not None and seat.is_present and seat.incarnation == known else known
+
+    def _store_offer(self, stage: int, lost_incarnation: int) -> None:
+        donation = self._donation_for(stage)
+        record = OfferRecord(
+            peer=self._state.me,
+            for_stage=stage,
+            lost_incarnation=max(1, lost_incarnation),
+            stage=self._state.stage,
+            step=self._state.committed,
+            squared_gradient_norm=donation.squared_gradient_norm if donation else None,
+            payload_bytes=donation.payload_bytes if donation else 0,
+            digest=donation.digest if donation else "",
+        )
+        self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
+
+    def _donation_for(self, stage: int) -> Donation | None:
+        held = self._held
+        if held is None or not self._has_weights_for(stage):
+            return None
+        norm = self._state.squared_gradient_norm
+        return Donation(self._state.stage, held.step, norm, held.payload_bytes, held.digest)
+
+    # --- claims ---
+
+    def on_claim(self, peer: PeerId, claim: Claim) -> None:
+        """Recognise the claimant, or say why not."""
+        seat = self._state.membership.seats.get(claim.stage)
+        is_recognised = seat is not None and (seat.peer, seat.incarnation) == (peer, claim.incarnation)
+        if not is_recognised:
+            reason = self._objection(claim, seat)
+            if reason is not None:
+                known = self._state.membership.known_incarnation(claim.stage)
+                self._state.send(peer, Refusal(claim.stage, claim.incarnation, known, reason))
+                return
+            claimed = Seat(claim.stage, peer, claim.incarnation, "recovering", 0, Status.ALIVE, self._state.now)
+            self._state.membership.observe(claimed, is_direct=True)
+        self._grant(peer, claim.stage, claim.incarnation)
+
+    def _objection(self, claim: Claim, seat: Seat | None) -> RefusalReason | None:
+        if claim.stage == self._state.stage or (seat is not None and seat.is_serving):
+            return "owner alive"
+        if claim.incarnation <= self._state.membership.known_incarnation(claim.stage):
+            return "superseded"
+        if seat is not None and seat.is_present:
+            return "owner alive"
+        return None
+
+    def _grant(self, peer: PeerId, stage: int, incarnation: int) -> None:
+        if self._has_weights_for(stage) and (self._held is None or self._held.step != self._state.committed):
+            self._unanswered[stage] = (peer, incarnation)
+            self._hold_weights()
+            return
+        self._state.send(peer, Grant(stage, incarnation, self._state.committed, self._donation_for(stage)))
+
+    def on_withdraw(self, peer: PeerId, message: Withdraw) -> None:
+        """The claimant gives up: its incarnation is spent, the stage is a hole again."""
+        seat = self._state.membership.seats.get(message.stage)
+        if seat is not None and (seat.peer, seat.incarnation) == (peer, message.incarnation):
+            self._unanswered.pop(message.stage, None)
+            self._state.membership.mark_dead(message.stage, message.incarnation)
+
+    def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
+        """Whether the peer is the claimant that we recognise, asking for the weights that we hold."""
+        seat = self._state.membership.seats.get(request.stage)
+        if seat is None or self._held is None or self._held.digest != request.digest:
+            return False
+        return (seat.peer, seat.incarnation, seat.state) == (peer, request.incarnation, "recovering")

@@ -1,0 +1,251 @@
+"""S0: drives the pipeline.
+
+Issues microbatches within a bounded window, closes the loop (loss, gradient back), re-issues what was
+lost, and commits the step when every microbatch has come home. A death costs the microbatches in
+flight, not the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from protocol.events import (
+    ApplyJob,
+    BackwardJob,
+    Discard,
+    ForwardJob,
+    Job,
+    JobDone,
+    LossJob,
+    Payload,
+    Run,
+    Store,
+)
+from protocol.ids import Attempt, Microbatch
+from protocol.messages import Backward, Commit, CommitAck, Forward
+from protocol.node_state import NodeState
+from protocol.pipeline import Pipe
+from protocol.records import ProgressRecord
+from protocol.steps import DriverLedger, DriverPhase
+
+PROGRESS_PERIOD_S = 1.0
+"""The progress record is stored at most this often."""
+
+
+class Driver:
+    """The host of S0."""
+
+    def __init__(self, state: NodeState) -> None:
+        self._state = state
+        self.pipe = Pipe(state)
+        self._ledger = self._open_step(state.committed + 1)
+        self._unacknowledged: set[int] = set()
+        self._waiting_for: list[int] | None = None
+        self._is_stranded = False
+        self._step_began = state.now
+        self._progress_at = -PROGRESS_PERIOD_S
+
+    def _open_step(self, step: int) -> DriverLedger:
+        return DriverLedger(step, self._state.manifest.step.microbatches, self._state.incarnation)
+
+    @property
+    def _block_stages(self) -> range:
+        return range(1, self._state.manifest.stage_count)
+
+    @property
+    def step(self) -> int:
+        return self._ledger.step
+
+    @property
+    def is_done(self) -> bool:
+        """The last step is decided, and every living stage has acknowledged it."""
+        total = self._state.manifest.step.total_steps
+        if not total or self._ledger.step <= total or not self._state.is_run_done:
+            return False
+        return not any(self._state.membership.is_present(stage) for stage in self._unacknowledged)
+
+    @property
+    def _is_last_step_decided(self) -> bool:
+        total = self._state.manifest.step.total_steps
+        return total > 0 and self._ledger.step > total
+
+    # --- issuing ---
+
+    def advance(self) -> None:
+        """Issue what the window allows, if somebody serves every stage."""
+        if self._is_last_step_decided:
+            return
+        missing = self._state.membership.missing(self._block_stages)
+        self._say_what_is_missing(missing)
+        if missing:
+            self._is_stranded = True
+            return
+        if self._is_stranded:
+            self._is_stranded = False
+            for index in self._ledger.in_flight:
+                self._issue(index, "a stage was lost")
+        while len(self._ledger.in_flight) < self._state.manifest.window:
+            upcoming = self._ledger.next_index
+            if upcoming is None:
+                break
+            self._issue(upcoming)
+
+    def _say_what_is_missing(self, missing: list[int]) -> None:
+        if missing == self._waiting_for:
+            return
+        if missing:
+            self._state.emit("swarm.waiting", stages=missing)
+        else:
+            self._state.emit("swarm.complete")
+        self._waiting_for = missing
+
+    def _issue(self, index: int, reason: str | None = None) -> None:
+        microbatch = Microbatch(self._ledger.step, index)
+        if reason is not None:
+            self._state.act(Discard(microbatch, self._ledger.attempt_of(index)))
+            self.pipe.forget_attempts(index)
+        attempt = self._ledger.issue(index, self._state.now, self._state.manifest.step.microbatch_timeout_s)
+        if reason is not None:
+            self._state.emit(
+                "microbatch.reissued",
+                step=microbatch.step,
+                index=index,
+                attempt=[attempt.driver_incarnation, attempt.counter],
+                reason=reason,
+            )
+        self.pipe.queue.push(ForwardJob(microbatch, attempt))
+        self.pump()
+
+    def on_tick(self) -> None:
+        """Deadlines, commits that nobody acknowledged, stages that came or went."""
+        if not self._is_stranded:
+            for index in self._ledger.overdue(self._state.now):
+                self._issue(index, "its deadline passed")
+        self.advance()
+
+    def resend_commits(self) -> None:
+        for stage in sorted(self._unacknowledged):
+            self._send_commit(stage)
+
+    def owner_changed(self, stage: int) -> None:
+        """A stage has a new owner, who knows of nothing in flight."""
+        self._is_stranded = True
+        self.pipe.owner_changed(stage)
+        self.advance()
+
+    # --- messages ---
+
+    def on_forward(self, message: Forward, payload: Payload) -> None:
+        """The last stage's activation."""
+        self.pipe.check_sender(message)
+        if message.step == self._ledger.step and self._move(message, DriverPhase.OUTBOUND):
+            self.pipe.queue.push(LossJob(message.microbatch, message.attempt, payload, is_counted=False))
+            self.pump()
+
+    def on_backward(self, message: Backward, payload: Payload) -> None:
+        """The gradient came home to the embedding."""
+        self.pipe.check_sender(message)
+        if message.step == self._ledger.step and self._move(message, DriverPhase.RETURNING):
+            self.pipe.queue.push(BackwardJob(message.microbatch, message.attempt, payload, is_counted=False))
+            self.pump()
+
+    def on_acknowledgement(self, message: CommitAck) -> None:
+        self.on_stage_step(message.stage, message.step)
+
+    def on_stage_step(self, stage: int, step: int) -> None:
+        """A stage says which step it committed last."""
+        if step >= self._ledger.step - 1:
+            self._unacknowledged.discard(stage)
+
+    def on_neighbour_step(self, step: int) -> None:
+        """Our predecessor decided a step that only the stages know of: take it over."""
+        if step == self._ledger.step and not self._ledger.losses:
+            self._close_step()
+            self.advance()
+
+    def _move(self, message: Forward | Backward, before: DriverPhase) -> bool:
+        return self._ledger.move(message.index, message.attempt, before)
+
+    # --- work ---
+
+    def pump(self) -> None:
+        """Keep the compute thread busy."""
+        while (job := self.pipe.queue.pop()) is not None:
+            if isinstance(job, LossJob):
+                job = replace(job, is_counted=self._ledger.count_head(job.microbatch.index))
+            elif isinstance(job, BackwardJob):
+                job = replace(job, is_counted=self._ledger.count_embedding(job.microbatch.index))
+            self._state.act(Run(job))
+
+    def on_job_done(self, done: JobDone) -> None:
+        self.pipe.queue.finished()
+        match done.job:
+            case ForwardJob(microbatch, attempt):
+                if self._is_due(done.job, attempt, DriverPhase.EMBED_DUE):
+                    self._send_out(microbatch, attempt, done.result)
+            case LossJob(microbatch, attempt):
+                if self._is_due(done.job, attempt, DriverPhase.LOSS_DUE):
+                    self._send_back(microbatch, attempt, done.result)
+            case BackwardJob(_, attempt):
+                if self._is_due(done.job, attempt, DriverPhase.BACKWARD_DUE):
+                    self._came_home()
+            case ApplyJob(step=step):
+                self._applied(step, done.result)
+        self.pump()
+
+    def _is_due(self, job: Job, attempt: Attempt, phase: DriverPhase) -> bool:
+        assert isinstance(job, ForwardJob | LossJob | BackwardJob)
+        return job.microbatch.step == self._ledger.step and self._ledger.move(job.microbatch.index, attempt, phase)
+
+    def _send_out(self, microbatch: Microbatch, attempt: Attempt, activation: Payload) -> None:
+        message = Forward(microbatch.step, microbatch.index, attempt, self._state.stage, self._state.incarnation)
+        self.pipe.deliver(self.pipe.route(microbatch.index)[0], message, activation)
+
+    def _send_back(self, microbatch: Microbatch, attempt: Attempt, result: tuple[float, Payload]) -> None:
+        loss, gradient = result
+        self._ledger.losses[microbatch.index] = loss
+        message = Backward(microbatch.step, microbatch.index, attempt, self._state.stage, self._state.incarnation)
+        self.pipe.deliver(self.pipe.route(microbatch.index)[-1], message, gradient)
+
+    def _came_home(self) -> None:
+        if self._ledger.is_complete:
+            self._commit()
+        self.advance()
+
+    # --- committing ---
+
+    def _commit(self) -> None:
+        manifest = self._state.manifest
+        step, loss = self._ledger.step, self._ledger.mean_loss
+        seconds = self._state.now - self._step_began
+        tokens = manifest.tokens_per_step
+        self._state.emit("step.committed", step=step, loss=loss, tokens=tokens, seconds=seconds)
+        self._close_step()
+        self._report(step, loss, tokens / seconds if seconds > 0 else 0.0)
+
+    def _close_step(self) -> None:
+        """Apply our own part, tell the stages, open the next step."""
+        self.pipe.queue.push(ApplyJob(self._ledger.step, self._ledger.counted))
+        self._ledger = self._open_step(self._ledger.step + 1)
+        self.pipe.forget_before(self._ledger.step)
+        self._step_began = self._state.now
+        self._unacknowledged = set(self._block_stages)
+        self.resend_commits()
+        self.pump()
+
+    def _send_commit(self, stage: int) -> None:
+        self._state.send_to_stage(stage, Commit(self._state.incarnation, self._ledger.step - 1))
+
+    def _applied(self, step: int, squared_gradient_norm: float | None) -> None:
+        self._state.committed = step
+        if squared_gradient_norm is not None:
+            self._state.squared_gradient_norm = squared_gradient_norm
+
+    def _report(self, step: int, loss: float, tokens_per_second: float) -> None:
+        total = self._state.manifest.step.total_steps
+        if self._state.now - self._progress_at < PROGRESS_PERIOD_S and step != total:
+            return
+        self._progress_at = self._state.now
+        tokens = step * self._state.manifest.tokens_per_step
+        record = ProgressRecord(self._state.me, self._state.incarnation, step, loss, tokens, tokens_per_second)
+        self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))

@@ -1,0 +1,292 @@
+"""Into and out of the core: events and actions.
+
+The shell feeds the core with events and carries out the actions it gets back, in order.
+Payloads (tensors, snapshots) are opaque to the protocol: it passes them on and never looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Literal
+
+from protocol.ids import Attempt, Microbatch, PeerId
+from protocol.messages import AnyMessage
+from protocol.records import AnyRecord
+
+Payload = Any
+"""A tensor to the node, a symbol to the simulator, nothing at all to the protocol."""
+
+
+# --- events: what happened -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The node is on the network. ``wanted_stage`` None means: take what is needed most."""
+
+    wanted_stage: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """`Core.deadline` has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    """``peer`` (authenticated) said ``message``."""
+
+    peer: PeerId
+    message: AnyMessage
+    payload: Payload = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUnreachable:
+    """The peer's machine says that nobody is there any more."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsRead:
+    """The valid, unexpired records now found under one key."""
+
+    key: str
+    records: tuple[AnyRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """A job of the compute thread finished. What ``result`` is depends on the job."""
+
+    job: Job
+    result: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Weights of one donor arrived whole and verified."""
+
+    claim: tuple[int, int]
+    donor: PeerId
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """Weights of one donor will not come: it died, refused, or sent bytes that do not verify."""
+
+    claim: tuple[int, int]
+    donor: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """A person or the system asked the node to stop: say goodbye."""
+
+
+Event = (
+    Started
+    | TimerFired
+    | MessageReceived
+    | PeerUnreachable
+    | RecordsRead
+    | JobDone
+    | Fetched
+    | FetchFailed
+    | StopRequested
+)
+
+
+# --- jobs: what the compute thread does, one at a time ----------------------------------------
+
+
+class Priority(IntEnum):
+    """Lower runs first: what frees memory and unblocks others goes before what fills them."""
+
+    APPLY = 0
+    SNAPSHOT = 1
+    BACKWARD = 2
+    LOSS = 3
+    FORWARD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardJob:
+    """Run the stage on an activation (S0: embed the tokens of the microbatch). Result: activation."""
+
+    microbatch: Microbatch
+    attempt: Attempt
+    payload: Payload = None
+
+
+@dataclass(frozen=True, slots=True)
+class LossJob:
+    """S0: norm, head and loss on the last stage's activation. Result: (loss, gradient)."""
+
+    microbatch: Microbatch
+    attempt: Attempt
+    payload: Payload
+    is_counted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BackwardJob:
+    """Back-propagate a gradient. Result: gradient for the previous stage (None on S0).
+
+    ``is_counted`` False: compute the input's gradient only and leave the stage's sum alone.
+    """
+
+    microbatch: Microbatch
+    attempt: Attempt
+    payload: Payload
+    is_counted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyJob:
+    """Apply the mean gradient over ``counted`` microbatches. Result: its squared norm or None."""
+
+    step: int
+    counted: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotJob:
+    """Copy the weights as they are. Result: (payload_bytes, digest); the shell keeps the copy."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class InitialiseJob:
+    """Build the stage from the run's seed."""
+
+    stage: int
+    incarnation: int
+    learning_rate_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class BlendJob:
+    """Build the stage from donors' weights: the sum of coefficient times weights, in this order."""
+
+    stage: int
+    incarnation: int
+    payloads: tuple[Payload, ...]
+    coefficients: tuple[float, ...]
+    learning_rate_scale: float
+
+
+Job = ForwardJob | LossJob | BackwardJob | ApplyJob | SnapshotJob | InitialiseJob | BlendJob
+
+
+# --- actions: what to do ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Queue a message for a peer; a link that fails loses it, and the protocol heals that."""
+
+    peer: PeerId
+    message: AnyMessage
+    payload: Payload = None
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Sign and store a record; it expires ``lifetime_s`` from now."""
+
+    record: AnyRecord
+    lifetime_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Read these keys; answer each with `RecordsRead`."""
+
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Give a job to the compute thread; answer with `JobDone`."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Free what the compute thread saved for this attempt of the microbatch."""
+
+    microbatch: Microbatch
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Fetch a donation; answer with `Fetched` or `FetchFailed`. ``claim`` is (stage, incarnation)."""
+
+    claim: tuple[int, int]
+    donor: PeerId
+    digest: str
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelFetches:
+    """Stop all fetches of this claim."""
+
+    claim: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseStage:
+    """Forget weights, optimizer and saved activations: the node holds no stage any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseSnapshot:
+    """Free the snapshot that was held for claimants."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseLinks:
+    """Close the links to a peer that is gone, or that broke the protocol."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Write an event to the event file."""
+
+    name: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The node is done: flush, close, exit."""
+
+    reason: Literal["done", "asked"]
+
+
+Action = (
+    Send
+    | Store
+    | Read
+    | Run
+    | Discard
+    | Fetch
+    | CancelFetches
+    | ReleaseStage
+    | ReleaseSnapshot
+    | CloseLinks
+    | Emit
+    | Stop
+)

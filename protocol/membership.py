@@ -1,0 +1,233 @@
+"""Who owns which stage, and who of them is alive.
+
+The view of one node, fed by what peers say (direct) and by what the DHT says (records). Liveness
+comes from direct words alone: a record outlives its author by seconds. Silence makes an owner
+suspect, then dead; a refused connection makes it dead at once; a node whose own loop stalled
+accuses nobody, because it cannot know who spoke meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from protocol.ids import PeerId
+from protocol.manifest import TimingSettings
+from protocol.messages import StageState
+from protocol.placement import supersedes
+
+
+class Status(Enum):
+    """What we believe of the owner of a stage."""
+
+    ALIVE = auto()
+    SUSPECT = auto()
+    DEAD = auto()
+    LEFT = auto()
+
+
+class Observation(Enum):
+    """What an observed tenure meant for the view."""
+
+    KNOWN = auto()
+    NEW_OWNER = auto()
+    REVIVED = auto()
+    SERVING = auto()
+    """The known owner has finished recovering."""
+    LEFT = auto()
+    OUTDATED = auto()
+    """A better tenure of this stage is known: the speaker must be fenced."""
+
+
+@dataclass(slots=True)
+class Seat:
+    """One stage's best known tenure."""
+
+    stage: int
+    peer: PeerId
+    incarnation: int
+    state: StageState
+    step: int
+    status: Status
+    heard: float
+    """When the owner last spoke to us, or when we began to listen."""
+    accused_until: float = float("-inf")
+    """Another owner says that it is dead; until then its own words do not revive it."""
+
+    @property
+    def is_present(self) -> bool:
+        """Somebody is there, serving or recovering."""
+        return self.status in (Status.ALIVE, Status.SUSPECT)
+
+    @property
+    def is_serving(self) -> bool:
+        return self.is_present and self.state == "serving"
+
+
+class Membership:
+    """The seats of a run as one node sees them."""
+
+    def __init__(self, stage_count: int, timing: TimingSettings) -> None:
+        self.stage_count = stage_count
+        self.seats: dict[int, Seat] = {}
+        self._timing = timing
+        self._monitored: frozenset[int] = frozenset()
+        self._last_tick: float | None = None
+        self._incarnation_floor: dict[int, int] = {}
+
+    # --- questions ---
+
+    def is_present(self, stage: int) -> bool:
+        seat = self.seats.get(stage)
+        return seat is not None and seat.is_present
+
+    def is_serving(self, stage: int) -> bool:
+        seat = self.seats.get(stage)
+        return seat is not None and seat.is_serving
+
+    def serving_peer(self, stage: int) -> PeerId | None:
+        """The living, serving owner of a stage."""
+        seat = self.seats.get(stage)
+        return seat.peer if seat is not None and seat.is_serving else None
+
+    def known_incarnation(self, stage: int) -> int:
+        """The highest incarnation of the stage that we know of; 0 if it was never owned."""
+        seat = self.seats.get(stage)
+        return max(seat.incarnation if seat else 0, self._incarnation_floor.get(stage, 0))
+
+    def seats_of(self, peer: PeerId) -> list[Seat]:
+        return [seat for seat in self.seats.values() if seat.peer == peer]
+
+    def missing(self, stages: Iterable[int]) -> list[int]:
+        """Those of the stages that nobody serves."""
+        return [stage for stage in stages if not self.is_serving(stage)]
+
+    # --- what we are told ---
+
+    def observe(self, seat: Seat, *, is_direct: bool) -> Observation:
+        """Take note of a tenure: said by its owner itself (direct), or read from its record."""
+        known = self.seats.get(seat.stage)
+        if known is None or (known.peer, known.incarnation) != (seat.peer, seat.incarnation):
+            return self._observe_other(known, seat)
+        known.step = max(known.step, seat.step)
+        if seat.state == "left":
+            return self._leave(known)
+        observation = self._advance(known, seat)
+        if is_direct:
+            known.heard = max(known.heard, seat.heard)
+            observation = self._revive(known, seat.heard) or observation
+        return observation
+
+    @staticmethod
+    def _revive(known: Seat, now: float) -> Observation | None:
+        if known.status is Status.SUSPECT:
+            known.status = Status.ALIVE
+        if known.status is not Status.DEAD or now < known.accused_until:
+            return None
+        known.status = Status.ALIVE
+        return Observation.REVIVED
+
+    def _observe_other(self, known: Seat | None, seat: Seat) -> Observation:
+        is_better = known is None or supersedes(
+            (seat.incarnation, seat.state, seat.peer), (known.incarnation, known.state, known.peer)
+        )
+        if not is_better or seat.incarnation < self.known_incarnation(seat.stage):
+            return Observation.OUTDATED
+        seat.status = Status.LEFT if seat.state == "left" else Status.ALIVE
+        self.seats[seat.stage] = seat
+        return Observation.LEFT if seat.state == "left" else Observation.NEW_OWNER
+
+    @staticmethod
+    def _leave(known: Seat) -> Observation:
+        if known.status is Status.LEFT:
+            return Observation.KNOWN
+        known.state, known.status = "left", Status.LEFT
+        return Observation.LEFT
+
+    @staticmethod
+    def _advance(known: Seat, seat: Seat) -> Observation:
+        if known.state == "recovering" and seat.state == "serving":
+            known.state = "serving"
+            return Observation.SERVING
+        return Observation.KNOWN
+
+    def raise_incarnation(self, stage: int, incarnation: int) -> None:
+        """Somebody knows of this incarnation, though we do not know its owner."""
+        self._incarnation_floor[stage] = max(incarnation, self._incarnation_floor.get(stage, 0))
+
+    def mark_dead(self, stage: int, incarnation: int) -> Seat | None:
+        """The tenure is declared dead. The seat if this is news, else None."""
+        self.raise_incarnation(stage, incarnation)
+        seat = self.seats.get(stage)
+        if seat is None or seat.incarnation > incarnation or not seat.is_present:
+            return None
+        seat.status = Status.DEAD
+        return seat
+
+    def accuse(self, stage: int, incarnation: int, now: float) -> Seat | None:
+        """Another owner declares the tenure dead. The seat if this is news, else None.
+
+        The accuser repeats itself while it means it. So a stage that only one neighbour can still reach
+        is given up, where each neighbour trusting its own ears alone would leave the swarm standing.
+        """
+        seat = self.seats.get(stage)
+        if seat is not None and seat.incarnation == incarnation:
+            seat.accused_until = now + self._timing.suspect_after_s
+        return self.mark_dead(stage, incarnation)
+
+    def absolve(self, stage: int, incarnation: int, now: float) -> bool:
+        """The accuser hears the tenure again. True if that brings it back."""
+        seat = self.seats.get(stage)
+        if seat is None or seat.incarnation != incarnation or seat.status is not Status.DEAD:
+            return False
+        seat.accused_until = now
+        seat.status, seat.heard = Status.ALIVE, now
+        return True
+
+    def record_missing(self, stage: int, now: float) -> Seat | None:
+        """The DHT holds no record of the seat's owner. The seat if that makes it dead, else None."""
+        seat = self.seats.get(stage)
+        if seat is None or not seat.is_present or stage in self._monitored:
+            return None
+        if now - seat.heard <= self._timing.record_lifetime_s:
+            return None
+        seat.status = Status.DEAD
+        return seat
+
+    # --- time ---
+
+    def monitor(self, stages: Collection[int], now: float) -> None:
+        """Listen to the owners of these stages from now on."""
+        for stage in set(stages) - self._monitored:
+            if stage in self.seats:
+                self.seats[stage].heard = max(self.seats[stage].heard, now)
+        self._monitored = frozenset(stages)
+
+    def tick(self, now: float) -> list[Seat]:
+        """Seats whose status became SUSPECT or DEAD by silence."""
+        self._forgive_own_stall(now)
+        changed: list[Seat] = []
+        for stage in sorted(self._monitored):
+            seat = self.seats.get(stage)
+            if seat is not None and self._judge(seat, now - seat.heard):
+                changed.append(seat)
+        return changed
+
+    def _judge(self, seat: Seat, silence_s: float) -> bool:
+        if seat.is_present and silence_s > self._timing.dead_after_s:
+            seat.status = Status.DEAD
+            return True
+        if seat.status is Status.ALIVE and silence_s > self._timing.suspect_after_s:
+            seat.status = Status.SUSPECT
+            return True
+        return False
+
+    def _forgive_own_stall(self, now: float) -> None:
+        """Time in which we did not run is nobody's silence."""
+        if self._last_tick is not None:
+            stall_s = now - self._last_tick
+            if stall_s > self._timing.heartbeat_s:
+                for seat in self.seats.values():
+                    seat.heard += stall_s
+        self._last_tick = now

@@ -1,0 +1,240 @@
+"""What peers say to each other over a link.
+
+Messages are msgspec structs: validated when decoded, tagged, and append-only (a new field goes
+to the end and has a default). The sender's PeerID is authenticated by libp2p and never part of
+a message. Tensors follow their message as raw bytes described by a `TensorHeader` (wire.py).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from protocol.ids import (
+    INCARNATION_MAX,
+    INDEX_MAX,
+    PEER_ID_CHARS_MAX,
+    STAGES_MAX,
+    STEPS_MAX,
+    Attempt,
+    Microbatch,
+)
+
+StageNumber = Annotated[int, Meta(ge=0, lt=STAGES_MAX)]
+Incarnation = Annotated[int, Meta(ge=1, le=INCARNATION_MAX)]
+StepNumber = Annotated[int, Meta(ge=0, le=STEPS_MAX)]
+Index = Annotated[int, Meta(ge=0, le=INDEX_MAX)]
+ByteCount = Annotated[int, Meta(ge=0, le=2**50)]
+PeerText = Annotated[str, Meta(min_length=1, max_length=PEER_ID_CHARS_MAX)]
+Digest = Annotated[str, Meta(max_length=128)]
+StageState = Literal["recovering", "serving", "left"]
+
+TENSOR_DIMENSIONS_MAX = 8
+
+
+class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
+    """Describes the raw little-endian bytes that follow a message."""
+
+    dtype: Literal["float32", "bfloat16"]
+    shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**32)], ...], Meta(max_length=TENSOR_DIMENSIONS_MAX)]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all messages."""
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """First message on every link: are we of the same run and version?"""
+
+    protocol_version: int
+    manifest_digest: Digest
+
+
+class Heartbeat(Message, frozen=True, tag="heartbeat"):
+    """I am alive in this tenure, and ``step`` is the last step that I committed."""
+
+    stage: StageNumber
+    incarnation: Incarnation
+    state: StageState
+    step: StepNumber
+
+
+class Announce(Message, frozen=True, tag="announce"):
+    """My tenure changed: sent at once to all whom it concerns, where a heartbeat would come later."""
+
+    stage: StageNumber
+    incarnation: Incarnation
+    state: StageState
+    step: StepNumber
+
+
+class Lost(Message, frozen=True, tag="lost"):
+    """I declare this tenure dead."""
+
+    stage: StageNumber
+    incarnation: Incarnation
+
+
+class Alive(Message, frozen=True, tag="alive"):
+    """I take back that this tenure is dead: I hear it again."""
+
+    stage: StageNumber
+    incarnation: Incarnation
+
+
+class Fenced(Message, frozen=True, tag="fenced"):
+    """Your tenure of this stage is over: ``owner`` holds it under ``incarnation``."""
+
+    stage: StageNumber
+    incarnation: Incarnation
+    owner: PeerText
+
+
+class Claim(Message, frozen=True, tag="claim"):
+    """I want to take the lost stage under this incarnation: do you recognise me?"""
+
+    stage: StageNumber
+    incarnation: Incarnation
+
+
+class Donation(msgspec.Struct, frozen=True, array_like=True):
+    """Weights that a donor holds still for a claimant."""
+
+    stage: StageNumber
+    step: StepNumber
+    squared_gradient_norm: float | None
+    """Squared L2 norm of the donor's last mean gradient, before clipping; None if it has none yet."""
+    payload_bytes: ByteCount
+    digest: Digest
+
+
+class Grant(Message, frozen=True, tag="grant"):
+    """I recognise you, and no other peer under this incarnation. ``step``: the last I committed."""
+
+    stage: StageNumber
+    incarnation: Incarnation
+    step: StepNumber
+    donation: Donation | None
+
+
+RefusalReason = Literal["owner alive", "superseded", "not serving"]
+
+
+class Refusal(Message, frozen=True, tag="refusal"):
+    """I do not recognise the claim; what I know of the stage is here."""
+
+    stage: StageNumber
+    incarnation: Incarnation
+    known_incarnation: Annotated[int, Meta(ge=0, le=INCARNATION_MAX)]
+    reason: RefusalReason
+
+
+class Withdraw(Message, frozen=True, tag="withdraw"):
+    """I give up my claim."""
+
+    stage: StageNumber
+    incarnation: Incarnation
+
+
+class Commit(Message, frozen=True, tag="commit"):
+    """From the driver: every microbatch of ``step`` came back; apply it."""
+
+    incarnation: Incarnation
+    step: StepNumber
+
+
+class CommitAck(Message, frozen=True, tag="commit_ack"):
+    """The stage applied ``step`` (and all before)."""
+
+    stage: StageNumber
+    incarnation: Incarnation
+    step: StepNumber
+
+
+class Forward(Message, frozen=True, tag="forward"):
+    """An activation for the next stage of the microbatch's route."""
+
+    step: StepNumber
+    index: Index
+    attempt: Attempt
+    stage: StageNumber
+    incarnation: Incarnation
+
+    @property
+    def microbatch(self) -> Microbatch:
+        return Microbatch(self.step, self.index)
+
+
+class Backward(Message, frozen=True, tag="backward"):
+    """A gradient for the previous stage of the microbatch's route."""
+
+    step: StepNumber
+    index: Index
+    attempt: Attempt
+    stage: StageNumber
+    incarnation: Incarnation
+
+    @property
+    def microbatch(self) -> Microbatch:
+        return Microbatch(self.step, self.index)
+
+
+class FetchRequest(Message, frozen=True, tag="fetch"):
+    """Opens a fetch stream: the claimant asks a donor for its weights from a byte offset on."""
+
+    stage: StageNumber
+    incarnation: Incarnation
+    digest: Digest
+    offset: ByteCount
+
+
+class WeightSpec(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor of a donation, in order."""
+
+    name: Annotated[str, Meta(max_length=256)]
+    tensor: TensorHeader
+    digest: Digest
+
+
+class FetchHeader(Message, frozen=True, tag="fetch_header"):
+    """The donor's answer; ``payload_bytes - offset`` raw bytes and a `FetchEnd` follow."""
+
+    specs: Annotated[tuple[WeightSpec, ...], Meta(max_length=65536)]
+    payload_bytes: ByteCount
+
+
+class FetchRefused(Message, frozen=True, tag="fetch_refused"):
+    """The donor does not recognise the claimant, or no longer holds these weights."""
+
+    reason: Annotated[str, Meta(max_length=512)]
+
+
+class FetchEnd(Message, frozen=True, tag="fetch_end"):
+    """The explicit end marker: a stream that ends without it was cut off."""
+
+
+AnyMessage = (
+    Hello
+    | Heartbeat
+    | Announce
+    | Lost
+    | Alive
+    | Fenced
+    | Claim
+    | Grant
+    | Refusal
+    | Withdraw
+    | Commit
+    | CommitAck
+    | Forward
+    | Backward
+    | FetchRequest
+    | FetchHeader
+    | FetchRefused
+    | FetchEnd
+)
+
+DataMessage = Forward | Backward
+"""Messages with a tensor behind them; they travel on the data link, all others on the control link."""

@@ -1,0 +1,95 @@
+"""What the parts of the core share: who we are, what we hold, what we see, what we are about to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from protocol.errors import LocalProtocolError
+from protocol.events import Action, Emit, Payload, Send
+from protocol.ids import PeerId, Tenure
+from protocol.manifest import RunManifest
+from protocol.membership import Membership, Seat, Status
+from protocol.messages import Announce, AnyMessage, Heartbeat, StageState
+from protocol.routing import neighbours
+
+
+@dataclass(slots=True)
+class NodeState:
+    """The state of one node. Only the core and its parts change it, within one `Core.handle`."""
+
+    me: PeerId
+    manifest: RunManifest
+    membership: Membership
+    now: float = 0.0
+    tenure: Tenure | None = None
+    tenure_state: StageState = "recovering"
+    committed: int = 0
+    """The last step whose update is applied to our weights."""
+    squared_gradient_norm: float | None = None
+    """Of our last mean gradient, before clipping."""
+    actions: list[Action] = field(default_factory=list)
+
+    @property
+    def is_serving(self) -> bool:
+        return self.tenure is not None and self.tenure_state == "serving"
+
+    @property
+    def is_run_done(self) -> bool:
+        """The run's last step is committed here."""
+        total = self.manifest.step.total_steps
+        return total > 0 and self.committed >= total
+
+    @property
+    def stage(self) -> int:
+        """The stage we hold."""
+        if self.tenure is None:
+            raise LocalProtocolError("a node without a stage was asked for its stage")
+        return self.tenure.stage
+
+    @property
+    def incarnation(self) -> int:
+        if self.tenure is None:
+            raise LocalProtocolError("a node without a stage was asked for its incarnation")
+        return self.tenure.incarnation
+
+    def neighbours(self) -> frozenset[int]:
+        """The stages we exchange activations with."""
+        return neighbours(self.manifest.recovery.method, self.manifest.model.block_stages, self.stage)
+
+    def act(self, action: Action) -> None:
+        self.actions.append(action)
+
+    def send(self, peer: PeerId, message: AnyMessage, payload: Payload = None) -> None:
+        self.act(Send(peer, message, payload))
+
+    def send_to_stage(self, stage: int, message: AnyMessage) -> bool:
+        """Send to the living owner of a stage, serving or not. False: there is none."""
+        seat = self.membership.seats.get(stage)
+        if seat is None or not seat.is_present or seat.peer == self.me:
+            return False
+        self.send(seat.peer, message)
+        return True
+
+    def emit(self, name: str, **fields: Any) -> None:
+        """Write an event about ourselves."""
+        standing: dict[str, Any] = {"peer": self.me, "step": self.committed}
+        if self.tenure is not None:
+            standing |= {"stage": self.tenure.stage, "incarnation": self.tenure.incarnation}
+        self.act(Emit(name, {**standing, **fields}))
+
+    def emit_about(self, name: str, seat: Seat, **fields: Any) -> None:
+        """Write an event about the owner of another stage; we are its observer."""
+        about = {"peer": seat.peer, "stage": seat.stage, "incarnation": seat.incarnation, "step": seat.step}
+        observer = {"observer": self.me, "observer_stage": self.tenure.stage if self.tenure else None}
+        self.act(Emit(name, {**about, **observer, **fields}))
+
+    def my_heartbeat(self) -> Heartbeat:
+        return Heartbeat(self.stage, self.incarnation, self.tenure_state, self.committed)
+
+    def my_announcement(self) -> Announce:
+        return Announce(self.stage, self.incarnation, self.tenure_state, self.committed)
+
+    def my_seat(self) -> Seat:
+        """Our own tenure as others see it."""
+        return Seat(self.stage, self.me, self.incarnation, self.tenure_state, self.committed, Status.ALIVE, self.now)

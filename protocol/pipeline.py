@@ -1,0 +1,182 @@
+"""How a microbatch moves: jobs to the compute thread, results to the next stage of its route.
+
+What both kinds of stage need (the queue, the route, messages that wait for an owner), and the block
+stage itself. protocol/driving.py is the other kind, S0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from protocol.errors import RemoteProtocolError
+from protocol.events import ApplyJob, BackwardJob, Discard, ForwardJob, Job, JobDone, LossJob, Payload, Run
+from protocol.ids import DRIVER_STAGE, PeerId
+from protocol.messages import Backward, Commit, CommitAck, DataMessage, Forward
+from protocol.node_state import NodeState
+from protocol.routing import Route, following, preceding, route
+from protocol.steps import StageLedger
+from protocol.work import WorkQueue
+
+
+class Pipe:
+    """The way in and out of a stage: work queue, routes, and messages parked for a missing owner."""
+
+    def __init__(self, state: NodeState) -> None:
+        self._state = state
+        self.queue = WorkQueue()
+        self._parked: dict[int, list[tuple[DataMessage, Payload]]] = {}
+
+    def route(self, index: int) -> Route:
+        manifest = self._state.manifest
+        return route(manifest.recovery.method, manifest.model.block_stages, index)
+
+    def check_sender(self, message: DataMessage) -> None:
+        """Raise `RemoteProtocolError` unless the message comes from where its route says."""
+        if message.index >= self._state.manifest.step.microbatches:
+            raise RemoteProtocolError(f"microbatch {message.index} of step {message.step} does not exist")
+        path = self.route(message.index)
+        expect = preceding if isinstance(message, Forward) else following
+        if message.stage != expect(path, self._state.stage):
+            raise RemoteProtocolError(
+                f"microbatch {message.index} came to S{self._state.stage} from S{message.stage}, against its route"
+            )
+
+    def deliver(self, stage: int, message: DataMessage, payload: Payload) -> None:
+        """Send to the owner of the stage, or keep it until there is one."""
+        peer = self._state.membership.serving_peer(stage)
+        if peer is not None:
+            self._state.send(peer, message, payload)
+            return
+        waiting = [entry for entry in self._parked.get(stage, []) if entry[0].index != message.index]
+        self._parked[stage] = [*waiting, (message, payload)]
+
+    def owner_changed(self, stage: int) -> None:
+        """A new owner serves the stage: it has use for activations, but for no gradient of before.
+
+        A new driver has use for neither: all attempts of its predecessor are outdated.
+        """
+        parked = self._parked.pop(stage, [])
+        if stage != DRIVER_STAGE:
+            for message, payload in parked:
+                if isinstance(message, Forward):
+                    self.deliver(stage, message, payload)
+
+    def owner_revived(self, stage: int) -> None:
+        """The same owner speaks again."""
+        for message, payload in self._parked.pop(stage, []):
+            self.deliver(stage, message, payload)
+
+    def forget_before(self, step: int) -> None:
+        """Nothing of an earlier step is wanted any more."""
+        self.queue.purge(lambda job: isinstance(job, ForwardJob | LossJob | BackwardJob) and job.microbatch.step < step)
+        for stage, waiting in self._parked.items():
+            self._parked[stage] = [entry for entry in waiting if entry[0].step >= step]
+
+    def forget_attempts(self, index: int) -> None:
+        """A newer attempt of the microbatch begins: drop what waits of older ones."""
+        self.queue.purge(
+            lambda job: isinstance(job, ForwardJob | LossJob | BackwardJob) and job.microbatch.index == index
+        )
+        for stage, waiting in self._parked.items():
+            self._parked[stage] = [entry for entry in waiting if entry[0].index != index]
+
+
+class BlockStage:
+    """The host of one of S1..Sn: receives activations and gradients, computes, passes on, commits."""
+
+    def __init__(self, state: NodeState) -> None:
+        self._state = state
+        self._ledger = StageLedger(state.committed + 1, state.manifest.step.microbatches)
+        self.pipe = Pipe(state)
+
+    @property
+    def has_counted_all(self) -> bool:
+        return self._ledger.is_full
+
+    @property
+    def step(self) -> int:
+        """The step being accumulated; all before are committed, their update queued or applied."""
+        return self._ledger.step
+
+    # --- messages ---
+
+    def on_forward(self, message: Forward, payload: Payload) -> None:
+        self.pipe.check_sender(message)
+        self._reach(message.step)
+        older = self._ledger.attempt_of(message.index)
+        if message.step != self._ledger.step or not self._ledger.accept_forward(message.index, message.attempt):
+            return
+        if older is not None:
+            self.pipe.forget_attempts(message.index)
+            self._state.act(Discard(message.microbatch, older))
+        self.pipe.queue.push(ForwardJob(message.microbatch, message.attempt, payload))
+        self.pump()
+
+    def on_backward(self, message: Backward, payload: Payload) -> None:
+        self.pipe.check_sender(message)
+        if message.step != self._ledger.step or not self._ledger.accept_backward(message.index, message.attempt):
+            return
+        self.pipe.queue.push(BackwardJob(message.microbatch, message.attempt, payload, is_counted=False))
+        self.pump()
+
+    def on_commit(self, peer: PeerId, message: Commit) -> None:
+        """The driver's word. It is acknowledged once applied, and again if the driver asks again."""
+        self._reach(message.step + 1)
+        if message.step <= self._state.committed:
+            self._acknowledge(peer)
+
+    def on_neighbour_step(self, step: int) -> None:
+        """A neighbour committed ``step``: if all our microbatches are counted, the commit reached us late."""
+        if step == self._ledger.step and self._ledger.is_full:
+            self._reach(step + 1)
+
+    def _reach(self, step: int) -> None:
+        """A message of step s + 1 implies that s is committed. No stage can be two steps behind."""
+        if step != self._ledger.step + 1:
+            return
+        closing = self._ledger.step
+        counted = self._ledger.advance()
+        self.pipe.forget_before(self._ledger.step)
+        self.pipe.queue.push(ApplyJob(closing, counted))
+        self.pump()
+
+    def _acknowledge(self, driver: PeerId) -> None:
+        self._state.send(driver, CommitAck(self._state.stage, self._state.incarnation, self._state.committed))
+
+    # --- work ---
+
+    def pump(self) -> None:
+        """Keep the compute thread busy."""
+        while (job := self.pipe.queue.pop()) is not None:
+            if isinstance(job, BackwardJob):
+                job = replace(job, is_counted=self._ledger.count(job.microbatch.index))
+            self._state.act(Run(job))
+
+    def on_job_done(self, done: JobDone) -> None:
+        self.pipe.queue.finished()
+        match done.job:
+            case ForwardJob() | BackwardJob():
+                self._pass_on(done.job, done.result)
+            case ApplyJob(step=step):
+                self._applied(step, done.result)
+        self.pump()
+
+    def _pass_on(self, job: Job, result: Payload) -> None:
+        assert isinstance(job, ForwardJob | BackwardJob)
+        microbatch, attempt = job.microbatch, job.attempt
+        is_forward = isinstance(job, ForwardJob)
+        finish = self._ledger.finish_forward if is_forward else self._ledger.finish_backward
+        if microbatch.step != self._ledger.step or not finish(microbatch.index, attempt):
+            return
+        kind, towards = (Forward, following) if is_forward else (Backward, preceding)
+        message = kind(microbatch.step, microbatch.index, attempt, self._state.stage, self._state.incarnation)
+        stage = towards(self.pipe.route(microbatch.index), self._state.stage)
+        self.pipe.deliver(stage, message, result)
+
+    def _applied(self, step: int, squared_gradient_norm: float | None) -> None:
+        self._state.committed = step
+        if squared_gradient_norm is not None:
+            self._state.squared_gradient_norm = squared_gradient_norm
+        driver = self._state.membership.serving_peer(DRIVER_STAGE)
+        if driver is not None:
+            self._acknowledge(driver)

@@ -1,0 +1,106 @@
+"""Who holds which stage: which of two tenures wins, who is nearest to a hole, what a spare takes.
+
+Pure functions over small values; `membership` keeps the view they are asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from protocol.ids import DRIVER_STAGE, PeerId
+from protocol.records import SpareRecord
+
+CLAIM_PATIENCE_S = 2.0
+"""How long a spare leaves a hole to the spare ranked before it."""
+
+
+def supersedes(challenger: tuple[int, str, PeerId], holder: tuple[int, str, PeerId]) -> bool:
+    """Whether the tenure (incarnation, state, peer) of a stage beats another of the same stage.
+
+    A higher incarnation wins. Under one incarnation, who serves beats who is still recovering, who beats
+    one who gave the stage up; then the lower peer id wins.
+    """
+    return _precedence(challenger) < _precedence(holder)
+
+
+_STATE_ORDER = {"serving": 0, "recovering": 1, "left": 2}
+
+
+def _precedence(tenure: tuple[int, str, PeerId]) -> tuple[int, int, PeerId]:
+    incarnation, state, peer = tenure
+    return (-incarnation, _STATE_ORDER[state], peer)
+
+
+def ring_walk(stage: int, stage_count: int, direction: int) -> Iterable[int]:
+    """The other stages in order of distance, going up (+1) or down (-1) and around."""
+    return ((stage + direction * distance) % stage_count for distance in range(1, stage_count))
+
+
+def dead_stretch(stage: int, stage_count: int, is_present: Callable[[int], bool]) -> list[int]:
+    """The stages without a living owner that lie between ``stage`` and its nearest survivors.
+
+    The owner of ``stage`` is a witness of exactly these: it is the nearest survivor on one of
+    their sides.
+    """
+    found: list[int] = []
+    for direction in (-1, +1):
+        for other in ring_walk(stage, stage_count, direction):
+            if is_present(other):
+                break
+            if other not in found:
+                found.append(other)
+    return found
+
+
+def nearest_survivors(stage: int, stage_count: int, is_present: Callable[[int], bool]) -> list[int]:
+    """The nearest stages with a living owner on each side, ascending: the witnesses of a claim.
+
+    Claimants ask in this fixed order, so that of two claimants at most one is recognised by all.
+    """
+    found = {
+        next((other for other in ring_walk(stage, stage_count, direction) if is_present(other)), None)
+        for direction in (-1, +1)
+    }
+    return sorted(survivor for survivor in found if survivor is not None)
+
+
+def watched(
+    stage: int, stage_count: int, neighbours: Collection[int], is_present: Callable[[int], bool]
+) -> frozenset[int]:
+    """The stages whose owners the owner of ``stage`` must know: a set that does not grow with the swarm.
+
+    Its neighbours on the routes, S0, itself, and on each side everything up to the nearest survivor.
+    """
+    return frozenset(
+        {stage, DRIVER_STAGE}
+        | set(neighbours)
+        | set(dead_stretch(stage, stage_count, is_present))
+        | set(nearest_survivors(stage, stage_count, is_present))
+    )
+
+
+def rank_spares(spares: Iterable[SpareRecord]) -> list[PeerId]:
+    """Waiting spares, the most capable first; equal capacity is decided by peer id."""
+    waiting = (spare for spare in spares if spare.state == "waiting")
+    return [PeerId(spare.peer) for spare in sorted(waiting, key=lambda spare: (-spare.capacity, spare.peer))]
+
+
+def rank_holes(lost: Collection[int], unowned: Collection[int]) -> list[int]:
+    """Stages without an owner, the most needed first.
+
+    S0 before all others, because without the driver nothing moves; then stages that were lost,
+    because a whole swarm waits for them; then stages that nobody ever held.
+    """
+    return sorted(set(lost) | set(unowned), key=lambda stage: (stage != DRIVER_STAGE, stage not in lost, stage))
+
+
+def choose_hole(me: PeerId, ranking: Sequence[PeerId], holes: Sequence[int], waited_s: float) -> int | None:
+    """The hole that this spare should claim now, or None: the k-th spare takes the k-th hole.
+
+    Every `CLAIM_PATIENCE_S` that the holes stay open moves each spare up by one, so a dead spare
+    ahead of us costs a moment, not the run.
+    """
+    if me not in ranking:
+        return None
+    position = max(0, ranking.index(me) - int(waited_s / CLAIM_PATIENCE_S))
+    return holes[position] if position < len(holes) else None

@@ -1,0 +1,196 @@
+"""The accounts of one optimizer step: what was counted, which attempt is current.
+
+Two ledgers, one for a block stage and one for the driver. They decide and remember; they neither
+send nor compute. The rule that both keep: **the gradient of (step, index) is counted at most once,
+whatever the attempt**, and nothing of an older attempt changes anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from protocol.errors import LocalProtocolError
+from protocol.ids import Attempt
+
+
+class Phase(Enum):
+    """Where a microbatch's current attempt stands on a block stage."""
+
+    FORWARD_DUE = auto()
+    FORWARDED = auto()
+    BACKWARD_DUE = auto()
+    FINISHED = auto()
+
+
+@dataclass(slots=True)
+class StageEntry:
+    attempt: Attempt
+    phase: Phase
+
+
+class StageLedger:
+    """A block stage's account of the step that it accumulates."""
+
+    def __init__(self, step: int, microbatches: int) -> None:
+        self.step = step
+        self.counted: set[int] = set()
+        """Invariant: an index enters at most once per step, when its backward work is started."""
+        self._microbatches = microbatches
+        self._entries: dict[int, StageEntry] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Every microbatch of the step is counted here."""
+        return len(self.counted) == self._microbatches
+
+    def attempt_of(self, index: int) -> Attempt | None:
+        entry = self._entries.get(index)
+        return entry.attempt if entry else None
+
+    def is_current(self, index: int, attempt: Attempt) -> bool:
+        return self.attempt_of(index) == attempt
+
+    def accept_forward(self, index: int, attempt: Attempt) -> bool:
+        """Whether an activation is of a newer attempt than all before; if so it is the current one."""
+        current = self.attempt_of(index)
+        if current is not None and attempt <= current:
+            return False
+        self._entries[index] = StageEntry(attempt, Phase.FORWARD_DUE)
+        return True
+
+    def finish_forward(self, index: int, attempt: Attempt) -> bool:
+        """The forward work is done. False: the result is outdated, nobody waits for it."""
+        return self._move(index, attempt, Phase.FORWARD_DUE, Phase.FORWARDED)
+
+    def accept_backward(self, index: int, attempt: Attempt) -> bool:
+        """Whether a gradient belongs to the current attempt and was not there before."""
+        return self._move(index, attempt, Phase.FORWARDED, Phase.BACKWARD_DUE)
+
+    def count(self, index: int) -> bool:
+        """Called when backward work is started: True if its gradient is to enter the stage's sum."""
+        is_new = index not in self.counted
+        self.counted.add(index)
+        return is_new
+
+    def finish_backward(self, index: int, attempt: Attempt) -> bool:
+        """The backward work is done. False: the result is outdated."""
+        return self._move(index, attempt, Phase.BACKWARD_DUE, Phase.FINISHED)
+
+    def advance(self) -> int:
+        """Close the step and open the next. Returns how many microbatches were counted."""
+        counted = len(self.counted)
+        self.step += 1
+        self.counted = set()
+        self._entries = {}
+        return counted
+
+    def _move(self, index: int, attempt: Attempt, before: Phase, after: Phase) -> bool:
+        entry = self._entries.get(index)
+        if entry is None or entry.attempt != attempt or entry.phase is not before:
+            return False
+        entry.phase = after
+        return True
+
+
+class DriverPhase(Enum):
+    """Where a microbatch's current attempt stands on S0."""
+
+    EMBED_DUE = auto()
+    OUTBOUND = auto()
+    LOSS_DUE = auto()
+    RETURNING = auto()
+    BACKWARD_DUE = auto()
+    DONE = auto()
+
+
+DRIVER_ORDER = dict(zip(list(DriverPhase), list(DriverPhase)[1:], strict=False))
+
+
+@dataclass(slots=True)
+class DriverEntry:
+    attempt: Attempt
+    phase: DriverPhase
+    deadline: float
+
+
+class DriverLedger:
+    """S0's account of a step: what is in flight, what came back, what was lost.
+
+    S0 has two sums, the head's (counted with the loss) and the embedding's (counted when the
+    gradient has come home); each counts a microbatch once.
+    """
+
+    def __init__(self, step: int, microbatches: int, incarnation: int) -> None:
+        self.step = step
+        self.incarnation = incarnation
+        self.losses: dict[int, float] = {}
+        self._microbatches = microbatches
+        self._entries: dict[int, DriverEntry] = {}
+        self._head_counted: set[int] = set()
+        self._embedding_counted: set[int] = set()
+
+    @property
+    def in_flight(self) -> list[int]:
+        return [index for index, entry in self._entries.items() if entry.phase is not DriverPhase.DONE]
+
+    @property
+    def next_index(self) -> int | None:
+        """The next microbatch that was not issued yet."""
+        issued = len(self._entries)
+        return issued if issued < self._microbatches else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Every microbatch of the step has come back."""
+        return self.next_index is None and not self.in_flight
+
+    @property
+    def mean_loss(self) -> float:
+        return sum(self.losses.values()) / len(self.losses)
+
+    def attempt_of(self, index: int) -> Attempt:
+        return self._entries[index].attempt
+
+    def is_current(self, index: int, attempt: Attempt) -> bool:
+        entry = self._entries.get(index)
+        return entry is not None and entry.attempt == attempt
+
+    def issue(self, index: int, now: float, timeout_s: float) -> Attempt:
+        """Start the next attempt of a microbatch; the time allowed doubles with each."""
+        previous = self._entries.get(index)
+        if previous is not None and previous.phase is DriverPhase.DONE:
+            raise LocalProtocolError(f"microbatch {index} of step {self.step} is done: there is nothing to re-issue")
+        counter = previous.attempt.counter + 1 if previous else 0
+        attempt = Attempt(self.incarnation, counter)
+        deadline = now + timeout_s * 2 ** min(counter, 16)
+        self._entries[index] = DriverEntry(attempt, DriverPhase.EMBED_DUE, deadline)
+        return attempt
+
+    def overdue(self, now: float) -> list[int]:
+        """Microbatches in flight whose deadline has passed."""
+        return [index for index in self.in_flight if self._entries[index].deadline <= now]
+
+    def move(self, index: int, attempt: Attempt, before: DriverPhase) -> bool:
+        """Move the current attempt on from a phase. False: it is outdated, repeated or unknown."""
+        entry = self._entries.get(index)
+        if entry is None or entry.attempt != attempt or entry.phase is not before:
+            return False
+        entry.phase = DRIVER_ORDER[before]
+        return True
+
+    def count_head(self, index: int) -> bool:
+        """True if this microbatch's head gradient is to enter the sum."""
+        is_new = index not in self._head_counted
+        self._head_counted.add(index)
+        return is_new
+
+    def count_embedding(self, index: int) -> bool:
+        """True if this microbatch's embedding gradient is to enter the sum."""
+        is_new = index not in self._embedding_counted
+        self._embedding_counted.add(index)
+        return is_new
+
+    @property
+    def counted(self) -> int:
+        return len(self._embedding_counted)

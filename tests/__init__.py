@@ -1,0 +1,1 @@
+"""Tests: unit (one idea each), sim (a whole swarm of real cores), swarm (real processes)."""

@@ -1,0 +1,1 @@
+"""A seeded discrete-event swarm that runs the real core."""

@@ -1,0 +1,98 @@
+"""Faults as data: what goes wrong, to whom, when."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Moment = Literal["forward", "backward", "apply", "committed", "donate", "claimed", "fetch"]
+"""When in a step: the stage runs its first forward or backward of the step, applies its commit, S0 says
+that the step is committed, the stage is asked for its weights, recognises a claim, or a fetch begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """The first time that the owner of ``stage`` comes to ``moment`` in ``step``, plus a delay."""
+
+    stage: int
+    step: int
+    moment: Moment = "forward"
+    after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL. ``is_silent``: the machine vanishes too, so nobody's connection is refused."""
+
+    when: Trigger
+    victim: int | None = None
+    """The stage whose owner is hit; None: the trigger's own."""
+    is_silent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """SIGSTOP, and SIGCONT ``seconds`` later: the process itself never knows."""
+
+    when: Trigger
+    seconds: float
+    victim: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """The owner of the stage is cut off from everybody, for ``seconds``."""
+
+    when: Trigger
+    seconds: float
+    victim: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CutLink:
+    """The owners of two stages cannot reach each other, for ``seconds``; all others can."""
+
+    when: Trigger
+    seconds: float
+    other: int
+
+
+Fault = Kill | Pause | Partition | CutLink
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """What the network does to messages all the time."""
+
+    latency_s: tuple[float, float] = (0.001, 0.005)
+    loss: float = 0.0
+    duplication: float = 0.0
+    is_reordered: bool = False
+
+
+CALM = Weather()
+
+
+def random_faults(rng: random.Random, stages: int, steps: int, count: int) -> list[Fault]:
+    """A schedule of faults spread over the run, for stages that the run can lose."""
+    faults: list[Fault] = []
+    moments: list[Moment] = ["forward", "backward", "apply", "committed", "donate"]
+    for number in range(count):
+        stage = rng.randrange(stages)
+        step = 1 + (number * steps) // max(1, count) + rng.randrange(max(1, steps // max(1, count)))
+        moment = rng.choice(moments)
+        when = Trigger(0 if moment == "committed" else stage, step, moment, rng.choice([0.0, 0.002, 0.02, 0.3, 1.5]))
+        seconds = rng.choice([0.5, 2.5, 4.5, 8.0, 30.0])
+        other = rng.randrange(stages)
+        faults.append(
+            rng.choice(
+                [
+                    Kill(when, stage, is_silent=rng.random() < 0.3),
+                    Pause(when, seconds, stage),
+                    Partition(when, min(seconds, 20.0), stage),
+                    CutLink(replace(when, stage=stage), seconds, other),
+                ]
+            )
+        )
+    return faults

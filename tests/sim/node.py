@@ -1,0 +1,195 @@
+"""One simulated node: the real core, with a symbolic compute thread instead of torch.
+
+Payloads are symbols that carry their own history, so every stage can check that it was visited in
+the right order; every gradient that enters a sum is accounted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from protocol.core import Core
+from protocol.events import (
+    ApplyJob,
+    BackwardJob,
+    BlendJob,
+    Discard,
+    ForwardJob,
+    InitialiseJob,
+    Job,
+    LossJob,
+    ReleaseStage,
+    SnapshotJob,
+)
+from protocol.ids import DRIVER_STAGE, PeerId
+from protocol.routing import Route, route
+
+
+class Violation(AssertionError):
+    """An invariant of the protocol was broken."""
+
+
+@dataclass
+class Activation:
+    """The symbol of an activation: where its microbatch has been."""
+
+    microbatch: Any
+    visited: tuple[int, ...]
+
+
+@dataclass
+class Gradient:
+    """The symbol of a gradient: where its microbatch still has to go back to."""
+
+    microbatch: Any
+    remaining: tuple[int, ...]
+
+
+@dataclass
+class Hosting:
+    """The simulated weights of a stage, and what was done to them."""
+
+    stage: int
+    incarnation: int
+    weights: float
+    origin: str
+    first_step: int | None = None
+    applied: list[int] = field(default_factory=list)
+    sums: dict[int, Counter[int]] = field(default_factory=dict)
+    saved: dict[tuple[Any, Any], Activation] = field(default_factory=dict)
+
+
+class SimNode:
+    """A core and its body. The simulation owns time and delivery."""
+
+    def __init__(self, peer: PeerId, core: Core) -> None:
+        self.peer = peer
+        self.core = core
+        self.is_alive = True
+        self.is_stopped = False
+        self.paused_until = 0.0
+        self.busy_until = 0.0
+        self.timer_serial = 0
+        self.hosting: Hosting | None = None
+        self.snapshots: dict[str, float] = {}
+        self.past: list[Hosting] = []
+
+    @property
+    def microbatches(self) -> int:
+        return self.core.state.manifest.step.microbatches
+
+    def path(self, index: int) -> Route:
+        manifest = self.core.state.manifest
+        return route(manifest.recovery.method, manifest.model.block_stages, index)
+
+    def work(self, job: Job) -> Any:
+        """Do a job symbolically and return its result."""
+        match job:
+            case InitialiseJob(stage, incarnation):
+                self._host(stage, incarnation, float(stage), "seed")
+            case BlendJob(stage, incarnation, payloads, coefficients):
+                weights = sum(c * w for c, w in zip(coefficients, payloads, strict=True))
+                self._host(stage, incarnation, weights, "blend")
+            case ForwardJob():
+                return self._forward(job)
+            case LossJob():
+                return self._loss(job)
+            case BackwardJob():
+                return self._backward(job)
+            case ApplyJob():
+                return self._apply(job)
+            case SnapshotJob():
+                return self._snapshot()
+        return None
+
+    def _host(self, stage: int, incarnation: int, weights: float, origin: str) -> None:
+        self.release()
+        self.hosting = Hosting(stage, incarnation, weights, origin)
+
+    def release(self) -> None:
+        if self.hosting is not None:
+            self.past.append(self.hosting)
+        self.hosting = None
+
+    def _forward(self, job: ForwardJob) -> Activation:
+        hosting = self.hosting
+        assert hosting is not None
+        if hosting.stage == DRIVER_STAGE:
+            activation = Activation(job.microbatch, ())
+        else:
+            activation = job.payload
+            if activation.microbatch != job.microbatch:
+                raise Violation(f"{job} carries another microbatch's activation")
+            expected = self.path(job.microbatch.index)
+            if activation.visited != expected[: expected.index(hosting.stage)]:
+                raise Violation(f"{activation} came to S{hosting.stage} out of order")
+        hosting.saved[job.microbatch, job.attempt] = activation
+        visited = activation.visited + ((hosting.stage,) if hosting.stage != DRIVER_STAGE else ())
+        return Activation(job.microbatch, visited)
+
+    def _loss(self, job: LossJob) -> tuple[float, Gradient]:
+        hosting = self.hosting
+        assert hosting is not None
+        if job.payload.visited != self.path(job.microbatch.index):
+            raise Violation(f"{job.payload} reached the loss without visiting every stage")
+        if job.is_counted:
+            self._count(hosting, job.microbatch, part=1)
+        return 1.0 / job.microbatch.step, Gradient(job.microbatch, job.payload.visited)
+
+    def _backward(self, job: BackwardJob) -> Gradient | None:
+        hosting = self.hosting
+        assert hosting is not None
+        if hosting.saved.pop((job.microbatch, job.attempt), None) is None:
+            raise Violation(f"S{hosting.stage} has no saved activation for {job.microbatch} {job.attempt}")
+        if job.is_counted:
+            self._count(hosting, job.microbatch, part=0)
+        if hosting.stage == DRIVER_STAGE:
+            if job.payload.remaining:
+                raise Violation(f"{job.payload} came home early")
+            return None
+        if job.payload.remaining[-1] != hosting.stage:
+            raise Violation(f"{job.payload} came to S{hosting.stage} out of order")
+        return Gradient(job.microbatch, job.payload.remaining[:-1])
+
+    @staticmethod
+    def _count(hosting: Hosting, microbatch: Any, part: int) -> None:
+        sums = hosting.sums.setdefault(microbatch.step, Counter())
+        sums[microbatch.index + part * 1_000_000] += 1
+
+    def _apply(self, job: ApplyJob) -> float | None:
+        """Account the step: exactly once each, unless the stage began in its middle."""
+        hosting = self.hosting
+        assert hosting is not None
+        counts = hosting.sums.pop(job.step, Counter())
+        hosting.saved = {key: saved for key, saved in hosting.saved.items() if key[0].step > job.step}
+        if hosting.applied and job.step != hosting.applied[-1] + 1:
+            raise Violation(f"S{hosting.stage} applied step {job.step} after {hosting.applied[-1]}")
+        if any(times != 1 for times in counts.values()):
+            raise Violation(f"S{hosting.stage} counted a microbatch of step {job.step} twice: {counts}")
+        own = {index for index in counts if index < 1_000_000}
+        if len(own) != job.counted:
+            raise Violation(f"S{hosting.stage} counted {len(own)} but divides step {job.step} by {job.counted}")
+        is_first = not hosting.applied
+        if own != set(range(self.microbatches)) and not (is_first and hosting.incarnation > 1):
+            raise Violation(f"S{hosting.stage}/{hosting.incarnation} applied step {job.step} with {sorted(own)} only")
+        hosting.applied.append(job.step)
+        if job.counted == 0:
+            return None
+        hosting.weights += 0.125 * job.counted * (hosting.stage + 1)
+        return float(job.step * (hosting.stage + 1))
+
+    def _snapshot(self) -> tuple[int, str]:
+        hosting = self.hosting
+        assert hosting is not None
+        digest = f"{self.peer}@{hosting.weights!r}"
+        self.snapshots[digest] = hosting.weights
+        return 8, digest
+
+    def perform(self, action: Discard | ReleaseStage) -> None:
+        """Actions that only touch the body."""
+        if isinstance(action, ReleaseStage):
+            self.release()
+        elif self.hosting is not None:
+            self.hosting.saved.pop((action.microbatch, action.attempt), None)

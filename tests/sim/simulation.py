@@ -1,0 +1,403 @@
+"""The simulated world: time, the network, the DHT, the faults, and what must hold."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+from protocol.core import Core
+from protocol.events import (
+    Action,
+    ApplyJob,
+    BackwardJob,
+    CancelFetches,
+    CloseLinks,
+    Discard,
+    Emit,
+    Event,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    ForwardJob,
+    Job,
+    JobDone,
+    MessageReceived,
+    PeerUnreachable,
+    Read,
+    RecordsRead,
+    ReleaseSnapshot,
+    ReleaseStage,
+    Run,
+    Send,
+    SnapshotJob,
+    Started,
+    Stop,
+    Store,
+    TimerFired,
+)
+from protocol.ids import PeerId
+from protocol.manifest import RunManifest
+from protocol.messages import Claim, FetchRequest
+from protocol.records import AnyRecord, key_of
+from tests.sim.faults import CALM, CutLink, Fault, Kill, Moment, Partition, Pause, Weather
+from tests.sim.node import SimNode, Violation
+
+DHT_LATENCY_S = (0.005, 0.05)
+JOB_SECONDS = (0.004, 0.02)
+FETCH_S = 0.2
+REFUSAL_S = (0.05, 0.6)
+"""From a kill until the neighbours' connections are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    time: float
+    observer: PeerId
+    name: str
+    fields: dict[str, Any]
+
+
+@dataclass
+class StoredRecord:
+    record: AnyRecord
+    expires: float
+    stored: float
+
+
+class Simulation:
+    """A swarm of real cores in simulated time. Everything random comes from ``seed``."""
+
+    def __init__(self, manifest: RunManifest, seed: int, faults: list[Fault], weather: Weather = CALM) -> None:
+        self.manifest = manifest
+        self.rng = random.Random(seed)
+        self.weather = weather
+        self.now = 0.0
+        self.nodes: dict[PeerId, SimNode] = {}
+        self.log: list[LogLine] = []
+        self.served: dict[tuple[int, int], PeerId] = {}
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._serial = count()
+        self._dht: dict[str, dict[PeerId, StoredRecord]] = {}
+        self._faults = list(faults)
+        self._seen: set[tuple[int, int, Moment]] = set()
+        self._islands: dict[PeerId, tuple[float, float]] = {}
+        self._cuts: dict[frozenset[PeerId], float] = {}
+        self._channel_free: dict[tuple[PeerId, PeerId, bool], float] = {}
+        self._talked: set[tuple[PeerId, PeerId]] = set()
+
+    # --- time ---
+
+    def at(self, time: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._agenda, (time, next(self._serial), call))
+
+    def run(self, until: float) -> None:
+        """Run until every living node has stopped. Raises `Violation` if that takes too long."""
+        while self._agenda:
+            self.now, _, call = heapq.heappop(self._agenda)
+            if self.now > until:
+                raise Violation(f"not done after {until} simulated seconds; {self.describe()}")
+            call()
+            if self.is_over:
+                return
+        raise Violation("nothing left to happen, but the run is not done")
+
+    @property
+    def is_over(self) -> bool:
+        return all(node.is_stopped or not node.is_alive for node in self.nodes.values())
+
+    def describe(self) -> str:
+        """Where everybody stands, for the message of a violation."""
+        lines = []
+        for node in self.nodes.values():
+            state = node.core.state
+            holds = f"S{state.tenure.stage}/{state.tenure.incarnation}" if state.tenure else "spare"
+            life = "stopped" if node.is_stopped else "alive" if node.is_alive else "killed"
+            lines.append(f"{node.peer}: {life} {holds} {state.tenure_state} step {state.committed}")
+        return "; ".join(lines)
+
+    # --- nodes ---
+
+    def add_node(self, name: str, wanted_stage: int | None = None, at: float = 0.0) -> None:
+        peer = PeerId(name)
+        node = SimNode(peer, Core(peer, self.manifest))
+        self.nodes[peer] = node
+        self.at(at, lambda: self.feed(node, Started(wanted_stage)))
+        self.at(at, lambda: self._timer(node, node.timer_serial))
+
+    def feed(self, node: SimNode, event: Event) -> None:
+        """Give an event to a core, now or when its process is not stopped any more."""
+        if not node.is_alive or node.is_stopped:
+            return
+        if node.paused_until > self.now:
+            self.at(node.paused_until, lambda: self.feed(node, event))
+            return
+        for action in node.core.handle(event, self.now):
+            self._perform(node, action)
+
+    def _timer(self, node: SimNode, serial: int) -> None:
+        if not node.is_alive or node.is_stopped or serial != node.timer_serial:
+            return
+        if node.paused_until > self.now:
+            self.at(node.paused_until, lambda: self._timer(node, serial))
+            return
+        self.feed(node, TimerFired())
+        self.at(max(node.core.deadline, self.now + 0.001), lambda: self._timer(node, serial))
+
+    # --- actions ---
+
+    def _perform(self, node: SimNode, action: Action) -> None:  # noqa: PLR0912 - one case per action
+        match action:
+            case Send(peer, message, payload):
+                if isinstance(message, Claim):
+                    self._reach_moment(self._stage_of(peer), self._step_of(peer), "donate")
+                self._send(node, self.nodes.get(peer), MessageReceived(node.peer, message, payload))
+            case Store(record, lifetime_s):
+                self.at(self.now + self.rng.uniform(*DHT_LATENCY_S), lambda: self._store(node, record, lifetime_s))
+            case Read(keys):
+                for key in keys:
+                    self.at(self.now + self.rng.uniform(*DHT_LATENCY_S), lambda key=key: self._read(node, key))
+            case Run(job):
+                self._start_job(node, job)
+            case Fetch():
+                self._fetch(node, action)
+            case Emit(name, fields):
+                self._note(node, name, dict(fields))
+            case Stop():
+                node.is_stopped = True
+            case Discard() | ReleaseStage():
+                self._later(node, lambda: node.perform(action))
+            case CancelFetches() | CloseLinks() | ReleaseSnapshot():
+                pass
+
+    def _later(self, node: SimNode, call: Callable[[], None]) -> None:
+        """Behind the compute thread's pending jobs."""
+        self.at(max(self.now, node.busy_until), lambda: call() if node.is_alive else None)
+
+    def _start_job(self, node: SimNode, job: Job) -> None:
+        start = max(self.now, node.busy_until)
+        node.busy_until = start + self.rng.uniform(*JOB_SECONDS)
+        self.at(start, lambda: self._job_begins(node, job))
+        self.at(node.busy_until, lambda: self._finish_job(node, job))
+
+    def _job_begins(self, node: SimNode, job: Job) -> None:
+        if node.is_alive and node.hosting is not None:
+            moments: dict[type, Moment] = {ForwardJob: "forward", BackwardJob: "backward", ApplyJob: "apply"}
+            moment = moments.get(type(job))
+            if moment is not None and not isinstance(job, SnapshotJob):
+                step = job.step if isinstance(job, ApplyJob) else job.microbatch.step  # type: ignore[union-attr]
+                self._reach_moment(node.hosting.stage, step, moment)
+
+    def _finish_job(self, node: SimNode, job: Job) -> None:
+        if not node.is_alive:
+            return
+        if node.paused_until > self.now:
+            self.at(node.paused_until, lambda: self._finish_job(node, job))
+            return
+        self.feed(node, JobDone(job, node.work(job)))
+
+    def _note(self, node: SimNode, name: str, fields: dict[str, Any]) -> None:
+        self.log.append(LogLine(self.now, node.peer, name, fields))
+        if name == "peer.serving":
+            tenure = (fields["stage"], fields["incarnation"])
+            if self.served.setdefault(tenure, node.peer) != node.peer:
+                raise Violation(f"{node.peer} and {self.served[tenure]} both serve S{tenure[0]}/{tenure[1]}")
+        if name == "step.committed":
+            self._reach_moment(0, fields["step"], "committed")
+        if name == "stage.claimed":
+            self._reach_moment(fields["stage"], 0, "claimed")
+        if name == "peer.misbehaved":
+            raise Violation(f"{node.peer} accuses an honest peer of misbehaving: {fields}")
+
+    # --- network ---
+
+    def _send(self, source: SimNode, target: SimNode | None, event: MessageReceived) -> None:
+        if target is None:
+            return
+        self._talked |= {(source.peer, target.peer), (target.peer, source.peer)}
+        if not target.is_alive or target.is_stopped:
+            if not self._is_cut(source.peer, target.peer):
+                self.at(self.now + 0.1, lambda: self.feed(source, PeerUnreachable(target.peer)))
+            return
+        copies = 1 + (self.rng.random() < self.weather.duplication)
+        for _ in range(copies):
+            if self.rng.random() < self.weather.loss or self._is_cut(source.peer, target.peer):
+                continue
+            self.at(self._arrival(source, target, event), lambda: self._arrive(source, target, event))
+
+    def _arrival(self, source: SimNode, target: SimNode, event: MessageReceived) -> float:
+        arrival = self.now + self.rng.uniform(*self.weather.latency_s)
+        if self.weather.is_reordered:
+            return arrival + self.rng.random() * 0.05
+        channel = (source.peer, target.peer, event.payload is not None)
+        arrival = max(arrival, self._channel_free.get(channel, 0.0) + 1e-6)
+        self._channel_free[channel] = arrival
+        return arrival
+
+    def _arrive(self, source: SimNode, target: SimNode, event: MessageReceived) -> None:
+        if not self._is_cut(source.peer, target.peer):
+            self.feed(target, event)
+
+    def _is_cut(self, one: PeerId, other: PeerId) -> bool:
+        if self._cuts.get(frozenset((one, other)), 0.0) > self.now:
+            return True
+        return self._is_island(one) != self._is_island(other) or (self._is_island(one) and one != other)
+
+    def _is_island(self, peer: PeerId) -> bool:
+        return self._islands.get(peer, (0.0, 0.0))[1] > self.now
+
+    # --- DHT ---
+
+    def _store(self, node: SimNode, record: AnyRecord, lifetime_s: float) -> None:
+        if node.is_alive:
+            entry = StoredRecord(record, self.now + lifetime_s, self.now)
+            self._dht.setdefault(key_of(record), {})[node.peer] = entry
+
+    def _read(self, node: SimNode, key: str) -> None:
+        entries = self._dht.get(key, {})
+        visible = [entry.record for peer, entry in sorted(entries.items()) if self._is_visible(node, peer, entry)]
+        self.feed(node, RecordsRead(key, tuple(visible)))
+
+    def _is_visible(self, node: SimNode, owner: PeerId, entry: StoredRecord) -> bool:
+        """An island sees what was stored before it was cut off, and what it stores itself."""
+        if entry.expires <= self.now:
+            return False
+        for peer in (node.peer, owner):
+            if self._is_island(peer) and node.peer != owner and entry.stored > self._islands[peer][0]:
+                return False
+        return True
+
+    # --- fetches ---
+
+    def _fetch(self, node: SimNode, fetch: Fetch) -> None:
+        donor = self.nodes[fetch.donor]
+        donor_stage = self._stage_of(fetch.donor)
+        self._reach_moment(donor_stage, self._step_of(fetch.donor), "fetch")
+        request = FetchRequest(*fetch.claim, fetch.digest, 0)
+        self.at(self.now + FETCH_S, lambda: self._finish_fetch(node, donor, fetch, request))
+
+    def _finish_fetch(self, node: SimNode, donor: SimNode, fetch: Fetch, request: FetchRequest) -> None:
+        if not donor.is_alive or donor.paused_until > self.now or self._is_cut(node.peer, donor.peer):
+            self.at(self.now + 4.0, lambda: self.feed(node, FetchFailed(fetch.claim, fetch.donor, "cut off")))
+        elif not donor.core.may_fetch(node.peer, request):
+            self.feed(node, FetchFailed(fetch.claim, fetch.donor, "refused"))
+        else:
+            self.feed(node, Fetched(fetch.claim, fetch.donor, donor.snapshots[fetch.digest]))
+
+    # --- faults ---
+
+    def owner(self, stage: int) -> SimNode | None:
+        """The living owner of a stage with the highest incarnation."""
+        owners = [
+            node
+            for node in self.nodes.values()
+            if node.is_alive and node.core.state.is_serving and node.core.state.stage == stage
+        ]
+        return max(owners, key=lambda node: node.core.state.incarnation, default=None)
+
+    def _stage_of(self, peer: PeerId) -> int:
+        tenure = self.nodes[peer].core.state.tenure
+        return tenure.stage if tenure else -1
+
+    def _step_of(self, peer: PeerId) -> int:
+        return self.nodes[peer].core.state.committed
+
+    def _reach_moment(self, stage: int, step: int, moment: Moment) -> None:
+        if (stage, step, moment) in self._seen:
+            return
+        self._seen.add((stage, step, moment))
+        for fault in list(self._faults):
+            when = fault.when
+            is_step = when.step == step or moment in ("donate", "fetch", "claimed")
+            if when.stage == stage and is_step and when.moment == moment:
+                self._faults.remove(fault)
+                self.at(self.now + when.after_s, lambda fault=fault: self._strike(fault))
+
+    def _strike(self, fault: Fault) -> None:
+        victim_stage = fault.when.stage if isinstance(fault, CutLink) else fault.victim
+        victim = self.owner(fault.when.stage if victim_stage is None else victim_stage)
+        if victim is None:
+            return
+        match fault:
+            case Kill(is_silent=is_silent):
+                self.kill(victim, is_silent)
+            case Pause(seconds=seconds):
+                victim.paused_until = self.now + seconds
+            case Partition(seconds=seconds):
+                self._islands[victim.peer] = (self.now, self.now + seconds)
+            case CutLink(seconds=seconds, other=other):
+                neighbour = self.owner(other)
+                if neighbour is not None and neighbour is not victim:
+                    self._cuts[frozenset((victim.peer, neighbour.peer))] = self.now + seconds
+
+    def kill(self, victim: SimNode, is_silent: bool = False) -> None:
+        """The process ends without a word."""
+        victim.is_alive = False
+        self.log.append(LogLine(self.now, victim.peer, "(killed)", {}))
+        if is_silent:
+            return
+        for source, target in sorted(self._talked):
+            if target == victim.peer:
+                at = self.now + self.rng.uniform(*REFUSAL_S)
+                self.at(at, lambda source=source: self.feed(self.nodes[source], PeerUnreachable(victim.peer)))
+
+    # --- judgement ---
+
+    def check_outcome(self) -> None:
+        """What must hold once the run is done."""
+        total = self.manifest.step.total_steps
+        committed = [line.fields["step"] for line in self.log if line.name == "step.committed"]
+        if sorted(set(committed)) != list(range(1, total + 1)):
+            raise Violation(f"committed {committed}, not 1..{total}")
+        for stage in range(self.manifest.stage_count):
+            finishers = [
+                node
+                for node in self.nodes.values()
+                if node.is_stopped and node.core.state.tenure and node.core.state.tenure.stage == stage
+            ]
+            if any(node.core.state.committed != total for node in finishers):
+                raise Violation(f"S{stage} stopped at another step than {total}: {self.describe()}")
+
+    def recoveries(self) -> list[LogLine]:
+        return [line for line in self.log if line.name == "stage.recovered"]
+
+    def named(self, name: str) -> list[LogLine]:
+        return [line for line in self.log if line.name == name]
+
+
+def small_manifest(stages: int = 5, steps: int = 4, microbatches: int = 4, **settings: Any) -> RunManifest:
+    """A run whose model does not matter."""
+    manifest = RunManifest(name="sim")
+    return replace_settings(
+        manifest,
+        model=replace_settings(manifest.model, block_stages=stages - 1),
+        step=replace_settings(
+            manifest.step, microbatches=microbatches, total_steps=steps, microbatch_timeout_s=8.0
+        ),
+        recovery=replace_settings(manifest.recovery, **settings),
+    )
+
+
+def replace_settings(section: Any, **changes: Any) -> Any:
+    """msgspec's structs are frozen: a changed copy."""
+    import msgspec
+
+    return msgspec.structs.replace(section, **changes)
+
+
+def build(
+    seed: int, faults: list[Fault], *, manifest: RunManifest, spares: int, weather: Weather = CALM
+) -> Simulation:
+    """A swarm with one node per stage and some spares that come a little later."""
+    simulation = Simulation(manifest, seed, faults, weather)
+    for stage in range(manifest.stage_count):
+        simulation.add_node(f"peer-{stage}", wanted_stage=stage)
+    for number in range(spares):
+        simulation.add_node(f"spare-{number}", at=3.0)
+    return simulation
+
+
+__all__ = ["LogLine", "Simulation", "build", "replace", "replace_settings", "small_manifest"]
