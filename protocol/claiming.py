@@ -153,7 +153,7 @@ class Claimant:
         if self._remaining_witnesses(claim):
             self.claim = claim
             self._ask_next()
-        elif not self._is_swarm_trained():
+        elif incarnation == 1 and not self._is_swarm_trained():
             self.claim = claim
             self._settle()
         elif not self._waits_for_nobody:

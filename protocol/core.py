@@ -126,8 +126,9 @@ class Core:
         if not self._is_view_changed or self._is_stopped:
             return
         self._is_view_changed = False
-        if self._donor is not None:
+        if self._donor is not None and self._host is not None:
             self._donor.review()
+            self._host.pump()
         if isinstance(self._host, Driver):
             self._host.advance()
         if self.state.tenure is None:

@@ -43,10 +43,10 @@ class Donor:
         """Per lost stage: the recognised claimant whose grant waits for the snapshot."""
 
     def lost_stages(self) -> list[int]:
-        """The stages that we witness as lost: owned once, without a serving owner now."""
+        """The stages that we witness as lost: served once, without a serving owner now."""
         membership = self._state.membership
         stretch = dead_stretch(self._state.stage, membership.stage_count, membership.is_serving)
-        return [stage for stage in stretch if membership.known_incarnation(stage) > 0]
+        return [stage for stage in stretch if self._lost_incarnation(stage) > 0]
 
     def review(self) -> None:
         """Offer what is lost, and stop offering what is not."""
@@ -107,7 +107,7 @@ class Donor:
             )
 
     def _lost_incarnation(self, stage: int) -> int:
-        """The tenure that ended; a claimant still recovering has not begun one."""
+        """The tenure that ended, 0 if there was none: a claimant still recovering has not begun one."""
         seat = self._state.membership.seats.get(stage)
         known = self._state.membership.known_incarnation(stage)
         return known - 1 if seat is not None and seat.is_present and seat.incarnation == known else known
@@ -117,7 +117,7 @@ class Donor:
         record = OfferRecord(
             peer=self._state.me,
             for_stage=stage,
-            lost_incarnation=max(1, lost_incarnation),
+            lost_incarnation=lost_incarnation,
             stage=self._state.stage,
             step=self._state.committed,
             squared_gradient_norm=donation.squared_gradient_norm if donation else None,

@@ -69,6 +69,7 @@ class SimNode:
         self.core = core
         self.is_alive = True
         self.is_stopped = False
+        self.is_silent = False
         self.paused_until = 0.0
         self.busy_until = 0.0
         self.timer_serial = 0

@@ -219,7 +219,7 @@ class Simulation:
             return
         self._talked |= {(source.peer, target.peer), (target.peer, source.peer)}
         if not target.is_alive or target.is_stopped:
-            if not self._is_cut(source.peer, target.peer):
+            if not target.is_silent and not self._is_cut(source.peer, target.peer):
                 self.at(self.now + 0.1, lambda: self.feed(source, PeerUnreachable(target.peer)))
             return
         copies = 1 + (self.rng.random() < self.weather.duplication)
@@ -335,7 +335,7 @@ class Simulation:
 
     def kill(self, victim: SimNode, is_silent: bool = False) -> None:
         """The process ends without a word."""
-        victim.is_alive = False
+        victim.is_alive, victim.is_silent = False, is_silent
         self.log.append(LogLine(self.now, victim.peer, "(killed)", {}))
         if is_silent:
             return
@@ -396,7 +396,7 @@ def build(
     for stage in range(manifest.stage_count):
         simulation.add_node(f"peer-{stage}", wanted_stage=stage)
     for number in range(spares):
-        simulation.add_node(f"spare-{number}", at=3.0)
+        simulation.add_node(f"spare-{number}", at=1.6)
     return simulation
 
 

@@ -179,19 +179,24 @@ def test_files_and_folders_are_read_in_order_and_their_ends_held_out(tmp_path: P
 
 
 def test_the_digest_covers_names_bytes_order_and_split(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    first.write_text("aaaabbbb")
-    second.write_text("cccc")
-    digests = [open_corpus(text_settings(first, second)).digest]
-    digests.append(open_corpus(text_settings(second, first)).digest)
-    digests.append(open_corpus(text_settings(first, second, validation_fraction=0.5)).digest)
-    first.write_text("aaaab")
-    second.write_text("bbbcccc")
-    digests.append(open_corpus(text_settings(first, second)).digest)
-    second.rename(tmp_path / "third")
-    digests.append(open_corpus(text_settings(first, tmp_path / "third")).digest)
-    assert len(set(digests)) == len(digests)
-    assert open_corpus(text_settings(first, tmp_path / "third")).digest == digests[-1]
+    def digest(folder: str, validation_fraction: float, **texts: str) -> str:
+        (tmp_path / folder).mkdir()
+        for name, text in texts.items():
+            (tmp_path / folder / name).write_text(text)
+        paths = [tmp_path / folder / name for name in texts]
+        return open_corpus(text_settings(*paths, validation_fraction=validation_fraction)).digest
+
+    assert digest("here", 0.5, a="bcde", f="xyz") == digest("there", 0.5, a="bcde", f="xyz")
+    different = [
+        digest("0", 0.5, a="bcde", f="xyz"),
+        digest("1", 0.5, f="xyz", a="bcde"),
+        digest("2", 0.2, a="bcde", f="xyz"),
+        digest("3", 0.5, a="bcdE", f="xyz"),
+        digest("4", 0.5, A="bcde", f="xyz"),
+        digest("5", 0.5, ab="cde", f="xyz"),
+        digest("6", 0.5, a="bcdef", f="yz"),
+    ]
+    assert len(set(different)) == len(different)
 
 
 def test_a_path_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:

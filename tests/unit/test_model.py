@@ -18,6 +18,8 @@ from node.model import (
     build_block_stage,
     build_edge_stage,
     build_stage,
+    rotary_tables,
+    rotate,
 )
 from protocol.errors import LocalProtocolError
 from protocol.manifest import ModelSettings
@@ -228,4 +230,7 @@ def test_autocast_stays_close_and_returns_a_float32_loss() -> None:
         assert unsplit.blocks[0](random_hidden(1)).dtype == torch.float32
         rounded = unsplit(tokens, labels)
     assert rounded.dtype == torch.float32
+    rotary = rotary_tables(SETTINGS)
+    assert rotary.cos.dtype == torch.float32
+    assert rotate(torch.ones(1, 3, 5, 8, dtype=torch.bfloat16), rotary).dtype == torch.bfloat16
     assert rounded.item() == pytest.approx(exact.item(), rel=1e-2)

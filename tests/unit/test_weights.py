@@ -196,13 +196,11 @@ def test_a_corrupt_byte_is_found_and_its_tensor_named() -> None:
 
 def test_advancing_beyond_the_room_is_our_bug() -> None:
     buffer = WeightsBuffer(snapshot(build_stage(SETTINGS, 1, 0)).specs)
-    room = len(buffer.writable())
-    for count in (room + 1, -1):
+    for count in (len(buffer.writable()) + 1, -1):
         with pytest.raises(LocalProtocolError, match="cannot have been written"):
             buffer.advance(count)
     complete = receive(snapshot(nn.Linear(2, 2)))
     complete.advance(0)
-    assert complete.is_complete
     with pytest.raises(LocalProtocolError, match="where 0 were missing"):
         complete.advance(1)
 
@@ -286,7 +284,6 @@ def test_loading_replaces_the_weights_in_place() -> None:
     source, target = build_stage(SETTINGS, 1, 0), build_stage(SETTINGS, 2, 0)
     owned = list(target.parameters())
     load(target, list(source.parameters()))
-    assert all(now is before for now, before in zip(target.parameters(), owned, strict=True))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(owned, source.parameters(), strict=True))
     assert all(parameter.requires_grad and parameter.is_leaf for parameter in owned)
 
