@@ -1,0 +1,274 @@
+"""The boundary to hivemind: one p2pd, one DHT node. Nobody else imports hivemind.
+
+What is wrapped, and why (hivemind 1.1.12):
+
+- p2pd is started by `node.daemon`, not by ``P2P.create``; hivemind connects to it.
+- Streams go through `node.streams`, straight over p2pd's control socket.
+- The DHT refuses records that do not carry their owner's key, on every honest peer: an unsigned
+  plain value with a later expiration would otherwise shut a key for everybody.
+- Lookups ask every peer they know of and never answer from a cache, because a stale answer here
+  means two owners of one stage.
+
+Every method has a deadline and raises errors of `protocol.errors` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import re
+import warnings
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from node.addresses import check_listen_port
+from node.daemon import Daemon, sweep_stale_sockets
+from node.dial import check_identity_is_free, find_reachable
+from node.identity import Identity
+from node.ownership import (
+    RECORD_VALUE_BYTES_MAX,
+    SIGNATURE_BYTES_MAX,
+    SUBKEY_BYTES_MAX,
+    StoredRecord,
+    is_owned,
+    owned_records,
+)
+from node.streams import StreamCallback, StreamHost
+from node.swarm_config import SwarmConfig
+from protocol.errors import LocalProtocolError, NetworkError
+from protocol.ids import PeerId
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # hivemind's and torch's own deprecations
+    from hivemind.dht.crypto import RSASignatureValidator
+    from hivemind.dht.node import DHTNode
+    from hivemind.dht.protocol import ValidationError
+    from hivemind.dht.validation import DHTRecord
+    from hivemind.p2p import P2P
+    from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError
+    from hivemind.utils import get_dht_time
+    from hivemind.utils.crypto import RSAPrivateKey
+    from hivemind.utils.logging import use_hivemind_log_handler
+    from hivemind.utils.multiaddr import Multiaddr
+
+__all__ = ["StoredRecord", "Swarm", "SwarmConfig", "dht_time", "quiet_libraries", "sweep_stale_sockets"]
+
+DAEMON_TIMEOUT_S = 30.0
+JOIN_TIMEOUT_S = 15.0
+JOIN_RPC_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 3.0
+DHT_TIMEOUT_S = 5.0
+RPC_TIMEOUT_S = 1.0
+"""A peer of the DHT silent for this long is passed over, once: then it is on hivemind's blacklist."""
+REPLICAS = 5
+LOOKUP_WORKERS = 16
+KEYS_STORED_MAX = 4096
+"""Keys this peer keeps for the DHT; the ones that expire first go first."""
+
+dht_time: Callable[[], float] = get_dht_time
+
+
+_P2PD = Path(str(resources.files("hivemind.hivemind_cli"))) / "p2pd"
+
+
+def quiet_libraries(*, is_verbose: bool) -> None:
+    """The libraries' messages go to the root logger, and only when verbose."""
+    use_hivemind_log_handler("nowhere")
+    logging.getLogger("hivemind").setLevel(logging.INFO if is_verbose else logging.CRITICAL)
+    logging.getLogger("multiaddr").setLevel(logging.WARNING)
+
+
+class _IdentityKey(RSAPrivateKey):  # type: ignore[misc]
+    """The identity's key where hivemind would make up one per process."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._private_key = identity.private_key
+
+
+class _OwnedRecordsOnly(RSASignatureValidator):  # type: ignore[misc]
+    """Refuses, on storing and on reading, every record that nobody signed or that is oversized.
+
+    It must depend on nothing but the record: an answer with one refused record is dropped whole.
+    """
+
+    def validate(self, record: DHTRecord) -> bool:
+        if not math.isfinite(record.expiration_time) or not is_owned(record.subkey):
+            return False
+        if len(record.value) > RECORD_VALUE_BYTES_MAX + SIGNATURE_BYTES_MAX:
+            return False
+        if len(record.subkey) > SUBKEY_BYTES_MAX + SIGNATURE_BYTES_MAX:
+            return False
+        try:
+            return bool(super().validate(record))
+        except ValueError:  # the key in the tag is not a key
+            return False
+
+    def tagged(self, subkey: str) -> bytes:
+        return subkey.encode() + bytes(self.local_public_key)
+
+
+class Swarm:
+    """This peer's presence in the swarm. Open it with ``async with Swarm.open(...)``."""
+
+    def __init__(self, identity: Identity, daemon: Daemon) -> None:
+        self._validator = _OwnedRecordsOnly(_IdentityKey(identity))
+        self._daemon = daemon
+        self._streams = StreamHost(daemon)
+        self._p2p: Any = None
+        self._dht: Any = None
+        self.peer_id = identity.peer_id
+        self.addresses: tuple[str, ...] = ()
+        """Where other peers can dial this one, each with /p2p/<PeerID>."""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, config: SwarmConfig, identity: Identity) -> AsyncIterator[Swarm]:
+        """Join the swarm of ``config.initial_peers``, or found one. Leaves nothing behind at exit.
+
+        Raises `SettingsError` and `NetworkError`, each saying what to do.
+        """
+        if identity.path is None:
+            raise LocalProtocolError("p2pd reads the identity from a file: use Identity.load_or_create")
+        sweep_stale_sockets()
+        for address in config.host_maddrs:
+            check_listen_port(address)
+        reachable = await find_reachable(config.initial_peers, config.join_patience_s)
+        if reachable and not identity.is_new:
+            await check_identity_is_free(_P2PD, identity, reachable)
+        daemon = await Daemon.start(config.daemon_settings(_P2PD, identity, reachable), DAEMON_TIMEOUT_S)
+        swarm = cls(identity, daemon)
+        try:
+            await swarm._join(reachable)
+            yield swarm
+        finally:
+            await swarm._close()
+
+    async def _join(self, initial_peers: Sequence[str]) -> None:
+        try:
+            with _as_network_error("the seed was reached but does not answer: try again, it may be busy"):
+                async with asyncio.timeout(JOIN_TIMEOUT_S):
+                    self._p2p = await P2P.replicate(Multiaddr(f"/unix{self._daemon.control_path}"))
+                    self.addresses = tuple(str(address) for address in await self._p2p.get_visible_maddrs())
+                    self._dht = await self._create_dht(initial_peers)
+        except ValidationError as error:
+            raise _validation_error(str(error)) from error
+        self._dht.protocol.wait_timeout = RPC_TIMEOUT_S
+        self._dht.protocol.storage.maxsize = KEYS_STORED_MAX
+        self._dht.protocol.call_store = _skipping_silent_peers(self._dht)
+
+    async def _create_dht(self, initial_peers: Sequence[str]) -> Any:
+        return await DHTNode.create(
+            p2p=self._p2p,
+            initial_peers=list(initial_peers),
+            num_replicas=REPLICAS,
+            num_workers=LOOKUP_WORKERS,
+            wait_timeout=JOIN_RPC_TIMEOUT_S,
+            cache_locally=False,
+            cache_on_store=False,
+            cache_nearest=0,
+            cache_refresh_before_expiry=0,
+            reuse_get_requests=False,
+            record_validator=self._validator,
+        )
+
+    async def _close(self) -> None:
+        """Take leave of libp2p and end p2pd, whatever state the start got to."""
+        try:
+            await self._streams.close()
+            with contextlib.suppress(TimeoutError, OSError, P2PDaemonError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    if self._dht is not None:
+                        await self._dht.shutdown()
+                    if self._p2p is not None:
+                        await self._p2p.shutdown()
+        finally:
+            await self._daemon.stop()
+
+    async def watch_daemon(self) -> None:
+        """Never returns; raises `NetworkError` when p2pd dies. Calls in flight would hang without it."""
+        await self._daemon.watch()
+
+    async def store(self, key: str, subkey: str, value: bytes, expiration: float) -> bool:
+        """Sign and publish a record until ``expiration`` (DHT time, unix seconds).
+
+        False: nobody took it, or a record of ours with the same or a later expiration is there
+        already: every update needs a later expiration than the one before it.
+        Raises `NetworkError`.
+        """
+        if len(value) > RECORD_VALUE_BYTES_MAX or len(subkey.encode()) > SUBKEY_BYTES_MAX:
+            raise LocalProtocolError(f"record {key} is too large: {len(value)} bytes, subkey {subkey!r}")
+        owned_subkey = self._validator.tagged(subkey)
+        with _as_network_error(f"cannot publish {key}: no answer from the DHT"):
+            async with asyncio.timeout(DHT_TIMEOUT_S):
+                return bool(await self._dht.store(key, value, float(expiration), subkey=owned_subkey))
+
+    async def get(self, key: str) -> list[StoredRecord]:
+        """All signed records of a key that have not expired. Raises `NetworkError`."""
+        return (await self.get_many([key]))[key]
+
+    async def get_many(self, keys: Collection[str]) -> dict[str, list[StoredRecord]]:
+        """Like `get`, for several keys with one walk through the DHT."""
+        with _as_network_error("cannot read from the DHT: no answer"):
+            async with asyncio.timeout(DHT_TIMEOUT_S):
+                # No expiration is late enough, so every peer is asked and the answers are united.
+                answers = await self._dht.get_many(keys, sufficient_expiration_time=math.inf)
+        found = {key: answer.value if answer is not None else {} for key, answer in answers.items()}
+        return {key: owned_records(found[key], dht_time()) for key in keys}
+
+    async def open_stream(
+        self, peer: PeerId, protocol: str, timeout_s: float
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A byte stream to the peer's callback for ``protocol``."""
+        return await self._streams.open(peer, protocol, timeout_s)
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> None:
+        """Dial a peer; without addresses, libp2p looks them up among the peers it knows."""
+        await self._streams.connect(peer, addresses, timeout_s)
+
+    async def serve_streams(self, protocol: str, callback: StreamCallback) -> None:
+        """From now on run ``callback(remote peer, reader, writer)`` for each incoming stream."""
+        await self._streams.serve(protocol, callback)
+
+
+def _skipping_silent_peers(dht: Any) -> Any:
+    """DHTProtocol.call_store that does not wait for a peer which the lookup just found silent.
+
+    hivemind's store first looks for the nearest peers, then also calls those that did not answer
+    the lookup: one silent peer would cost two timeouts instead of one.
+    """
+    call_store = dht.protocol.call_store
+
+    async def guarded(peer: Any, *arguments: Any, **options: Any) -> Any:
+        return None if peer in dht.blacklist else await call_store(peer, *arguments, **options)
+
+    return guarded
+
+
+@contextlib.contextmanager
+def _as_network_error(message: str) -> Iterator[None]:
+    """Translate what hivemind lets through when p2pd or a peer does not answer."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise NetworkError(message) from error
+    except (P2PDaemonError, OSError, EOFError, RuntimeError) as error:
+        raise NetworkError(f"{message} ({error})") from error
+
+
+def _validation_error(reason: str) -> NetworkError:
+    clocks = re.search(r"local: ([0-9.]+), peer: ([0-9.]+)", reason)
+    if clocks is None:
+        return NetworkError(
+            "the swarm cannot reach this machine: open the listening port in the firewall, "
+            f"or give the public address with --announce-maddr ({reason})"
+        )
+    seconds = abs(float(clocks[1]) - float(clocks[2]))
+    return NetworkError(
+        f"this machine's clock differs from the swarm's by {seconds:.1f} s: set the clock (for example with NTP) "
+        "and start again"
+    )
