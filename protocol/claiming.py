@@ -164,8 +164,15 @@ class Claimant:
         return any(seat.step > 0 for seat in self._state.membership.seats.values())
 
     def _remaining_witnesses(self, claim: OpenClaim) -> list[int]:
-        """The nearest survivors that have not yet recognised us, ascending."""
-        return [stage for stage in self._survivors(claim) if stage not in claim.witnesses]
+        """The nearest survivors that have not yet recognised us, ascending; forgets whoever is none any more."""
+        survivors = self._survivors(claim)
+        owner = self._state.membership.serving_peer
+        claim.witnesses = {
+            stage: witness
+            for stage, witness in claim.witnesses.items()
+            if stage in survivors and witness.peer == owner(stage)
+        }
+        return [stage for stage in survivors if stage not in claim.witnesses]
 
     def _survivors(self, claim: OpenClaim) -> list[int]:
         def may_vouch(stage: int) -> bool:
@@ -178,6 +185,7 @@ class Claimant:
         assert self.claim is not None
         self._enter(ClaimPhase.SETTLING)
         self._take_tenure()
+        self._publish_tenure()
 
     def _enter(self, phase: ClaimPhase) -> None:
         assert self.claim is not None
@@ -187,9 +195,7 @@ class Claimant:
         """Ask the next witness; when all recognise us, go on to the plan."""
         claim = self.claim
         assert claim is not None
-        survivors = self._survivors(claim)
-        claim.witnesses = {stage: claim.witnesses[stage] for stage in survivors if stage in claim.witnesses}
-        remaining = [stage for stage in survivors if stage not in claim.witnesses]
+        remaining = self._remaining_witnesses(claim)
         if remaining:
             claim.asked, claim.asked_at = remaining[0], self._state.now
             self._send_claim()
@@ -228,16 +234,19 @@ class Claimant:
         self.abandon(refusal.reason)
 
     def _take_tenure(self) -> None:
-        """Hold the stage as recovering: say so in the DHT and to ourselves."""
+        """Hold the stage as recovering, so that our witnesses can watch us."""
         claim = self.claim
         assert claim is not None
         self._state.tenure = Tenure(claim.stage, claim.incarnation, self._state.me)
         self._state.tenure_state = "recovering"
         self._state.membership.observe(self._state.my_seat(), is_direct=True)
-        self.store_tenure()
 
-    def store_tenure(self) -> None:
-        """Publish our tenure record as it stands."""
+    def _publish_tenure(self) -> None:
+        """Only now: a record read by all must not depose an owner whom one mistaken witness gave up."""
+        self._state.is_recognised = True
+        self._store_tenure()
+
+    def _store_tenure(self) -> None:
         state = self._state
         record = StageRecord(state.me, state.stage, state.incarnation, state.tenure_state, state.committed)
         state.act(Store(record, state.manifest.timing.record_lifetime_s))
@@ -248,6 +257,7 @@ class Claimant:
         claim = self.claim
         assert claim is not None
         if claim.plan is None:
+            self._publish_tenure()
             self._state.emit("stage.claimed", why=claim.why, witnesses=sorted(claim.witnesses))
         self._plan(claim.rung)
 
@@ -340,7 +350,7 @@ class Claimant:
         """Ask again, and give up on a witness that shows no sign of life."""
         assert claim.asked is not None
         seat = self._state.membership.seats.get(claim.asked)
-        if seat is None or not seat.is_serving:
+        if seat is None or claim.asked not in self._remaining_witnesses(claim):
             self._ask_next()
             return
         silence_s = self._state.now - max(claim.asked_at, seat.heard)
@@ -373,9 +383,10 @@ class Claimant:
         for witness in claim.witnesses.values():
             self._state.send(witness.peer, Withdraw(claim.stage, claim.incarnation))
         if self._state.tenure is not None:
-            self._state.tenure_state = "left"
-            self.store_tenure()
+            if self._state.is_recognised:
+                self._state.tenure_state = "left"
+                self._store_tenure()
             self._state.emit("claim.withdrawn", reason=reason)
-            self._state.tenure = None
-            self._state.membership.mark_dead(claim.stage, claim.incarnation)
+            self._state.tenure, self._state.is_recognised = None, False
+            self._state.membership.withdraw(claim.stage, self._state.me, claim.incarnation)
             self._state.act(Store(self.my_spare_record(), self._state.manifest.timing.record_lifetime_s))

@@ -162,7 +162,11 @@ class Core:
     def _finish_if_done(self) -> None:
         if self._host is None or not self.state.is_run_done:
             return
-        if not isinstance(self._host, Driver) or self._host.is_done:
+        if isinstance(self._host, Driver):
+            is_over = self._host.is_done
+        else:
+            is_over = not self.state.membership.is_present(DRIVER_STAGE)
+        if is_over:
             self._leave("done")
 
     # --- messages ---
@@ -273,18 +277,18 @@ class Core:
                 self._neighbourhood.take_back(membership.seats[seat.stage])
                 self._on_revived(seat.stage)
             case Observation.LEFT:
-                self.state.emit_about("peer.left", membership.seats[seat.stage])
+                left = membership.seats[seat.stage]
+                self.state.emit_about("peer.left", left)
                 self._on_seat_changed(seat.stage)
+                if left.stage == DRIVER_STAGE and 0 < self._manifest.step.total_steps <= left.step:
+                    self._on_run_over()
         return True
 
     def _fence(self, seat: Seat, is_direct: bool) -> None:
         """Tell an outdated owner that its tenure is over."""
-        known = self.state.membership.seats.get(seat.stage)
-        if not is_direct or seat.state == "left":
-            return
-        incarnation = self.state.membership.known_incarnation(seat.stage)
-        owner = known.peer if known is not None else self.state.me
-        self.state.send(seat.peer, Fenced(seat.stage, incarnation, owner))
+        if is_direct and seat.state != "left":
+            known = self.state.membership.seats[seat.stage]
+            self.state.send(seat.peer, Fenced(seat.stage, known.incarnation, known.peer))
 
     def _on_new_owner(self, stage: int) -> None:
         tenure = self.state.tenure
@@ -315,7 +319,7 @@ class Core:
 
     def _on_unreachable(self, peer: PeerId) -> None:
         for seat in self.state.membership.seats_of(peer):
-            if self.state.membership.mark_dead(seat.stage, seat.incarnation):
+            if self.state.membership.mark_dead(seat.stage, seat.incarnation, self.state.now):
                 self._declare_dead(seat)
 
     # --- records ---
@@ -351,17 +355,38 @@ class Core:
 
     def _note_offer(self, record: OfferRecord) -> None:
         if record.for_stage < self._manifest.stage_count and self.state.membership.mark_dead(
-            record.for_stage, record.lost_incarnation
+            record.for_stage, record.lost_incarnation, self.state.now
         ):
             self._on_seat_changed(record.for_stage)
 
     def _note_progress(self, record: ProgressRecord) -> None:
-        driver = self.state.membership.seats.get(DRIVER_STAGE)
+        """The driver's news: how far the run is, for spares, and that it is done, for all who missed the end."""
+        membership, total = self.state.membership, self._manifest.step.total_steps
+        is_drivers = membership.serving_peer(DRIVER_STAGE) == record.peer
+        is_successors = (
+            not membership.is_serving(DRIVER_STAGE) or self._is_alone
+        ) and record.incarnation >= membership.known_incarnation(DRIVER_STAGE)
+        if record.peer == self.state.me or not (is_drivers or is_successors):
+            return
+        if self.state.tenure is None:
+            self.state.committed = min(record.step, total or record.step)
+        if total and record.step >= total and (self.state.tenure is None or is_successors):
+            self._on_run_over()
+
+    def _on_run_over(self) -> None:
+        """The driver left after the last step. We apply it if only its commit is missing, and leave."""
         total = self._manifest.step.total_steps
-        if self.state.tenure is None and driver is not None and driver.peer == record.peer and total:
-            self.state.committed = min(record.step, total)
-            if record.step >= total:
-                self._leave("done")
+        if isinstance(self._host, BlockStage):
+            self._host.on_neighbour_step(total)
+            if self._host.step > total:
+                return
+        self._leave("done")
+
+    @property
+    def _is_alone(self) -> bool:
+        """We drive, but no stage is there to be driven."""
+        block_stages = range(1, self._manifest.stage_count)
+        return isinstance(self._host, Driver) and not any(map(self.state.membership.is_present, block_stages))
 
     # --- the node's life ---
 
@@ -419,10 +444,11 @@ class Core:
             self._claimant.abandon(reason)
             return
         self.state.emit("peer.retired", reason=reason)
-        self.state.tenure = None
+        self.state.tenure, self.state.is_recognised = None, False
         self._host = self._donor = None
         self.state.act(ReleaseSnapshot())
         self.state.act(ReleaseStage())
+        self.state.membership.forget_deaths()
         self._claimant = Claimant(self.state, self._capacity, None)
         self._become_spare()
 

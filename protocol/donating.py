@@ -156,6 +156,9 @@ class Donor:
             return "superseded"
         if seat is not None and seat.is_present:
             return "owner alive"
+        membership = self._state.membership
+        if claim.stage not in dead_stretch(self._state.stage, membership.stage_count, membership.is_serving):
+            return "not a witness"
         return None
 
     def _grant(self, peer: PeerId, stage: int, incarnation: int) -> None:
@@ -166,11 +169,9 @@ class Donor:
         self._state.send(peer, Grant(stage, incarnation, self._state.committed, self._donation_for(stage)))
 
     def on_withdraw(self, peer: PeerId, message: Withdraw) -> None:
-        """The claimant gives up: its incarnation is spent, the stage is a hole again."""
-        seat = self._state.membership.seats.get(message.stage)
-        if seat is not None and (seat.peer, seat.incarnation) == (peer, message.incarnation):
+        """The claimant gives up: the stage is a hole again, or its owner's whom we took for dead."""
+        if self._state.membership.withdraw(message.stage, peer, message.incarnation):
             self._unanswered.pop(message.stage, None)
-            self._state.membership.mark_dead(message.stage, message.incarnation)
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
         """Whether the peer is the claimant that we recognise, asking for the weights that we hold."""

@@ -30,6 +30,8 @@ from protocol.steps import DriverLedger, DriverPhase
 
 PROGRESS_PERIOD_S = 1.0
 """The progress record is stored at most this often."""
+FINAL_PROGRESS_LIFETIME_S = 3600.0
+"""The last progress record stays longer, for those who come back late: the run is done."""
 
 
 class Driver:
@@ -39,10 +41,11 @@ class Driver:
         self._state = state
         self.pipe = Pipe(state)
         self._ledger = self._open_step(state.committed + 1)
+        self._first_step = state.committed + 1
         self._unacknowledged: set[int] = set()
         self._waiting_for: list[int] | None = None
         self._is_stranded = False
-        self._step_began = state.now
+        self._step_began = self._commit_sent = state.now
         self._progress_at = -PROGRESS_PERIOD_S
 
     def _open_step(self, step: int) -> DriverLedger:
@@ -121,9 +124,13 @@ class Driver:
         if not self._is_stranded:
             for index in self._ledger.overdue(self._state.now):
                 self._issue(index, "its deadline passed")
+        if self._state.now - self._commit_sent >= self._state.manifest.timing.heartbeat_s:
+            self.resend_commits()
         self.advance()
 
     def resend_commits(self) -> None:
+        """Say the last commit to all who have not acknowledged it."""
+        self._commit_sent = self._state.now
         for stage in sorted(self._unacknowledged):
             self._send_commit(stage)
 
@@ -159,7 +166,7 @@ class Driver:
 
     def on_neighbour_step(self, step: int) -> None:
         """Our predecessor decided a step that only the stages know of: take it over."""
-        if step == self._ledger.step and not self._ledger.losses:
+        if step == self._ledger.step == self._first_step and not self._ledger.losses:
             self._close_step()
             self.advance()
 
@@ -248,4 +255,5 @@ class Driver:
         self._progress_at = self._state.now
         tokens = step * self._state.manifest.tokens_per_step
         record = ProgressRecord(self._state.me, self._state.incarnation, step, loss, tokens, tokens_per_second)
-        self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
+        lifetime_s = FINAL_PROGRESS_LIFETIME_S if step == total else self._state.manifest.timing.record_lifetime_s
+        self._state.act(Store(record, lifetime_s))

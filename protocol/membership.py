@@ -52,6 +52,10 @@ class Seat:
     status: Status
     heard: float
     """When the owner last spoke to us, or when we began to listen."""
+    died_at: float = float("-inf")
+    """When it was last declared dead."""
+    displaced: Seat | None = None
+    """Whose place a claimant took: it comes back if the claim is withdrawn before it was served."""
     accused_until: float = float("-inf")
     """Another owner says that it is dead; until then its own words do not revive it."""
 
@@ -117,7 +121,19 @@ class Membership:
         if is_direct:
             known.heard = max(known.heard, seat.heard)
             observation = self._revive(known, seat.heard) or observation
+        elif self._has_outlived_its_death(known, seat.heard):
+            known.status = Status.ALIVE
+            observation = Observation.REVIVED
         return observation
+
+    def _has_outlived_its_death(self, known: Seat, now: float) -> bool:
+        """A record can only be there if it was stored after the death that we believed in.
+
+        This is for those who do not hear the owner; silence is judged by those who should hear it.
+        """
+        is_silence_ours_to_judge = known.stage in self._monitored
+        lifetime_s = self._timing.record_lifetime_s
+        return known.status is Status.DEAD and not is_silence_ours_to_judge and now - known.died_at > lifetime_s
 
     @staticmethod
     def _revive(known: Seat, now: float) -> Observation | None:
@@ -132,8 +148,10 @@ class Membership:
         is_better = known is None or supersedes(
             (seat.incarnation, seat.state, seat.peer), (known.incarnation, known.state, known.peer)
         )
-        if not is_better or seat.incarnation < self.known_incarnation(seat.stage):
+        if not is_better:
             return Observation.OUTDATED
+        if seat.state == "recovering" and known is not None:
+            seat.displaced = known.displaced if known.state == "recovering" else known
         seat.status = Status.LEFT if seat.state == "left" else Status.ALIVE
         self.seats[seat.stage] = seat
         return Observation.LEFT if seat.state == "left" else Observation.NEW_OWNER
@@ -148,7 +166,7 @@ class Membership:
     @staticmethod
     def _advance(known: Seat, seat: Seat) -> Observation:
         if known.state == "recovering" and seat.state == "serving":
-            known.state = "serving"
+            known.state, known.displaced = "serving", None
             return Observation.SERVING
         return Observation.KNOWN
 
@@ -156,14 +174,35 @@ class Membership:
         """Somebody knows of this incarnation, though we do not know its owner."""
         self._incarnation_floor[stage] = max(incarnation, self._incarnation_floor.get(stage, 0))
 
-    def mark_dead(self, stage: int, incarnation: int) -> Seat | None:
+    def mark_dead(self, stage: int, incarnation: int, now: float) -> Seat | None:
         """The tenure is declared dead. The seat if this is news, else None."""
         self.raise_incarnation(stage, incarnation)
         seat = self.seats.get(stage)
         if seat is None or seat.incarnation > incarnation or not seat.is_present:
             return None
-        seat.status = Status.DEAD
+        seat.status, seat.died_at = Status.DEAD, now
         return seat
+
+    def withdraw(self, stage: int, peer: PeerId, incarnation: int) -> bool:
+        """A claimant gives up before it served: its incarnation is spent, the owner of before comes back.
+
+        True if that changed the view. Its predecessor may live: then its next word revives it.
+        """
+        self.raise_incarnation(stage, incarnation)
+        seat = self.seats.get(stage)
+        if seat is None or (seat.peer, seat.incarnation, seat.state) != (peer, incarnation, "recovering"):
+            return False
+        del self.seats[stage]
+        if seat.displaced is not None:
+            self.seats[stage] = seat.displaced
+        return True
+
+    def forget_deaths(self) -> None:
+        """We were cut off: what we believed to be dead may well live. Incarnations are remembered."""
+        for stage, seat in list(self.seats.items()):
+            if seat.status is Status.DEAD:
+                self.raise_incarnation(stage, seat.incarnation)
+                del self.seats[stage]
 
     def accuse(self, stage: int, incarnation: int, now: float) -> Seat | None:
         """Another owner declares the tenure dead. The seat if this is news, else None.
@@ -174,7 +213,7 @@ class Membership:
         seat = self.seats.get(stage)
         if seat is not None and seat.incarnation == incarnation:
             seat.accused_until = now + self._timing.suspect_after_s
-        return self.mark_dead(stage, incarnation)
+        return self.mark_dead(stage, incarnation, now)
 
     def absolve(self, stage: int, incarnation: int, now: float) -> bool:
         """The accuser hears the tenure again. True if that brings it back."""
@@ -192,8 +231,7 @@ class Membership:
             return None
         if now - seat.heard <= self._timing.record_lifetime_s:
             return None
-        seat.status = Status.DEAD
-        return seat
+        return self.mark_dead(stage, seat.incarnation, now)
 
     # --- time ---
 
@@ -210,13 +248,14 @@ class Membership:
         changed: list[Seat] = []
         for stage in sorted(self._monitored):
             seat = self.seats.get(stage)
-            if seat is not None and self._judge(seat, now - seat.heard):
+            if seat is not None and self._judge(seat, now):
                 changed.append(seat)
         return changed
 
-    def _judge(self, seat: Seat, silence_s: float) -> bool:
+    def _judge(self, seat: Seat, now: float) -> bool:
+        silence_s = now - seat.heard
         if seat.is_present and silence_s > self._timing.dead_after_s:
-            seat.status = Status.DEAD
+            seat.status, seat.died_at = Status.DEAD, now
             return True
         if seat.status is Status.ALIVE and silence_s > self._timing.suspect_after_s:
             seat.status = Status.SUSPECT

@@ -119,7 +119,7 @@ class Grant(Message, frozen=True, tag="grant"):
     donation: Donation | None
 
 
-RefusalReason = Literal["owner alive", "superseded", "not serving"]
+RefusalReason = Literal["owner alive", "superseded", "not serving", "not a witness"]
 
 
 class Refusal(Message, frozen=True, tag="refusal"):

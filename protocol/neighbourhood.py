@@ -90,14 +90,16 @@ class Neighbourhood:
         stages = sorted(self.watched())
         keys = [stage_key(stage) for stage in stages] + [SPARES_KEY]
         if self._state.tenure is None:
-            keys += [weights_key(stage) for stage in stages] + [PROGRESS_KEY]
+            keys += [weights_key(stage) for stage in stages]
+        if self._state.tenure is None or self._state.membership.missing(self.watched()):
+            keys.append(PROGRESS_KEY)
         self._state.act(Read(tuple(keys)))
 
     def store_tenure(self) -> None:
         """Publish our tenure record, now and for a while."""
         self.stored_at = self._state.now
         state = self._state
-        if state.tenure is not None:
+        if state.tenure is not None and state.is_recognised:
             record = StageRecord(state.me, state.stage, state.incarnation, state.tenure_state, state.committed)
             state.act(Store(record, state.manifest.timing.record_lifetime_s))
 

@@ -24,6 +24,8 @@ class NodeState:
     now: float = 0.0
     tenure: Tenure | None = None
     tenure_state: StageState = "recovering"
+    is_recognised: bool = False
+    """Our tenure is public: every witness recognised it, or there was none and it lies open in the DHT."""
     committed: int = 0
     """The last step whose update is applied to our weights."""
     squared_gradient_norm: float | None = None

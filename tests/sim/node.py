@@ -188,6 +188,13 @@ class SimNode:
         self.snapshots[digest] = hosting.weights
         return 8, digest
 
+    def last_committed(self, stage: int, incarnation: int) -> int | None:
+        """The last step that was applied in a tenure."""
+        for hosting in [*self.past, self.hosting]:
+            if hosting is not None and (hosting.stage, hosting.incarnation) == (stage, incarnation):
+                return hosting.applied[-1] if hosting.applied else None
+        return None
+
     def perform(self, action: Discard | ReleaseStage) -> None:
         """Actions that only touch the body."""
         if isinstance(action, ReleaseStage):

@@ -353,13 +353,13 @@ class Simulation:
         if sorted(set(committed)) != list(range(1, total + 1)):
             raise Violation(f"committed {committed}, not 1..{total}")
         for stage in range(self.manifest.stage_count):
-            finishers = [
-                node
-                for node in self.nodes.values()
-                if node.is_stopped and node.core.state.tenure and node.core.state.tenure.stage == stage
-            ]
-            if any(node.core.state.committed != total for node in finishers):
-                raise Violation(f"S{stage} stopped at another step than {total}: {self.describe()}")
+            last = max(incarnation for owned, incarnation in self.served if owned == stage)
+            node = self.nodes[self.served[stage, last]]
+            tenure = node.core.state.tenure
+            holds_it = tenure is not None and (tenure.stage, tenure.incarnation) == (stage, last)
+            ended_at = node.core.state.committed if holds_it else node.last_committed(stage, last)
+            if node.is_alive and ended_at != total:
+                raise Violation(f"S{stage}/{last} ended at another step than {total}: {self.describe()}")
 
     def recoveries(self) -> list[LogLine]:
         return [line for line in self.log if line.name == "stage.recovered"]
@@ -374,9 +374,7 @@ def small_manifest(stages: int = 5, steps: int = 4, microbatches: int = 4, **set
     return replace_settings(
         manifest,
         model=replace_settings(manifest.model, block_stages=stages - 1),
-        step=replace_settings(
-            manifest.step, microbatches=microbatches, total_steps=steps, microbatch_timeout_s=8.0
-        ),
+        step=replace_settings(manifest.step, microbatches=microbatches, total_steps=steps, microbatch_timeout_s=8.0),
         recovery=replace_settings(manifest.recovery, **settings),
     )
 
@@ -388,9 +386,7 @@ def replace_settings(section: Any, **changes: Any) -> Any:
     return msgspec.structs.replace(section, **changes)
 
 
-def build(
-    seed: int, faults: list[Fault], *, manifest: RunManifest, spares: int, weather: Weather = CALM
-) -> Simulation:
+def build(seed: int, faults: list[Fault], *, manifest: RunManifest, spares: int, weather: Weather = CALM) -> Simulation:
     """A swarm with one node per stage and some spares that come a little later."""
     simulation = Simulation(manifest, seed, faults, weather)
     for stage in range(manifest.stage_count):
