@@ -71,8 +71,7 @@ def test_blend_is_the_documented_operations_to_the_bit(
     sources = [(random.standard_normal(size) * scale).astype(np.float32) for scale in scales]
     expected = np.float32(coefficients[0]) * sources[0]
     for coefficient, source in zip(coefficients[1:], sources[1:], strict=True):
-        product = (np.float32(coefficient) * source).astype(np.float32)
-        expected = (expected + product).astype(np.float32)
+        expected = expected + np.float32(coefficient) * source
     (blended,) = blend([[torch.from_numpy(source)] for source in sources], coefficients)
     assert blended.numpy().tobytes() == expected.tobytes()
 
@@ -145,8 +144,7 @@ def test_a_snapshot_does_not_follow_training() -> None:
 
 
 def test_the_payload_is_all_parameters_in_order() -> None:
-    stage = build_stage(SETTINGS, 2, 0)
-    taken = snapshot(stage)
+    taken = snapshot(stage := build_stage(SETTINGS, 2, 0))
     expected = b"".join(parameter.detach().numpy().astype("<f4").tobytes() for parameter in stage.parameters())
     assert taken.payload_bytes == len(expected)
     assert [spec.name for spec in taken.specs] == [name for name, _ in stage.named_parameters()]
