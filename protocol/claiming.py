@@ -210,7 +210,8 @@ class Claimant:
         assert claim is not None
         assert claim.asked is not None
         claim.repeated_at = self._state.now
-        self._state.send_to_stage(claim.asked, Claim(claim.stage, claim.incarnation))
+        witnesses = tuple(self._survivors(claim))
+        self._state.send_to_stage(claim.asked, Claim(claim.stage, claim.incarnation, witnesses))
 
     def on_grant(self, peer: PeerId, grant: Grant) -> None:
         claim = self.claim

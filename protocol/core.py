@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from protocol.claiming import Claimant, OpenClaim
 from protocol.donating import Donor
-from protocol.driving import Driver
+from protocol.driving import FINAL_PROGRESS_LIFETIME_S, Driver
 from protocol.errors import RemoteProtocolError
 from protocol.events import (
     Action,
@@ -191,10 +191,9 @@ class Core:
                 self._on_gossip(peer, message)
             case Claim():
                 self._on_claim(peer, message)
-            case Withdraw():
-                if self._donor is not None:
-                    self._donor.on_withdraw(peer, message)
-                    self._is_view_changed = True
+            case Withdraw(stage, incarnation):
+                if self.state.membership.withdraw(stage, peer, incarnation):
+                    self._on_seat_changed(stage)
             case Grant():
                 self._claimant.on_grant(peer, message)
             case Refusal():
@@ -280,7 +279,8 @@ class Core:
                 left = membership.seats[seat.stage]
                 self.state.emit_about("peer.left", left)
                 self._on_seat_changed(seat.stage)
-                if left.stage == DRIVER_STAGE and 0 < self._manifest.step.total_steps <= left.step:
+                is_enough = left.stage == DRIVER_STAGE or self.state.tenure is None
+                if is_enough and 0 < self._manifest.step.total_steps <= left.step:
                     self._on_run_over()
         return True
 
@@ -454,15 +454,25 @@ class Core:
 
     def _leave(self, reason: str) -> None:
         """Say goodbye: a record outlives us, so ours must say that we left."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
         if self._claimant.claim is not None:
             self._claimant.abandon("stopping")
         if self.state.tenure is not None:
             self.state.tenure_state = "left"
             self._neighbourhood.announce()
             self._neighbourhood.store_tenure()
-            self.state.emit("peer.left", reason=reason)
         else:
             self._store(SpareRecord(self.state.me, self._capacity, "left"))
-            self.state.emit("peer.left", reason=reason)
-        self._is_stopped = True
+        if self.state.tenure is not None and self.state.is_run_done and not isinstance(self._host, Driver):
+            self._store_end()
+        self.state.emit("peer.left", reason=reason)
         self.state.act(Stop("done" if reason == "done" else "asked"))
+
+    def _store_end(self) -> None:
+        """The driver may have died with the news: every owner that saw the end leaves word of it."""
+        incarnation = max(1, self.state.membership.known_incarnation(DRIVER_STAGE))
+        tokens = self.state.committed * self._manifest.tokens_per_step
+        record = ProgressRecord(self.state.me, incarnation, self.state.committed, None, tokens, 0.0)
+        self.state.act(Store(record, FINAL_PROGRESS_LIFETIME_S))

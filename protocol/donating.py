@@ -2,8 +2,9 @@
 
 The owner of a stage is a witness of every dead stage between itself and its nearest survivors. A
 witness recognises at most one peer for each (stage, incarnation), for good. Claimants ask the
-witnesses of a stage in ascending order and need all of them, so two claimants can never both be
-recognised: this is what keeps two peers from serving one stage under one incarnation.
+witnesses of a stage in ascending order and need all of them, and a witness refuses a claim that leaves
+out another witness it knows of; so of two claimants at most one is recognised. This is what keeps two
+peers from serving one stage under one incarnation.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from protocol.events import ReleaseSnapshot, SnapshotJob, Store
 from protocol.ids import DRIVER_STAGE, PeerId
 from protocol.membership import Seat, Status
-from protocol.messages import Claim, Donation, FetchRequest, Grant, Refusal, RefusalReason, Withdraw
+from protocol.messages import Claim, Donation, FetchRequest, Grant, Refusal, RefusalReason
 from protocol.node_state import NodeState
-from protocol.placement import dead_stretch
+from protocol.placement import dead_stretch, nearest_survivors
 from protocol.records import OfferRecord
 from protocol.work import WorkQueue
 
@@ -86,7 +87,8 @@ class Donor:
         self._held = HeldWeights(self._state.committed, payload_bytes, digest)
         for stage, (claimant, incarnation) in list(self._unanswered.items()):
             del self._unanswered[stage]
-            self._grant(claimant, stage, incarnation)
+            if self._is_recognised(claimant, stage, incarnation):
+                self._grant(claimant, stage, incarnation)
         self.review()
 
     def _offer(self, stage: int) -> None:
@@ -138,8 +140,7 @@ class Donor:
     def on_claim(self, peer: PeerId, claim: Claim) -> None:
         """Recognise the claimant, or say why not."""
         seat = self._state.membership.seats.get(claim.stage)
-        is_recognised = seat is not None and (seat.peer, seat.incarnation) == (peer, claim.incarnation)
-        if not is_recognised:
+        if not self._is_recognised(peer, claim.stage, claim.incarnation):
             reason = self._objection(claim, seat)
             if reason is not None:
                 known = self._state.membership.known_incarnation(claim.stage)
@@ -148,6 +149,10 @@ class Donor:
             claimed = Seat(claim.stage, peer, claim.incarnation, "recovering", 0, Status.ALIVE, self._state.now)
             self._state.membership.observe(claimed, is_direct=True)
         self._grant(peer, claim.stage, claim.incarnation)
+
+    def _is_recognised(self, peer: PeerId, stage: int, incarnation: int) -> bool:
+        seat = self._state.membership.seats.get(stage)
+        return seat is not None and (seat.peer, seat.incarnation) == (peer, incarnation)
 
     def _objection(self, claim: Claim, seat: Seat | None) -> RefusalReason | None:
         if claim.stage == self._state.stage or (seat is not None and seat.is_serving):
@@ -159,7 +164,8 @@ class Donor:
         membership = self._state.membership
         if claim.stage not in dead_stretch(self._state.stage, membership.stage_count, membership.is_serving):
             return "not a witness"
-        return None
+        survivors = nearest_survivors(claim.stage, membership.stage_count, membership.is_serving)
+        return None if set(survivors) <= set(claim.witnesses) else "asks too few"
 
     def _grant(self, peer: PeerId, stage: int, incarnation: int) -> None:
         if self._has_weights_for(stage) and (self._held is None or self._held.step != self._state.committed):
@@ -167,11 +173,6 @@ class Donor:
             self._hold_weights()
             return
         self._state.send(peer, Grant(stage, incarnation, self._state.committed, self._donation_for(stage)))
-
-    def on_withdraw(self, peer: PeerId, message: Withdraw) -> None:
-        """The claimant gives up: the stage is a hole again, or its owner's whom we took for dead."""
-        if self._state.membership.withdraw(message.stage, peer, message.incarnation):
-            self._unanswered.pop(message.stage, None)
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
         """Whether the peer is the claimant that we recognise, asking for the weights that we hold."""

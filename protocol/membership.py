@@ -200,7 +200,7 @@ class Membership:
     def forget_deaths(self) -> None:
         """We were cut off: what we believed to be dead may well live. Incarnations are remembered."""
         for stage, seat in list(self.seats.items()):
-            if seat.status is Status.DEAD:
+            if seat.status is Status.DEAD or seat.state == "recovering":
                 self.raise_incarnation(stage, seat.incarnation)
                 del self.seats[stage]
 

@@ -93,10 +93,14 @@ class Fenced(Message, frozen=True, tag="fenced"):
 
 
 class Claim(Message, frozen=True, tag="claim"):
-    """I want to take the lost stage under this incarnation: do you recognise me?"""
+    """I want to take the lost stage under this incarnation: do you recognise me?
+
+    ``witnesses`` are the stages whose owners I ask; you refuse if you know of another.
+    """
 
     stage: StageNumber
     incarnation: Incarnation
+    witnesses: Annotated[tuple[StageNumber, ...], Meta(max_length=4)]
 
 
 class Donation(msgspec.Struct, frozen=True, array_like=True):
@@ -119,7 +123,7 @@ class Grant(Message, frozen=True, tag="grant"):
     donation: Donation | None
 
 
-RefusalReason = Literal["owner alive", "superseded", "not serving", "not a witness"]
+RefusalReason = Literal["owner alive", "superseded", "not serving", "not a witness", "asks too few"]
 
 
 class Refusal(Message, frozen=True, tag="refusal"):
