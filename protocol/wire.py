@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import msgspec
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.messages import AnyMessage, TensorHeader
+from protocol.messages import DTYPE_BYTES, AnyMessage, TensorHeader
 
 PREFIX = struct.Struct("<IQ")
 MESSAGE_BYTES_MAX = 64 * 1024
@@ -26,8 +26,6 @@ FETCH_MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 """Longest message on a fetch stream: its header lists every tensor of a stage."""
 PAYLOAD_BYTES_MAX = 1 << 30
 """Largest tensor on a link; the run's own activation size is a tighter bound (`tensor_bytes`)."""
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):

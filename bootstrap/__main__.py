@@ -1,0 +1,80 @@
+"""The ``understudy`` command. ``python -m bootstrap`` is ``understudy bootstrap``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from node.__main__ import Multiaddrs, default_identity, node, parse_listen, run
+from node.addresses import JoinString
+from node.process import EXIT_DONE, StopSwitch
+from protocol.manifest import PRESETS
+
+app = typer.Typer(
+    name="understudy",
+    help="Train a language model with volunteers: when an actor vanishes mid-play, the understudy steps in.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_SOURCE = f"A preset ({', '.join(PRESETS)}) or the path of a run.toml."
+
+
+def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
+    source: Annotated[str, typer.Argument(metavar="PRESET|run.toml", help=_SOURCE)],
+    host_maddr: Annotated[Multiaddrs | None, typer.Option(help="Multiaddr to listen on. Repeatable.")] = None,
+    announce_maddr: Annotated[Multiaddrs | None, typer.Option(help="Multiaddr that others should dial.")] = None,
+    identity: Annotated[Path | None, typer.Option(help="Key file of the founder; made if missing.")] = None,
+    dir: Annotated[Path | None, typer.Option(help="Write manifest.json and join.txt into this folder.")] = None,
+    steps: Annotated[int | None, typer.Option(help="End the run after this many steps.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say everything.")] = False,
+    stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Found a run: print its join string and be the first peer of its DHT."""
+
+    async def main(switch: StopSwitch) -> int:
+        from bootstrap.found import load_manifest
+        from bootstrap.seed import serve_seed
+        from node.identity import Identity
+        from node.swarm import SwarmConfig, quiet_libraries
+        from node.telemetry import configure_logging
+
+        manifest = load_manifest(source, steps)
+        hosts, announced = parse_listen(host_maddr or [], announce_maddr or [])
+        configure_logging(is_verbose=verbose)
+        quiet_libraries(is_verbose=verbose)
+        founder = Identity.load_or_create(identity or default_identity("founder"))
+        is_stopped = asyncio.Event()
+
+        def announce(join: JoinString) -> None:
+            if dir is not None:
+                dir.mkdir(parents=True, exist_ok=True)
+                (dir / "manifest.json").write_bytes(manifest.encode() + b"\n")
+                (dir / "join.txt").write_text(f"{join}\n", encoding="utf-8")
+            print(join, flush=True)  # noqa: T201 - the command's result
+            print("Anyone can join with: understudy node --join '<that line>'. Ctrl-C stops.", file=sys.stderr)  # noqa: T201
+            switch.hand_over(is_stopped.set)
+
+        config = SwarmConfig(host_maddrs=hosts, announce_maddrs=announced)
+        await serve_seed(manifest, founder, config, announce, is_stopped)
+        return EXIT_DONE
+
+    run(main, stops_with_stdin=stop_with_stdin)
+
+
+app.command()(bootstrap)
+app.command()(node)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    typer.run(bootstrap)

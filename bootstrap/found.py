@@ -1,0 +1,51 @@
+"""Founding: from a preset or a run.toml to a signed manifest and its join string."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from node.addresses import JoinString
+from node.identity import Identity
+from protocol.errors import SettingsError
+from protocol.manifest import PRESETS, RunManifest, check, parse_manifest, preset
+from protocol.records import ManifestRecord
+
+
+def load_manifest(source: str, total_steps: int | None = None) -> RunManifest:
+    """The manifest of a preset's name or a run.toml's path, made unique by a nonce. Raises `SettingsError`."""
+    manifest = preset(source) if source in PRESETS else _read(source)
+    manifest = msgspec.structs.replace(manifest, founding_nonce=secrets.token_hex(8))
+    if total_steps is not None:
+        if total_steps < 1:
+            raise SettingsError("--steps must be at least 1")
+        step = msgspec.structs.replace(manifest.step, total_steps=total_steps)
+        manifest = msgspec.structs.replace(manifest, step=step)
+    check(manifest)
+    return manifest
+
+
+def _read(source: str) -> RunManifest:
+    path = Path(source)
+    if not path.suffix and not path.exists():
+        return preset(source)
+    try:
+        return parse_manifest(path.read_text(encoding="utf-8"), source)
+    except OSError as error:
+        raise SettingsError(f"{source} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{source} is not UTF-8 text: it should be a run.toml") from error
+
+
+def found(manifest: RunManifest, founder: Identity) -> ManifestRecord:
+    """Sign the manifest."""
+    encoded = manifest.encode()
+    return ManifestRecord(founder.peer_id, encoded, founder.public_key_bytes, founder.sign(encoded))
+
+
+def join_string(manifest: RunManifest, founder: Identity, addresses: Sequence[str]) -> JoinString:
+    """What newcomers need."""
+    return JoinString(manifest.run_id(), manifest.digest(), founder.peer_id, tuple(addresses))

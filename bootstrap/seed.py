@@ -1,0 +1,51 @@
+"""The seed: the first DHT peer of a run. It hosts no stage; the swarm goes on without it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from bootstrap.found import found, join_string
+from node.addresses import JoinString
+from node.identity import Identity
+from node.swarm import Swarm, SwarmConfig, dht_time
+from protocol.errors import NetworkError
+from protocol.manifest import RunManifest
+from protocol.records import MANIFEST_KEY, ManifestRecord, encode_record
+
+logger = logging.getLogger(__name__)
+
+
+async def serve_seed(
+    manifest: RunManifest,
+    identity: Identity,
+    config: SwarmConfig,
+    announce: Callable[[JoinString], None],
+    is_stopped: asyncio.Event,
+) -> None:
+    """Open the DHT, publish the manifest, tell ``announce`` the join string, go on until stopped."""
+    async with Swarm.open(config, identity) as swarm:
+        charter = found(manifest, identity)
+        await _publish(swarm, manifest, charter)
+        announce(join_string(manifest, identity, swarm.addresses))
+        async with asyncio.TaskGroup() as tasks:
+            owned = [tasks.create_task(swarm.watch_daemon()), tasks.create_task(_republish(swarm, manifest, charter))]
+            await is_stopped.wait()
+            for task in owned:
+                task.cancel()
+
+
+async def _republish(swarm: Swarm, manifest: RunManifest, charter: ManifestRecord) -> None:
+    while True:
+        await asyncio.sleep(manifest.timing.record_refresh_s)
+        try:
+            await _publish(swarm, manifest, charter)
+        except NetworkError as error:
+            logger.warning("%s", error)
+
+
+async def _publish(swarm: Swarm, manifest: RunManifest, charter: ManifestRecord) -> None:
+    key = f"{manifest.run_id()}/{MANIFEST_KEY}"
+    expiration = dht_time() + manifest.timing.record_lifetime_s
+    await swarm.store(key, charter.peer, encode_record(charter), expiration)

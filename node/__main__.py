@@ -1,0 +1,133 @@
+"""``understudy node`` and ``python -m node``: run one volunteer's node. The only place with uvloop."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from node.addresses import JoinString, parse_join, parse_multiaddr
+from node.process import EXIT_DONE, Main, StopSwitch, supervise
+from protocol.errors import SettingsError
+
+Multiaddrs = list[str]
+
+
+def run(main: Main, *, stops_with_stdin: bool = False) -> None:
+    """Run an asynchronous main in uvloop and exit with its status."""
+    raise typer.Exit(uvloop.run(supervise(main, stops_with_stdin=stops_with_stdin)))
+
+
+def default_identity(name: str) -> Path:
+    """Where a person's identities lie: the XDG data folder."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "understudy" / f"{name}.key"
+
+
+def parse_stage(text: str) -> int | None:
+    """``auto`` or a stage number. Raises `SettingsError`."""
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise SettingsError(f"--stage {text!r}: use 'auto' or a stage number such as 2")
+    return int(text)
+
+
+def parse_listen(host_maddrs: Multiaddrs, announce_maddrs: Multiaddrs) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Check the addresses to listen on and to announce. Raises `SettingsError`."""
+    hosts = tuple(parse_multiaddr(text, needs_peer_id=False, accepts_port_zero=True) for text in host_maddrs)
+    announced = tuple(parse_multiaddr(text, needs_peer_id=False) for text in announce_maddrs)
+    return hosts or ("/ip4/0.0.0.0/tcp/0",), announced
+
+
+@dataclass(frozen=True, slots=True)
+class NodeArguments:
+    """The command line of a node, parsed as far as no heavy import is needed."""
+
+    join: JoinString
+    stage: int | None
+    host_maddrs: tuple[str, ...]
+    announce_maddrs: tuple[str, ...]
+    identity: Path
+    device: str
+    threads: int
+    events: Path | None
+
+
+async def serve(arguments: NodeArguments, switch: StopSwitch) -> int:
+    """Join the run and serve it until it is done or somebody asks us to stop."""
+    from node.config import NodeConfig, choose_device, choose_threads
+    from node.identity import Identity
+    from node.joining import obtain_manifest
+    from node.runtime import Node, measure_capacity
+    from node.swarm import Swarm, SwarmConfig
+
+    config = NodeConfig(
+        join=arguments.join,
+        identity_path=arguments.identity,
+        stage=arguments.stage,
+        host_maddrs=arguments.host_maddrs,
+        announce_maddrs=arguments.announce_maddrs,
+        device=choose_device(arguments.device),
+        threads=choose_threads(arguments.threads),
+        events_path=arguments.events,
+    )
+    identity = Identity.load_or_create(config.identity_path)
+    swarm_config = SwarmConfig(
+        host_maddrs=config.host_maddrs,
+        announce_maddrs=config.announce_maddrs,
+        initial_peers=config.join.addresses,
+    )
+    async with Swarm.open(swarm_config, identity) as swarm:
+        manifest, charter = await obtain_manifest(swarm, config.join)
+        if config.stage is not None and config.stage > manifest.last_stage:
+            raise SettingsError(f"--stage {config.stage}: this run has the stages 0 to {manifest.last_stage}")
+        node = Node(swarm, charter, config, measure_capacity(config.device))
+        switch.hand_over(node.stop)
+        await node.run()
+    return EXIT_DONE
+
+
+def node(  # noqa: PLR0913, PLR0917 - one parameter per option
+    join: Annotated[str, typer.Option(help="The join string that 'understudy bootstrap' printed.")],
+    stage: Annotated[str, typer.Option(help="The stage to take if it is free, or 'auto'.")] = "auto",
+    host_maddr: Annotated[Multiaddrs | None, typer.Option(help="Multiaddr to listen on. Repeatable.")] = None,
+    announce_maddr: Annotated[Multiaddrs | None, typer.Option(help="Multiaddr that others should dial.")] = None,
+    identity: Annotated[Path | None, typer.Option(help="Key file of this peer; made if missing.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    threads: Annotated[int, typer.Option(help="Arithmetic threads; 0 means all cores.")] = 0,
+    events: Annotated[Path | None, typer.Option(help="Append events as JSON lines to this file.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say everything.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say only what goes wrong.")] = False,
+    stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Join a swarm and host one stage of its model."""
+
+    async def main(switch: StopSwitch) -> int:
+        hosts, announced = parse_listen(host_maddr or [], announce_maddr or [])
+        arguments = NodeArguments(
+            join=parse_join(join),
+            stage=parse_stage(stage),
+            host_maddrs=hosts,
+            announce_maddrs=announced,
+            identity=identity or default_identity("node"),
+            device=device,
+            threads=threads,
+            events=events,
+        )
+        from node.swarm import quiet_libraries
+        from node.telemetry import configure_logging
+
+        configure_logging(is_verbose=verbose, is_quiet=quiet)
+        quiet_libraries(is_verbose=verbose)
+        return await serve(arguments, switch)
+
+    run(main, stops_with_stdin=stop_with_stdin)
+
+
+if __name__ == "__main__":
+    typer.run(node)

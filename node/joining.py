@@ -1,0 +1,55 @@
+"""From a join string to the run's manifest, checked against what the join string promises."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from node.addresses import JoinString
+from node.identity import peer_id_of, verify
+from node.swarm import Swarm
+from protocol.errors import NetworkError, RemoteProtocolError, SettingsError
+from protocol.manifest import RunManifest, decode_manifest
+from protocol.records import MANIFEST_KEY, ManifestRecord, decode_record
+
+FIND_TIMEOUT_S = 15.0
+"""How long the manifest is looked for: a seed that just started needs a moment to publish it."""
+LOOK_AGAIN_AFTER_S = 0.3
+
+
+async def obtain_manifest(swarm: Swarm, join: JoinString) -> tuple[RunManifest, ManifestRecord]:
+    """The run's manifest and the founder's record of it. Raises `NetworkError` or `SettingsError`."""
+    deadline = time.monotonic() + FIND_TIMEOUT_S
+    problem: SettingsError | None = None
+    while time.monotonic() < deadline:
+        for stored in await swarm.get(f"{join.run_id}/{MANIFEST_KEY}"):
+            try:
+                record = decode_record(MANIFEST_KEY, stored.owner, stored.value)
+                if isinstance(record, ManifestRecord):
+                    return check_charter(record, join), record
+            except (SettingsError, RemoteProtocolError) as error:
+                problem = SettingsError(str(error))
+        await asyncio.sleep(LOOK_AGAIN_AFTER_S)
+    if problem is not None:
+        raise problem
+    raise NetworkError(
+        f"the swarm was reached, but nobody knows the run {join.run_id}: "
+        "check the join string, the run may have ended or the seed may have been restarted with a new one"
+    )
+
+
+def check_charter(record: ManifestRecord, join: JoinString) -> RunManifest:
+    """The manifest, if it is the one that the join string names and the founder signed. Raises `SettingsError`."""
+    manifest = decode_manifest(record.manifest)
+    if manifest.digest() != join.digest:
+        raise SettingsError(
+            f"the run's manifest has digest {manifest.digest()[:12]}.., the join string says {join.digest[:12]}..: "
+            "the join string is damaged or of another run, ask for it again"
+        )
+    try:
+        signer = peer_id_of(record.founder_key)
+    except RemoteProtocolError as error:
+        raise SettingsError(f"the manifest's signature cannot be checked: {error}") from error
+    if signer != join.founder or not verify(record.founder_key, record.manifest, record.signature):
+        raise SettingsError("the run's manifest is not signed by its founder: do not join this run")
+    return manifest

@@ -1,0 +1,286 @@
+"""The node: feeds the core with what happens and does what the core says.
+
+One event loop, one compute thread, one p2pd. Everything that runs belongs to the one TaskGroup of
+`Node.run`; when the core says stop, or anything fails, the group ends and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from node.config import NodeConfig
+from node.network import LinkRules, Network
+from node.stage import StageHost
+from node.swarm import Swarm, dht_time
+from node.telemetry import EventLog
+from node.tensors import activation_header
+from node.transfer import Fetcher, WeightsServer, fetch_protocol
+from node.worker import Worker
+from protocol.core import Core
+from protocol.errors import NetworkError, RemoteProtocolError, UnderstudyError
+from protocol.events import (
+    Action,
+    CancelFetches,
+    CloseLinks,
+    Discard,
+    Emit,
+    Event,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    Job,
+    JobDone,
+    MessageReceived,
+    PeerUnreachable,
+    Read,
+    RecordsRead,
+    ReleaseSnapshot,
+    ReleaseStage,
+    Run,
+    Send,
+    Started,
+    Stop,
+    StopRequested,
+    Store,
+    TimerFired,
+)
+from protocol.ids import PeerId
+from protocol.manifest import decode_manifest
+from protocol.messages import AnyMessage
+from protocol.records import RECORDS_PER_KEY_MAX, AnyRecord, ManifestRecord, decode_record, encode_record, key_of
+
+logger = logging.getLogger(__name__)
+
+GOODBYE_TIMEOUT_S = 3.0
+"""For the last messages and records to leave."""
+
+
+CAPACITY_SECONDS = 0.05
+_CAPACITY_SIZE = 256
+
+
+def measure_capacity(device: str) -> float:
+    """Billions of multiply-adds per second that the device does on a small matrix: ranks spares."""
+    matrix = torch.ones(_CAPACITY_SIZE, _CAPACITY_SIZE, device=device)
+    began, rounds = time.perf_counter(), 0
+    while time.perf_counter() - began < CAPACITY_SECONDS:
+        (matrix @ matrix).sum().item()
+        rounds += 1
+    return round(rounds * _CAPACITY_SIZE**3 / (time.perf_counter() - began) / 1e9, 1)
+
+
+class Node:
+    """One volunteer's node of a run."""
+
+    def __init__(self, swarm: Swarm, charter: ManifestRecord, config: NodeConfig, capacity: float) -> None:
+        manifest = decode_manifest(charter.manifest)
+        self._swarm, self._config = swarm, config
+        self._run_id = manifest.run_id()
+        self._core = Core(swarm.peer_id, manifest, capacity, charter)
+        self._events = EventLog(config.events_path)
+        self._loop = asyncio.get_running_loop()
+        self._host = StageHost(manifest, config.device)
+        self._worker = Worker(self._host, config.threads, self._job_finished, self._fail)
+        rules = LinkRules(self._run_id, manifest.digest(), activation_header(manifest))
+        self._network = Network(swarm, rules, self._message_came, self._peer_gone)
+        self._fetch_protocol = fetch_protocol(rules)
+        self._fetcher = Fetcher(swarm, rules, manifest.model, self._worker)
+        self._weights = WeightsServer(self._core.may_fetch, lambda: self._host.held)
+        self._records = _Records(swarm, self._run_id, self.feed)
+        self._fetches: dict[tuple[int, int], list[asyncio.Task[None]]] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped: asyncio.Future[str] = self._loop.create_future()
+
+    async def run(self) -> str:
+        """Serve until the run is done ("done") or `stop` is called ("asked")."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                owned = [tasks.create_task(self._swarm.watch_daemon()), tasks.create_task(self._records.run())]
+                await self._start(tasks)
+                reason = await self._stopped
+                await self._say_goodbye()
+                for task in owned:
+                    task.cancel()
+                self._close()
+            return reason
+        finally:
+            self._close()
+            self._worker.close()
+            self._events.close()
+
+    def stop(self) -> None:
+        """Say goodbye and end; a second call does not wait for the goodbye."""
+        if self._core.is_stopped and not self._stopped.done():
+            self._stopped.set_result("asked")
+        self.feed(StopRequested())
+
+    async def _start(self, tasks: asyncio.TaskGroup) -> None:
+        self._network.start(tasks)
+        await self._swarm.serve_streams(self._network.protocol, self._network.receive)
+        await self._swarm.serve_streams(self._fetch_protocol, self._weights.serve)
+        self.feed(Started(self._config.stage))
+        self._tick()
+
+    async def _say_goodbye(self) -> None:
+        """Let the last words leave before the links are closed."""
+        await self._records.flush(GOODBYE_TIMEOUT_S)
+        await self._network.flush(GOODBYE_TIMEOUT_S)
+
+    def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._network.stop()
+        for claim in list(self._fetches):
+            self._cancel_fetches(claim)
+
+    # --- events ---
+
+    def feed(self, event: Event) -> None:
+        """Give an event to the core and do what it says."""
+        if self._stopped.done():
+            return
+        for action in self._core.handle(event, self._loop.time()):
+            self._perform(action)
+
+    def _tick(self) -> None:
+        self.feed(TimerFired())
+        if not self._stopped.done():
+            self._timer = self._loop.call_at(self._core.deadline, self._tick)
+
+    def _message_came(self, peer: PeerId, message: AnyMessage, payload: Any) -> None:
+        self.feed(MessageReceived(peer, message, payload))
+
+    def _peer_gone(self, peer: PeerId) -> None:
+        self.feed(PeerUnreachable(peer))
+
+    def _job_finished(self, job: Job, result: Any) -> None:
+        self.feed(JobDone(job, result))
+
+    def _fail(self, error: BaseException) -> None:
+        """The compute thread failed: end the node, with the reason."""
+        if not self._stopped.done():
+            self._stopped.set_exception(error)
+
+    # --- actions ---
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Send(peer, message, payload):
+                self._network.send(peer, message, payload)
+            case Run(job):
+                self._worker.run(job)
+            case Discard() | ReleaseSnapshot() | ReleaseStage():
+                self._worker.free(action)
+            case Store() | Read():
+                self._records.add(action)
+            case Emit(name, fields):
+                self._emit(name, fields)
+            case Stop(reason):
+                if not self._stopped.done():
+                    self._stopped.set_result(reason)
+            case _:
+                self._perform_on_peer(action)
+
+    def _perform_on_peer(self, action: Fetch | CancelFetches | CloseLinks) -> None:
+        match action:
+            case Fetch():
+                assert self._tasks is not None
+                task = self._tasks.create_task(self._fetch(action), name=f"fetch from {action.donor[-8:]}")
+                self._fetches.setdefault(action.claim, []).append(task)
+            case CancelFetches(claim):
+                self._cancel_fetches(claim)
+            case CloseLinks(peer):
+                self._network.close(peer)
+
+    def _emit(self, name: str, fields: Mapping[str, Any]) -> None:
+        self._events.write(name, fields)
+
+    def _cancel_fetches(self, claim: tuple[int, int]) -> None:
+        for task in self._fetches.pop(claim, []):
+            task.cancel()
+
+    async def _fetch(self, fetch: Fetch) -> None:
+        try:
+            weights = await self._fetcher.fetch(fetch)
+        except UnderstudyError as error:
+            self.feed(FetchFailed(fetch.claim, fetch.donor, str(error)))
+        else:
+            self.feed(Fetched(fetch.claim, fetch.donor, weights))
+
+
+class _Records:
+    """The core's reads and stores, done one batch at a time; a later store of a key replaces an earlier."""
+
+    def __init__(self, swarm: Swarm, run_id: str, feed: Any) -> None:
+        self._swarm, self._prefix, self._feed = swarm, run_id, feed
+        self._stores: dict[str, Store] = {}
+        self._reads: dict[str, None] = {}
+        self._is_due = asyncio.Event()
+        self._is_idle = asyncio.Event()
+
+    def add(self, action: Store | Read) -> None:
+        if isinstance(action, Store):
+            self._stores[key_of(action.record)] = action
+        else:
+            self._reads |= dict.fromkeys(action.keys)
+        self._is_due.set()
+        self._is_idle.clear()
+
+    async def run(self) -> None:
+        """Stores go before reads, so that we read what we stored."""
+        while True:
+            await self._is_due.wait()
+            self._is_due.clear()
+            stores, self._stores = self._stores, {}
+            reads, self._reads = self._reads, {}
+            async with asyncio.TaskGroup() as tasks:
+                for store in stores.values():
+                    tasks.create_task(self._store(store))
+            if reads:
+                await self._read(list(reads))
+            if not self._is_due.is_set():
+                self._is_idle.set()
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until everything asked for so far is done, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._is_idle.wait()
+
+    async def _store(self, store: Store) -> None:
+        record = store.record
+        key = f"{self._prefix}/{key_of(record)}"
+        expiration = dht_time() + store.lifetime_s
+        try:
+            await self._swarm.store(key, record.peer, encode_record(record), expiration)
+        except NetworkError as error:
+            logger.warning("%s", error)
+
+    async def _read(self, keys: list[str]) -> None:
+        try:
+            found = await self._swarm.get_many([f"{self._prefix}/{key}" for key in keys])
+        except NetworkError as error:
+            logger.warning("%s", error)
+            return
+        for key in keys:
+            records = found[f"{self._prefix}/{key}"][:RECORDS_PER_KEY_MAX]
+            self._feed(RecordsRead(key, tuple(self._decode(key, records))))
+
+    @staticmethod
+    def _decode(key: str, stored: list[Any]) -> list[AnyRecord]:
+        records = []
+        for entry in stored:
+            try:
+                records.append(decode_record(key, entry.owner, entry.value))
+            except RemoteProtocolError as error:
+                logger.debug("ignored: %s", error)
+        return records

@@ -1,0 +1,185 @@
+"""The stage this node holds, and the jobs the compute thread does on it.
+
+Only the compute thread calls `StageHost.work`, one job at a time in the core's order. Gradients sum
+up in ``.grad``; a job that is not counted computes the input's gradient and leaves the sums alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from node.data import Batches, open_corpus
+from node.model import BlockStage, EdgeStage, build_stage
+from node.optimizer import StageOptimizer
+from node.tensors import from_wire, to_wire
+from node.weights import WeightsSnapshot, blend, load, snapshot
+from protocol.errors import LocalProtocolError, WeightsError
+from protocol.events import (
+    ApplyJob,
+    BackwardJob,
+    BlendJob,
+    Discard,
+    ForwardJob,
+    InitialiseJob,
+    Job,
+    LossJob,
+    SnapshotJob,
+)
+from protocol.ids import Attempt, Microbatch
+from protocol.manifest import RunManifest
+
+Key = tuple[Microbatch, Attempt]
+
+
+@dataclass(slots=True)
+class Saved:
+    """What a backward pass needs of its forward pass."""
+
+    source: Tensor | None
+    """The leaf whose gradient goes to the previous stage; None on S0."""
+    output: Tensor
+    labels: Tensor | None = None
+
+
+class StageHost:
+    """Weights, optimizer and saved activations of at most one stage."""
+
+    def __init__(self, manifest: RunManifest, device: str) -> None:
+        self._manifest = manifest
+        self._device = torch.device(device)
+        self._module: BlockStage | EdgeStage | None = None
+        self._optimizer: StageOptimizer | None = None
+        self._batches: Batches | None = None
+        self._saved: dict[Key, Saved] = {}
+        self.held: WeightsSnapshot | None = None
+        """The snapshot that claimants may fetch. Read by the event loop, replaced by the compute thread."""
+
+    # --- jobs ---
+
+    def work(self, job: Job) -> Any:
+        """Do a job; see protocol/events.py for what each returns."""
+        match job:
+            case ForwardJob():
+                return self._forward(job)
+            case LossJob():
+                return self._loss(job)
+            case BackwardJob():
+                return self._backward(job)
+            case ApplyJob() | SnapshotJob():
+                return self._apply(job.step, job.counted) if isinstance(job, ApplyJob) else self._snapshot()
+            case InitialiseJob() | BlendJob():
+                return self._build(job)
+
+    def discard(self, discard: Discard) -> None:
+        """Free what an outdated attempt left."""
+        self._saved.pop((discard.microbatch, discard.attempt), None)
+
+    def release_snapshot(self) -> None:
+        self.held = None
+
+    def release(self) -> None:
+        """Forget the stage."""
+        self._module = self._optimizer = self._batches = self.held = None
+        self._saved.clear()
+
+    # --- building ---
+
+    def _install(self, module: BlockStage | EdgeStage, learning_rate_scale: float) -> None:
+        self._saved.clear()
+        if isinstance(module, EdgeStage) and self._batches is None:
+            self._batches = Batches(open_corpus(self._manifest.data), self._manifest)
+        self._module = module.to(self._device)
+        self._optimizer = StageOptimizer(list(self._module.parameters()), self._manifest.optimizer, learning_rate_scale)
+
+    def _build(self, job: InitialiseJob | BlendJob) -> str | None:
+        """Build the stage from the seed or from donors' weights; the reason, if these cannot be used."""
+        module = build_stage(self._manifest.model, job.stage, self._manifest.seed)
+        if isinstance(job, BlendJob):
+            try:
+                load(module, blend([donor.tensors for donor in job.payloads], job.coefficients))
+            except WeightsError as error:
+                return str(error)
+        self._install(module, job.learning_rate_scale)
+        return None
+
+    def _snapshot(self) -> tuple[int, str]:
+        self.held = snapshot(self._require_module())
+        return self.held.payload_bytes, self.held.digest
+
+    def _require_module(self) -> BlockStage | EdgeStage:
+        if self._module is None:
+            raise LocalProtocolError("a job for a stage came to a node that holds none")
+        return self._module
+
+    # --- microbatches ---
+
+    def _forward(self, job: ForwardJob) -> Tensor:
+        module = self._require_module()
+        if isinstance(module, EdgeStage):
+            saved = self._embed(module, job.microbatch)
+        else:
+            source = from_wire(job.payload, self._device).requires_grad_()
+            saved = Saved(source, module(source))
+        self._saved[job.microbatch, job.attempt] = saved
+        return to_wire(saved.output, self._manifest.wire.dtype)
+
+    def _embed(self, module: EdgeStage, microbatch: Microbatch) -> Saved:
+        if self._batches is None:
+            raise LocalProtocolError("S0 holds no data")
+        tokens, labels = self._batches.microbatch(microbatch.step, microbatch.index)
+        return Saved(None, module.embed(tokens.to(self._device)), labels.to(self._device))
+
+    def _loss(self, job: LossJob) -> tuple[float, Tensor]:
+        module = self._require_module()
+        saved = self._saved.get((job.microbatch, job.attempt))
+        if not isinstance(module, EdgeStage) or saved is None or saved.labels is None:
+            raise LocalProtocolError(f"no labels for {job.microbatch}")
+        hidden = from_wire(job.payload, self._device).requires_grad_()
+        loss = module.loss(hidden, saved.labels)
+        gradient = _input_gradient(loss, hidden, None, is_counted=job.is_counted)
+        return loss.item(), to_wire(gradient, self._manifest.wire.dtype)
+
+    def _backward(self, job: BackwardJob) -> Tensor | None:
+        saved = self._saved.pop((job.microbatch, job.attempt), None)
+        if saved is None:
+            raise LocalProtocolError(f"no saved activation for {job.microbatch} attempt {job.attempt}")
+        gradient = from_wire(job.payload, self._device)
+        if saved.source is None:
+            if job.is_counted:
+                torch.autograd.backward([saved.output], [gradient])
+            return None
+        passed_on = _input_gradient(saved.output, saved.source, gradient, is_counted=job.is_counted)
+        return to_wire(passed_on, self._manifest.wire.dtype)
+
+    # --- the step ---
+
+    def _apply(self, step: int, counted: int) -> float | None:
+        """Update the weights; everything saved for this step and before is outdated."""
+        if self._optimizer is None:
+            raise LocalProtocolError("a commit came to a node without a stage")
+        self._saved = {key: saved for key, saved in self._saved.items() if key[0].step > step}
+        norm = self._optimizer.apply(step, counted)
+        return norm if norm is None or math.isfinite(norm) else None
+
+    @property
+    def stage_tensors(self) -> Sequence[Tensor]:
+        """The weights as they stand, for tests."""
+        return [parameter.detach() for parameter in self._require_module().parameters()]
+
+
+def _input_gradient(output: Tensor, source: Tensor, gradient: Tensor | None, *, is_counted: bool) -> Tensor:
+    """Back-propagate to the source; through the weights' sums only if the microbatch is counted here."""
+    if is_counted:
+        torch.autograd.backward([output], None if gradient is None else [gradient])
+        result = source.grad
+    else:
+        (result,) = torch.autograd.grad(output, [source], None if gradient is None else [gradient])
+    if result is None:
+        raise LocalProtocolError("the stage passed no gradient to its input")
+    return result

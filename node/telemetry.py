@@ -1,0 +1,73 @@
+"""What the node tells people: an event file of JSON lines, and log lines for the terminal.
+
+The program never reads either: behaviour does not depend on a log line.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from protocol.errors import SettingsError
+
+logger = logging.getLogger("understudy")
+
+
+class EventLog:
+    """Appends one JSON object per line; a line is written whole or, if the disk is full, dropped aloud."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._file: int | None = None
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise SettingsError(
+                f"the event file {path} cannot be written: {error.strerror}; choose another --events"
+            ) from error
+
+    def write(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Append {"time": unix seconds, "event": name, ...}."""
+        logger.info("%s %s", name, " ".join(f"{key}={_short(value)}" for key, value in fields.items()))
+        if self._file is None:
+            return
+        line = msgspec.json.encode({"time": time.time(), "event": name, **fields}) + b"\n"
+        try:
+            os.write(self._file, line)
+        except OSError as error:
+            logger.warning("the event %s could not be written: %s", name, error.strerror)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _short(value: Any) -> str:
+    """A value as it reads best in a log line."""
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_short, value)) + "]"
+    if isinstance(value, str) and len(value) > 40 and " " not in value:
+        return f"..{value[-8:]}"
+    return str(value)
+
+
+def configure_logging(*, is_verbose: bool, is_quiet: bool = False) -> None:
+    """Log lines to stderr, one a line, the time in front."""
+    level = logging.DEBUG if is_verbose else logging.WARNING if is_quiet else logging.INFO
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
+    logger.setLevel(level)
+    for name in ("node", "bootstrap"):
+        logging.getLogger(name).setLevel(logging.DEBUG if is_verbose else logging.WARNING)

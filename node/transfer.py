@@ -1,0 +1,159 @@
+"""Moving a stage's weights: a donor serves its snapshot, a claimant fetches and verifies it.
+
+One stream per fetch: request, header with the specs, raw bytes, explicit end. A stream that breaks is
+opened again from where it stopped; a donor that refuses or stays silent is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import torch
+
+from node.framing import read_message, read_some, write_frame
+from node.model import BlockStage
+from node.network import OPEN_TIMEOUT_S, LinkRules, Streams
+from node.weights import WeightsBuffer, WeightsSnapshot, check_specs
+from node.worker import Worker
+from protocol.errors import NetworkError, PeerRefusedError, RemoteProtocolError, WeightsError
+from protocol.events import Fetch
+from protocol.ids import PeerId
+from protocol.manifest import ModelSettings
+from protocol.messages import FetchEnd, FetchHeader, FetchRefused, FetchRequest
+from protocol.wire import FETCH_MESSAGE_BYTES_MAX
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1 << 20
+SILENCE_TIMEOUT_S = 8.0
+"""No byte for this long: the donor is gone or stuck."""
+TRIES_MAX = 4
+"""Streams opened for one donation at most."""
+
+MayFetch = Callable[[PeerId, FetchRequest], bool]
+
+
+def fetch_protocol(rules: LinkRules) -> str:
+    """The stream protocol of fetches of this run."""
+    return rules.protocol.removesuffix("link") + "fetch"
+
+
+class WeightsServer:
+    """Serves the held snapshot to whom the core recognises."""
+
+    def __init__(self, may_fetch: MayFetch, held: Callable[[], WeightsSnapshot | None]) -> None:
+        self._may_fetch, self._held = may_fetch, held
+
+    async def serve(self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One fetch. Ends early when the claimant loses its recognition meanwhile."""
+        try:
+            async with asyncio.timeout(SILENCE_TIMEOUT_S):
+                request = await read_message(reader)
+            if not isinstance(request, FetchRequest):
+                raise RemoteProtocolError("a fetch did not begin with a request")
+            await self._answer(peer, request, writer)
+        except (RemoteProtocolError, NetworkError, TimeoutError, OSError) as error:
+            logger.debug("fetch by %s ended: %s", peer, error)
+
+    async def _answer(self, peer: PeerId, request: FetchRequest, writer: asyncio.StreamWriter) -> None:
+        held = self._held()
+        if held is None or not self._may_fetch(peer, request) or request.offset > held.payload_bytes:
+            async with asyncio.timeout(SILENCE_TIMEOUT_S):
+                await write_frame(writer, FetchRefused("you are not the claimant, or these weights are outdated"))
+            return
+        async with asyncio.timeout(SILENCE_TIMEOUT_S):
+            await write_frame(writer, FetchHeader(held.specs, held.payload_bytes))
+        for chunk in held.chunks(request.offset, CHUNK_BYTES):
+            if not self._may_fetch(peer, request):
+                return
+            async with asyncio.timeout(SILENCE_TIMEOUT_S):
+                writer.write(chunk)
+                await writer.drain()
+        async with asyncio.timeout(SILENCE_TIMEOUT_S):
+            await write_frame(writer, FetchEnd())
+
+
+class Fetcher:
+    """Fetches donations for the claims of this node."""
+
+    def __init__(self, streams: Streams, rules: LinkRules, model: ModelSettings, worker: Worker) -> None:
+        self.streams, self.protocol = streams, fetch_protocol(rules)
+        self.model = model
+        self._worker = worker
+
+    async def fetch(self, fetch: Fetch) -> WeightsSnapshot:
+        """The donor's verified weights. Raises an `UnderstudyError` that says why they will not come."""
+        transfer = _Transfer(self, fetch)
+        await transfer.run()
+        snapshot: WeightsSnapshot = await self._worker.call(transfer.freeze)
+        if snapshot.digest != fetch.digest:
+            raise WeightsError("the donor sent other weights than it offered")
+        return snapshot
+
+
+class _Transfer:
+    """One donation on its way, over as many streams as it takes."""
+
+    def __init__(self, fetcher: Fetcher, fetch: Fetch) -> None:
+        self._fetcher, self._fetch = fetcher, fetch
+        self._buffer: WeightsBuffer | None = None
+
+    def freeze(self) -> WeightsSnapshot:
+        """Verify every tensor's digest. For the compute thread."""
+        if self._buffer is None:
+            raise WeightsError("no weights came")
+        return self._buffer.freeze()
+
+    async def run(self) -> None:
+        failure = ""
+        for _ in range(TRIES_MAX):
+            try:
+                return await self._continue()
+            except (PeerRefusedError, RemoteProtocolError, WeightsError):
+                raise
+            except (NetworkError, TimeoutError, OSError) as error:
+                failure = str(error) or "no byte came in time"
+        raise NetworkError(f"the transfer was interrupted {TRIES_MAX} times, at last because {failure}")
+
+    async def _continue(self) -> None:
+        """Open a stream and fetch from where the buffer ends; what came stays there if it breaks."""
+        reader, writer = await self._fetcher.streams.open_stream(
+            self._fetch.donor, self._fetcher.protocol, OPEN_TIMEOUT_S
+        )
+        try:
+            offset = self._buffer.received if self._buffer else 0
+            async with asyncio.timeout(SILENCE_TIMEOUT_S):
+                await write_frame(writer, FetchRequest(*self._fetch.claim, self._fetch.digest, offset))
+                self._prepare(await read_message(reader, FETCH_MESSAGE_BYTES_MAX))
+            await self._fill(reader)
+        finally:
+            writer.close()
+
+    def _prepare(self, header: object) -> None:
+        """Make room for what the donor announces, if it is what our stage needs."""
+        if header is None:
+            raise NetworkError("the donor ended the stream")
+        if isinstance(header, FetchRefused):
+            raise RemoteProtocolError(f"the donor refused: {header.reason}")
+        if not isinstance(header, FetchHeader):
+            raise RemoteProtocolError("the donor answered with something else than weights")
+        if self._buffer is None:
+            with torch.device("meta"):
+                template = BlockStage(self._fetcher.model, self._fetch.claim[0])
+            check_specs(header.specs, template)
+            self._buffer = WeightsBuffer(header.specs)
+        elif self._buffer.specs != header.specs:
+            raise RemoteProtocolError("the donor changed its weights during the transfer")
+
+    async def _fill(self, reader: asyncio.StreamReader) -> None:
+        buffer = self._buffer
+        assert buffer is not None
+        while not buffer.is_complete:
+            async with asyncio.timeout(SILENCE_TIMEOUT_S):
+                count = await read_some(reader, buffer.writable()[:CHUNK_BYTES])
+            buffer.advance(count)
+        async with asyncio.timeout(SILENCE_TIMEOUT_S):
+            if not isinstance(await read_message(reader), FetchEnd):
+                raise RemoteProtocolError("the donor did not end the transfer with its end marker")

@@ -1,0 +1,62 @@
+"""The compute thread: one, fed in order, its results brought back to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from node.stage import StageHost
+from protocol.events import Discard, Job, ReleaseSnapshot, ReleaseStage
+
+Finished = Callable[[Job, Any], None]
+Failed = Callable[[BaseException], None]
+
+
+class Worker:
+    """Runs jobs on a `StageHost`, strictly in the order they were given."""
+
+    def __init__(self, host: StageHost, threads: int, on_finished: Finished, on_failed: Failed) -> None:
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._on_finished, self._on_failed = on_finished, on_failed
+        torch.set_num_threads(threads)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+
+    def run(self, job: Job) -> None:
+        """Queue a job; ``on_finished(job, result)`` follows on the event loop."""
+        self._submit(lambda: self._host.work(job), lambda result: self._on_finished(job, result))
+
+    def free(self, action: Discard | ReleaseSnapshot | ReleaseStage) -> None:
+        """Free memory once the jobs given before are done."""
+        match action:
+            case Discard():
+                self._submit(lambda: self._host.discard(action))
+            case ReleaseSnapshot():
+                self._submit(self._host.release_snapshot)
+            case ReleaseStage():
+                self._submit(self._host.release)
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """Run something else on the compute thread, in turn."""
+        return await asyncio.wrap_future(self._thread.submit(function))
+
+    def close(self) -> None:
+        """Drop what is pending and wait for the job that is running."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, work: Callable[[], Any], then: Callable[[Any], None] | None = None) -> None:
+        future = self._thread.submit(work)
+        future.add_done_callback(lambda done: self._bring_back(done, then))
+
+    def _bring_back(self, done: Future[Any], then: Callable[[Any], None] | None) -> None:
+        if done.cancelled() or self._loop.is_closed():
+            return
+        error = done.exception()
+        if error is not None:
+            self._loop.call_soon_threadsafe(self._on_failed, error)
+        elif then is not None:
+            self._loop.call_soon_threadsafe(then, done.result())
