@@ -30,6 +30,8 @@ JOIN_VERSION = "1"
 JOIN_CHARS_MAX = 4096
 JOIN_ADDRESSES_MAX = 16
 MULTIADDR_CHARS_MAX = 512
+RUN_ID_DIGEST_CHARS = 12
+"""A run id ends with this much of the manifest's digest (`RunManifest.run_id`)."""
 
 _JOIN_FIELDS = 6
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -96,6 +98,8 @@ def _check_fields(digest: str, run_id: str, founder: str) -> None:
         raise _damaged(f"its digest must be 64 hexadecimal digits, not {len(digest)} characters")
     if not _RUN_ID.fullmatch(run_id):
         raise _damaged(f"its run id {run_id!r} contains characters that a run id never has")
+    if not run_id.endswith(f"-{digest[:RUN_ID_DIGEST_CHARS]}"):
+        raise _damaged("its run id and its digest do not belong together")
     if not _PEER_ID.fullmatch(founder):
         raise _damaged(f"the founder's PeerID {founder!r} is not one")
 
@@ -204,8 +208,10 @@ def _parse(text: str) -> Multiaddr:
         raise SettingsError(f"{text[:MULTIADDR_CHARS_MAX]!r} is not an address: write it like {_EXAMPLE}")
     try:
         address = Multiaddr(text)
-        list(address.items())
+        is_empty = not list(address.items())
     except (MultiaddrError, ValueError, LookupError) as error:
         reason = getattr(error, "message", None) or str(error)
         raise SettingsError(f"{text!r} is not an address: {reason}; write it like {_EXAMPLE}") from error
+    if is_empty:
+        raise SettingsError(f"{text!r} is not an address: write it like {_EXAMPLE}")
     return address

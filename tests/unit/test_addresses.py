@@ -48,6 +48,7 @@ def test_an_address_to_dial(text: str) -> None:
     ("text", "complaint"),
     [
         ("", "is not an address"),
+        ("//", "is not an address"),
         ("192.0.2.7:4001", "is not an address"),
         ("/ip4/192.0.2.999/tcp/4001", "is not an address"),
         ("/ip4/192.0.2.7/tcp/99999", "is not an address"),
