@@ -67,6 +67,44 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
     run(main, stops_with_stdin=stop_with_stdin)
 
 
+DEMO_STEPS = 40
+DEMO_KILL = "2@15"
+
+
+def local(  # noqa: PLR0913, PLR0917 - one parameter per option
+    source: Annotated[str | None, typer.Argument(metavar="[PRESET|run.toml]", help=_SOURCE)] = None,
+    steps: Annotated[int, typer.Option(help="Steps to train.")] = DEMO_STEPS,
+    spares: Annotated[int | None, typer.Option(help="Peers that wait for a stage; 1 by default.")] = None,
+    kill: Annotated[list[str] | None, typer.Option(metavar="STAGE@STEP", help="SIGKILL an owner.")] = None,
+    pause: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE@STEP:SECONDS", help="SIGSTOP an owner for a while.")
+    ] = None,
+    dir: Annotated[Path | None, typer.Option(help="Where events, logs and identities go.")] = None,
+    device: Annotated[str, typer.Option(help="Device of every node.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="Arithmetic threads of every node.")] = 1,
+) -> None:
+    """Run a whole swarm on this machine. Without arguments: preset tiny, one spare, one peer killed."""
+
+    async def main(switch: StopSwitch) -> int:
+        from bootstrap.show import LocalArguments, run_local
+
+        is_demo = source is None and not kill and not pause
+        arguments = LocalArguments(
+            source=source or "tiny",
+            steps=steps,
+            spares=1 if spares is None else spares,
+            kills=(DEMO_KILL,) if is_demo else tuple(kill or ()),
+            pauses=tuple(pause or ()),
+            folder=dir,
+            device=device,
+            threads=threads,
+        )
+        return await run_local(arguments, switch)
+
+    run(main)
+
+
+app.command()(local)
 app.command()(bootstrap)
 app.command()(node)
 

@@ -72,6 +72,7 @@ class OpenClaim:
     witnesses: dict[int, Witness] = field(default_factory=dict)
     plan: Plan | None = None
     rung: int = 0
+    recognised_at: float = 0.0
     payloads: dict[tuple[PeerId, str], Payload] = field(default_factory=dict)
     """Donations that arrived, by donor and digest."""
 
@@ -258,6 +259,7 @@ class Claimant:
         claim = self.claim
         assert claim is not None
         if claim.plan is None:
+            claim.recognised_at = self._state.now
             self._publish_tenure()
             self._state.emit("stage.claimed", why=claim.why, witnesses=sorted(claim.witnesses))
         self._plan(claim.rung)

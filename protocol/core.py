@@ -351,7 +351,7 @@ class Core:
             elif isinstance(record, ProgressRecord):
                 self._note_progress(record)
         self._claimant.note_read(key)
-        if self.state.tenure is None and not self._is_stopped:
+        if self.state.tenure is None and not self.is_stopped:
             self._claimant.consider()
             self._say_spare()
 
@@ -439,6 +439,8 @@ class Core:
                 coefficients=list(plan.coefficients),
                 bytes=sum(donor.donation.payload_bytes for donor in plan.donors if donor.donation),
                 seconds=state.now - claim.began,
+                fetch_seconds=claim.phase_began - claim.recognised_at,
+                blend_seconds=state.now - claim.phase_began,
                 reason=plan.reason,
             )
         state.emit("peer.serving", why=claim.why)

@@ -1,0 +1,50 @@
+"""Faults that a person orders on the command line: ``--kill 2@15``, ``--pause 2@15:30``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protocol.errors import SettingsError
+
+_KILL = re.compile(r"^(\d+)@(\d+)$")
+_PAUSE = re.compile(r"^(\d+)@(\d+):(\d+(?:\.\d+)?)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Strike the owner of ``stage`` once ``step`` is committed: SIGKILL, or SIGSTOP for ``pause_s``."""
+
+    stage: int
+    step: int
+    pause_s: float | None = None
+
+    def __str__(self) -> str:
+        what = "kill" if self.pause_s is None else f"pause for {self.pause_s:g} s"
+        return f"{what} S{self.stage} at step {self.step}"
+
+
+def parse_faults(kills: Sequence[str], pauses: Sequence[str]) -> list[Fault]:
+    """Faults in order of their steps. Raises `SettingsError`."""
+    faults = []
+    for text in kills:
+        found = _KILL.match(text)
+        if found is None:
+            raise SettingsError(f"--kill {text!r}: use STAGE@STEP, for example 2@15")
+        faults.append(Fault(int(found[1]), int(found[2])))
+    for text in pauses:
+        found = _PAUSE.match(text)
+        if found is None:
+            raise SettingsError(f"--pause {text!r}: use STAGE@STEP:SECONDS, for example 2@15:30")
+        faults.append(Fault(int(found[1]), int(found[2]), float(found[3])))
+    return sorted(faults, key=lambda fault: fault.step)
+
+
+def check_faults(faults: Sequence[Fault], last_stage: int, total_steps: int) -> None:
+    """Every fault must be able to happen. Raises `SettingsError`."""
+    for fault in faults:
+        if fault.stage > last_stage:
+            raise SettingsError(f"cannot {fault}: the stages are 0 to {last_stage}")
+        if not 1 <= fault.step < total_steps:
+            raise SettingsError(f"cannot {fault}: choose a step from 1 to {total_steps - 1}, the run has {total_steps}")

@@ -1,0 +1,109 @@
+"""``understudy local`` as a person sees it: the plan, the live table, the summary, the exit status."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from bootstrap.board import Board
+from bootstrap.faults import check_faults, parse_faults
+from bootstrap.found import load_manifest
+from bootstrap.local import LocalPlan, LocalSwarm
+from bootstrap.view import live_view, progress_line, summary
+from node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
+from protocol.errors import SettingsError
+
+LINE_EVERY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalArguments:
+    """The command line of ``understudy local``."""
+
+    source: str
+    steps: int
+    spares: int
+    kills: tuple[str, ...]
+    pauses: tuple[str, ...]
+    folder: Path | None
+    device: str
+    threads: int
+
+
+def plan_local(arguments: LocalArguments) -> LocalPlan:
+    """Check everything before the first process starts. Raises `SettingsError`."""
+    manifest = load_manifest(arguments.source, arguments.steps)
+    faults = parse_faults(arguments.kills, arguments.pauses)
+    check_faults(faults, manifest.last_stage, manifest.step.total_steps)
+    if arguments.spares < 0:
+        raise SettingsError("--spares must not be negative")
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="understudy-"))
+    if (folder / "nodes").exists():
+        raise SettingsError(f"{folder} holds an earlier run: choose another --dir or remove it")
+    return LocalPlan(
+        source=arguments.source,
+        manifest=manifest,
+        spares=arguments.spares,
+        faults=tuple(faults),
+        folder=folder,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
+
+
+async def run_local(arguments: LocalArguments, switch: StopSwitch) -> int:
+    """Run the swarm and tell about it. The exit status is 0 if every step was committed."""
+    console = Console()
+    plan = plan_local(arguments)
+    console.print(
+        f"Starting {plan.manifest.stage_count} peers and {plan.spares} spare(s) on this machine; "
+        f"events and logs go to {plan.folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for fault in plan.faults:
+        console.print(f"Will {fault}.", highlight=False)
+    with _Screen(console) as screen:
+        swarm = LocalSwarm(plan, screen.show)
+        switch.hand_over(swarm.stop)
+        board = await swarm.run()
+    for line in summary(board):
+        console.print(line, highlight=False, soft_wrap=True)
+    is_whole = not board.missing_steps
+    return EXIT_DONE if is_whole or switch.is_pressed else EXIT_FAILED
+
+
+class _Screen:
+    """A live table on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
+        self._next_line = 0.0
+        self._last_line = ""
+
+    def __enter__(self) -> _Screen:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, board: Board) -> None:
+        if self._live is not None:
+            self._live.update(live_view(board))
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_EVERY_S
+            line = progress_line(board)
+            if line != self._last_line:
+                self._console.print(line, highlight=False)
+            self._last_line = line
+            sys.stdout.flush()

@@ -1,0 +1,86 @@
+"""How a local swarm looks on a terminal: the live table and the summary."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bootstrap.board import Board, Loss
+
+_STATE_STYLES = {"serving": "green", "recovering": "yellow", "waiting": "dim"}
+
+
+def live_view(board: Board) -> Group:
+    """Stages, owners, state, step; below it the run's progress and the last news."""
+    table = Table(title="Understudy", title_justify="left", expand=False)
+    for column in ("stage", "owner", "incarnation", "state", "step"):
+        table.add_column(column, justify="right" if column in ("incarnation", "step") else "left")
+    for stage, row in board.rows.items():
+        state = Text(row.state, style=_STATE_STYLES.get(row.state, "bold red"))
+        table.add_row(f"S{stage}", row.peer[-8:], str(row.incarnation or ""), state, str(row.step))
+    return Group(table, *_footer(board))
+
+
+def _footer(board: Board) -> list[Text | ProgressBar]:
+    last = board.commits.get(board.step)
+    speed = f"{last['tokens'] / last['seconds']:,.0f} tokens/s" if last and last["seconds"] else "starting"
+    loss = f"loss {last['loss']:.3f}" if last else "loss -"
+    line = Text(f"step {board.step}/{board.total_steps}   {loss}   {speed}   spares waiting: {len(board.spares)}")
+    footer: list[Text | ProgressBar] = [
+        line,
+        ProgressBar(total=max(1, board.total_steps), completed=board.step, width=60),
+    ]
+    if board.waiting_for and board.commits:
+        stages = ", ".join(f"S{stage}" for stage in board.waiting_for)
+        footer.append(Text(f"the swarm waits for an owner of {stages}", style="bold yellow"))
+    elif board.news:
+        footer.append(Text(board.news, style="cyan"))
+    return footer
+
+
+def progress_line(board: Board) -> str:
+    """One line for where there is no terminal."""
+    last = board.commits.get(board.step)
+    if last is None:
+        serving = sum(row.state == "serving" for row in board.rows.values())
+        return f"starting: {serving} of {board.stage_count} stages are served"
+    speed = last["tokens"] / last["seconds"] if last["seconds"] else 0.0
+    line = f"step {board.step}/{board.total_steps}  loss {last['loss']:.3f}  {speed:,.0f} tokens/s"
+    if board.waiting_for:
+        line += "  waiting for an owner of " + ", ".join(f"S{stage}" for stage in board.waiting_for)
+    return line
+
+
+def summary(board: Board) -> list[str]:
+    """What was lost, how long the swarm stood still, the loss before and after, and whether all is committed."""
+    lines = []
+    for loss in board.losses:
+        lines += _loss_lines(board, loss)
+    first, last = board.loss_of_steps(range(1, 6)), board.loss_of_steps(range(board.step - 4, board.step + 1))
+    if first is not None and last is not None:
+        lines.append(f"Loss: {first:.3f} over the first five steps, {last:.3f} over the last five.")
+    missing = board.missing_steps
+    if missing:
+        lines.append(f"{len(board.commits)} of {board.total_steps} steps were committed; step {missing[0]} was not.")
+    else:
+        lines.append(f"Every step from 1 to {board.total_steps} was committed.")
+    return lines
+
+
+def _loss_lines(board: Board, loss: Loss) -> list[str]:
+    head = f"S{loss.stage} was {loss.what} after step {loss.step}"
+    if loss.recovered is None:
+        return [f"{head}: its stage was not recovered."]
+    if loss.standstill_s is None or loss.parts is None:
+        return [f"{head}; recovered by {loss.recovered['method']}."]
+    parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in loss.parts.items())
+    before, after = board.loss_of_steps(range(loss.step, loss.step + 1)), board.commits.get(loss.step + 1)
+    lines = [
+        f"{head}; recovered by {loss.recovered['method']} ({loss.recovered['reason']}).",
+        f"  The swarm stood still for {loss.standstill_s:.2f} s ({parts}).",
+    ]
+    if before is not None and after is not None:
+        lines.append(f"  Loss before {before:.3f}, after {float(after['loss']):.3f}.")
+    return lines
