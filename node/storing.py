@@ -35,7 +35,10 @@ def wrap_calls(dht: Any) -> None:
 
 
 async def store(dht: Any, key: str, subkey: bytes, value: bytes, expiration: float) -> bool:
-    """Whether any peer, this one included, took the record. The caller sets the deadline."""
+    """Whether another peer took the record, or, when there is none, this one.
+
+    The caller sets the deadline.
+    """
     answers: list[bool] = []
     token = _answers.set(answers)
     try:

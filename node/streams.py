@@ -5,7 +5,9 @@ the serving *process* writes one byte before anything else, and `StreamHost.open
 stream that is open was accepted by a peer that is running.
 
 A stream whose remote process dies later just ends. Put lengths and an explicit end marker into
-whatever is sent, and treat an early end as a failure.
+whatever is sent, and treat an early end as a failure. Never half-close (``write_eof``): p2pd then
+drops what is still coming back (measured: 32 KiB of 300 KiB arrived). Writing and then closing
+delivers everything.
 """
 
 from __future__ import annotations

@@ -144,6 +144,19 @@ def test_a_record_and_its_update_are_seen_by_others_at_once(tmp_path: Path) -> N
     run(main())
 
 
+def test_a_replica_that_missed_an_update_does_not_answer_from_its_own_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with pair(tmp_path) as (a, b), opened(tmp_path, "c", *a.addresses):
+            assert await b.store("key", "", b"old", dht_time() + 20)
+            monkeypatch.setattr(a._dht.protocol.storage, "store_subkey", lambda *_: False)
+            assert await b.store("key", "", b"new", dht_time() + 30)
+            assert [record.value for record in await a.get("key")] == [b"new"]
+
+    run(main())
+
+
 def test_a_record_is_gone_when_it_expires(tmp_path: Path) -> None:
     async def main() -> None:
         async with pair(tmp_path) as (a, b):
