@@ -60,16 +60,6 @@ class StageHost:
         self.held: WeightsSnapshot | None = None
         """The snapshot that claimants may fetch. Read by the event loop, replaced by the compute thread."""
 
-    def warm_up(self) -> None:
-        """Do once, on a throw-away parameter, what is slow the first time.
-
-        The first optimizer step makes torch import its compiler (2 s here): a spare must not pay that while
-        the swarm waits for it.
-        """
-        parameter = torch.nn.Parameter(torch.zeros(1, device=self._device))
-        parameter.grad = torch.zeros_like(parameter)
-        StageOptimizer([parameter], self._manifest.optimizer).apply(1, 1)
-
     # --- jobs ---
 
     def work(self, job: Job) -> Any:

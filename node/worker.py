@@ -25,7 +25,6 @@ class Worker:
         self._on_finished, self._on_failed = on_finished, on_failed
         torch.set_num_threads(threads)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
-        self._submit(host.warm_up)
 
     def run(self, job: Job) -> None:
         """Queue a job; ``on_finished(job, result)`` follows on the event loop."""
