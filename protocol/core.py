@@ -286,13 +286,19 @@ class Core:
                 self._neighbourhood.take_back(membership.seats[seat.stage])
                 self._on_revived(seat.stage)
             case Observation.LEFT:
-                left = membership.seats[seat.stage]
-                self.state.emit_about("peer.left", left)
-                self._on_seat_changed(seat.stage)
-                is_enough = left.stage == DRIVER_STAGE or self.state.tenure is None
-                if is_enough and 0 < self._manifest.step.total_steps <= left.step:
-                    self._on_run_over()
+                self._on_left(membership.seats[seat.stage])
         return True
+
+    def _on_left(self, left: Seat) -> None:
+        """An owner said goodbye. If it held our stage, then it held it after us."""
+        self.state.emit_about("peer.left", left)
+        tenure = self.state.tenure
+        if tenure is not None and tenure.stage == left.stage:
+            self._lose_tenure(f"S{left.stage} was held by another peer under {left.incarnation}")
+        self._on_seat_changed(left.stage)
+        is_enough = left.stage == DRIVER_STAGE or self.state.tenure is None
+        if is_enough and 0 < self._manifest.step.total_steps <= left.step:
+            self._on_run_over()
 
     def _fence(self, seat: Seat, is_direct: bool) -> None:
         """Tell an outdated owner that its tenure is over."""
@@ -338,7 +344,8 @@ class Core:
         tenures = [record for record in records if isinstance(record, StageRecord)]
         for found in tenures:
             tenure = (found.stage, found.incarnation, found.step)
-            if found.stage < self._manifest.stage_count and found.peer != self.state.me:
+            is_foreign = found.stage < self._manifest.stage_count and found.peer != self.state.me
+            if is_foreign and not self.is_stopped:
                 self._take_note(self._seat(PeerId(found.peer), tenure, found.state), is_direct=False)
         self._note_missing(key, tenures)
         spares = [record for record in records if isinstance(record, SpareRecord)]
