@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from protocol.errors import RemoteProtocolError
 from protocol.events import ApplyJob, BackwardJob, Discard, ForwardJob, Job, JobDone, LossJob, Payload, Run
-from protocol.ids import DRIVER_STAGE, PeerId
+from protocol.ids import DRIVER_STAGE, Microbatch, PeerId
 from protocol.messages import Backward, Commit, CommitAck, DataMessage, Forward
 from protocol.node_state import NodeState
 from protocol.routing import Route, following, preceding, route
@@ -102,12 +102,12 @@ class BlockStage:
 
     def on_forward(self, message: Forward, payload: Payload) -> None:
         self._reach(message.step)
-        older = self._ledger.attempt_of(message.index)
+        outdated = self._ledger.outdated_by(message.index, message.attempt)
         if message.step != self._ledger.step or not self._ledger.accept_forward(message.index, message.attempt):
             return
-        if older is not None:
-            self.pipe.forget_attempts(message.index)
-            self._state.act(Discard(message.microbatch, older))
+        for index, attempt in outdated:
+            self.pipe.forget_attempts(index)
+            self._state.act(Discard(Microbatch(message.step, index), attempt))
         self.pipe.queue.push(ForwardJob(message.microbatch, message.attempt, payload))
         self.pump()
 

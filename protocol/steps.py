@@ -37,6 +37,8 @@ class StageLedger:
         self.counted: set[int] = set()
         """Invariant: an index enters at most once per step, when its backward work is started."""
         self._microbatches = microbatches
+        self._driver_incarnation = 0
+        """Invariant: every entry is of this driver. A new driver's attempts outdate all of its predecessor's."""
         self._entries: dict[int, StageEntry] = {}
 
     @property
@@ -51,11 +53,22 @@ class StageLedger:
     def is_current(self, index: int, attempt: Attempt) -> bool:
         return self.attempt_of(index) == attempt
 
+    def outdated_by(self, index: int, attempt: Attempt) -> list[tuple[int, Attempt]]:
+        """The current attempts that end when this one is accepted: (index, attempt)."""
+        return [
+            (other, entry.attempt)
+            for other, entry in self._entries.items()
+            if other == index or entry.attempt.driver_incarnation < attempt.driver_incarnation
+        ]
+
     def accept_forward(self, index: int, attempt: Attempt) -> bool:
         """Whether an activation is of a newer attempt than all before; if so it is the current one."""
         current = self.attempt_of(index)
-        if current is not None and attempt <= current:
+        if attempt.driver_incarnation < self._driver_incarnation or (current is not None and attempt <= current):
             return False
+        if attempt.driver_incarnation > self._driver_incarnation:
+            self._driver_incarnation = attempt.driver_incarnation
+            self._entries = {}
         self._entries[index] = StageEntry(attempt, Phase.FORWARD_DUE)
         return True
 
