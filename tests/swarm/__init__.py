@@ -1,0 +1,1 @@
+"""Swarms of real processes over real hivemind."""

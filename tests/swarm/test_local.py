@@ -1,0 +1,218 @@
+"""``understudy local`` as a person runs it: what its events must say, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from bootstrap.local import EventTail
+from tests.swarm.processes import Brood, until
+
+UNDERSTUDY = str(Path(sys.executable).with_name("understudy"))
+RUN_TIMEOUT_S = 200.0
+START_TIMEOUT_S = 90.0
+
+Event = dict[str, Any]
+
+SMALLEST_RUN = """
+name = "smallest"
+[model]
+hidden_size = 32
+intermediate_size = 48
+attention_heads = 2
+block_stages = 1
+context_length = 64
+[step]
+microbatches = 2
+microbatch_size = 4
+"""
+
+
+class LocalRun:
+    """One ``understudy local`` and its events, while it runs and after."""
+
+    def __init__(self, brood: Brood, *arguments: str) -> None:
+        self.brood = brood
+        self.folder = brood.folder / "run"
+        self.log_path = brood.folder / "local.log"
+        command = [UNDERSTUDY, "local", *arguments, "--dir", str(self.folder)]
+        self.process: subprocess.Popen[bytes] = brood.start(command, self.log_path)
+        self._tail = EventTail(self.folder / "nodes")
+
+    def until(self, condition: Callable[[list[Event]], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait for something in the nodes' events; the run must not end before."""
+
+        def is_reached() -> bool:
+            self._tail.read()
+            assert self.process.poll() is None, self.log
+            return condition(self._tail.events)
+
+        self.brood.until(is_reached, what, timeout_s)
+
+    def until_commit(self, step: int) -> None:
+        self.until(lambda events: bool(of(events, "step.committed", step=step)), f"the commit of step {step}")
+
+    def finish(self) -> list[Event]:
+        """Wait for the end, which must be a success; the merged events."""
+        self.brood.until(lambda: self.process.poll() is not None, "the run to end", RUN_TIMEOUT_S)
+        assert self.process.returncode == 0, self.log
+        assert "Traceback" not in self.log
+        return [msgspec.json.decode(line) for line in (self.folder / "events.jsonl").read_bytes().splitlines()]
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8")
+
+
+def of(events: list[Event], name: str, **fields: object) -> list[Event]:
+    """The events of a name that have these fields."""
+    return [event for event in events if event["event"] == name and fields.items() <= event.items()]
+
+
+def only(events: list[Event], name: str, **fields: object) -> Event:
+    (event,) = of(events, name, **fields)
+    return event
+
+
+def assert_all_committed(events: list[Event], steps: int) -> None:
+    """Every step, once, in order, each with a finite loss."""
+    commits = of(events, "step.committed")
+    assert [commit["step"] for commit in commits] == list(range(1, steps + 1))
+    assert all(math.isfinite(commit["loss"]) and commit["seconds"] > 0 for commit in commits)
+
+
+def assert_recovered(events: list[Event], stage: int, donors: list[int]) -> None:
+    """The stage was lost, offered by the donors, and rebuilt from them by the paper's formula."""
+    dead = of(events, "peer.dead", stage=stage, incarnation=1)
+    assert dead
+    recovered = only(events, "stage.recovered", stage=stage)
+    published = [of(events, "weights.published", stage=donor, for_stage=stage)[-1] for donor in donors]
+    norms = [event["squared_gradient_norm"] for event in published]
+    assert recovered["method"] == ("checkfree" if len(donors) == 2 else "copy")
+    assert recovered["donors"] == donors
+    assert recovered["coefficients"] == pytest.approx([norm / sum(norms) for norm in norms], rel=1e-12)
+    assert recovered["bytes"] == sum(event["bytes"] for event in published)
+    assert recovered["incarnation"] == 2
+    assert recovered["peer"] != dead[0]["peer"]
+    assert dead[0]["time"] <= recovered["time"]
+
+
+def smallest_run(brood: Brood) -> str:
+    path = brood.folder / "run.toml"
+    path.write_text(SMALLEST_RUN, encoding="utf-8")
+    return str(path)
+
+
+def test_a_killed_peer_is_replaced_and_no_step_is_lost(brood: Brood) -> None:
+    """The command of the README, word for word but for the folder."""
+    run = LocalRun(brood, "tiny", "--steps", "40", "--spares", "1", "--kill", "2@15")
+    events = run.finish()
+
+    assert_all_committed(events, 40)
+    assert_recovered(events, 2, [1, 3])
+    killed = only(events, "fault.killed", stage=2)
+    assert killed["step"] >= 15
+    assert only(events, "stage.recovered")["step"] >= 15
+    losses = [event["loss"] for event in of(events, "step.committed")]
+    assert fmean(losses[-5:]) < fmean(losses[:5])
+    assert "Every step from 1 to 40 was committed." in run.log
+    assert "S2 was killed after step" in run.log
+    left = {event["peer"] for event in of(events, "peer.left", reason="done")}
+    assert len(left) == 5
+    assert killed["peer"] not in left
+    assert len(brood.sockets) >= 13  # of seven daemons and of the six nodes that serve streams
+
+
+def test_three_losses_two_spares_and_a_volunteer_joined_by_hand(brood: Brood) -> None:
+    """When the spares are used up the swarm waits, and whoever joins then takes the stage."""
+    faults = ("--kill", "1@2", "--kill", "3@6", "--kill", "2@10")
+    run = LocalRun(brood, "tiny", "--steps", "13", "--spares", "2", *faults)
+    run.until(
+        lambda events: len(of(events, "stage.recovered")) == 2 and is_waiting_for(events, [2]),
+        "the swarm to wait for an owner of S2",
+    )
+    join = (run.folder / "join.txt").read_text(encoding="utf-8").strip()
+    files = run.folder / "nodes" / "volunteer"
+    arguments = ["--join", join, "--host-maddr", "/ip4/127.0.0.1/tcp/0", "--threads", "1", "--device", "cpu"]
+    arguments += ["--identity", f"{files}.key", "--events", f"{files}.jsonl"]
+    volunteer = brood.start([sys.executable, "-m", "node", *arguments], Path(f"{files}.log"))
+    events = run.finish()
+    until(lambda: volunteer.poll() is not None, "the volunteer to leave", 20.0)
+    assert volunteer.returncode == 0
+
+    assert_all_committed(events, 13)
+    assert_recovered(events, 1, [2])
+    assert_recovered(events, 3, [2, 4])
+    assert_recovered(events, 2, [1, 3])
+    assert [event["stage"] for event in of(events, "stage.recovered")] == [1, 3, 2]
+    by_volunteer = msgspec.json.decode(Path(f"{files}.jsonl").read_bytes().splitlines()[0])["peer"]
+    assert only(events, "stage.recovered", stage=2)["peer"] == by_volunteer
+    waiting = of(events, "swarm.waiting", stages=[2])[-1]
+    assert waiting["time"] < only(events, "stage.recovered", stage=2)["time"]
+
+
+def is_waiting_for(events: list[Event], stages: list[int]) -> bool:
+    """Whether the last word of the driver is that it waits for these."""
+    words = [event for event in events if event["event"] in ("swarm.waiting", "swarm.complete")]
+    return bool(words) and words[-1].get("stages") == stages
+
+
+def test_an_owner_that_was_only_asleep_retires_and_serves_again_as_a_spare(brood: Brood) -> None:
+    """The sleeper is the only one who can take S1: the run cannot end before it is awake."""
+    faults = ("--pause", "2@3:8", "--kill", "1@8")
+    run = LocalRun(brood, "tiny", "--steps", "11", "--spares", "1", *faults)
+    events = run.finish()
+
+    assert_all_committed(events, 11)
+    sleeper = only(events, "fault.paused", stage=2)["peer"]
+    awake_at = only(events, "fault.resumed")["time"]
+    assert_recovered(events, 2, [1, 3])
+    assert only(events, "stage.recovered", stage=2)["peer"] != sleeper
+    assert only(events, "stage.recovered", stage=2)["time"] < awake_at
+
+    retired = only(events, "peer.retired", peer=sleeper)
+    assert (retired["stage"], retired["incarnation"]) == (2, 1)
+    assert retired["time"] > awake_at
+    after = [event for event in events if event["peer"] == sleeper and event["time"] > awake_at]
+    own = [event for event in after if "observer" not in event]
+    assert [event["event"] for event in own if event.get("stage") == 2] == ["peer.retired"]  # it commits nothing more
+    assert [event["event"] for event in own][:2] == ["peer.retired", "peer.spare"]
+    assert only(events, "stage.recovered", stage=1)["peer"] == sleeper
+    assert only(events, "peer.left", peer=sleeper, reason="done")["stage"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_leaves_nothing(brood: Brood, number: signal.Signals) -> None:
+    run = LocalRun(brood, smallest_run(brood), "--steps", "100000", "--spares", "0")
+    run.until_commit(3)
+    assert brood.sockets
+    run.process.send_signal(number)
+    brood.until(lambda: run.process.poll() is not None, f"the end after {number.name}", 20.0)
+
+    assert run.process.returncode == 0, run.log
+    assert "Traceback" not in run.log
+    brood.assert_gone(timeout_s=0)
+    events = [msgspec.json.decode(line) for line in (run.folder / "events.jsonl").read_bytes().splitlines()]
+    owners = {event["peer"] for event in of(events, "peer.serving")}
+    assert {event["peer"] for event in of(events, "peer.left", reason="asked")} == owners
+
+
+def test_killed_without_warning_it_takes_its_children_along(brood: Brood) -> None:
+    run = LocalRun(brood, smallest_run(brood), "--steps", "100000", "--spares", "0")
+    run.until_commit(2)
+    children = [process for process in brood.processes() if process.pid != run.process.pid]
+    assert sorted(process.name() for process in children).count("p2pd") == 3
+    run.process.kill()
+    run.process.wait(timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert alive == []
