@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass, replace
 from typing import Literal
 
+STRAGGLE_S = 20.0
+
 Moment = Literal["forward", "backward", "apply", "committed", "donate", "claimed", "fetch"]
 """When in a step: the stage runs its first forward or backward of the step, applies its commit, S0 says
 that the step is committed, the stage is asked for its weights, recognises a claim, or a fetch begins."""
@@ -58,7 +60,17 @@ class CutLink:
     other: int
 
 
-Fault = Kill | Pause | Partition | CutLink
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The owners of these stages, and some spares, are cut off from all others but not from each other."""
+
+    when: Trigger
+    seconds: float
+    stages: tuple[int, ...]
+    spares: int = 0
+
+
+Fault = Kill | Pause | Partition | CutLink | Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,8 @@ class Weather:
     loss: float = 0.0
     duplication: float = 0.0
     is_reordered: bool = False
+    straggling: float = 0.0
+    """Probability that a message takes up to `STRAGGLE_S` longer, and is overtaken by all later ones."""
 
 
 CALM = Weather()
@@ -95,4 +109,16 @@ def random_faults(rng: random.Random, stages: int, steps: int, count: int) -> li
                 ]
             )
         )
+    return faults
+
+
+def harsh_faults(rng: random.Random, stages: int, steps: int, count: int) -> list[Fault]:
+    """As `random_faults`, and some of them are splits."""
+    faults: list[Fault] = []
+    for fault in random_faults(rng, stages, steps, count):
+        if rng.random() < 0.75:
+            faults.append(fault)
+        else:
+            group = tuple(sorted(rng.sample(range(stages), rng.randint(1, stages - 1))))
+            faults.append(Split(fault.when, rng.choice([0.5, 2.5, 4.5, 8.0, 20.0]), group))
     return faults

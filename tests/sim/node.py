@@ -26,6 +26,9 @@ from protocol.events import (
 from protocol.ids import DRIVER_STAGE, PeerId
 from protocol.routing import Route, route
 
+HEAD = 1_000_000
+"""S0 counts a microbatch twice: in the embedding's sum, and offset by this in the head's."""
+
 
 class Violation(AssertionError):
     """An invariant of the protocol was broken."""
@@ -47,6 +50,17 @@ class Gradient:
     remaining: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """The symbol of donated weights: whose they are, and what its donor must say of them."""
+
+    peer: PeerId
+    stage: int
+    step: int
+    weights: float
+    squared_gradient_norm: float | None
+
+
 @dataclass
 class Hosting:
     """The simulated weights of a stage, and what was done to them."""
@@ -54,8 +68,9 @@ class Hosting:
     stage: int
     incarnation: int
     weights: float
-    origin: str
-    first_step: int | None = None
+    donors: tuple[Snapshot, ...] = ()
+    coefficients: tuple[float, ...] = ()
+    squared_gradient_norm: float | None = None
     applied: list[int] = field(default_factory=list)
     sums: dict[int, Counter[int]] = field(default_factory=dict)
     saved: dict[tuple[Any, Any], Activation] = field(default_factory=dict)
@@ -74,7 +89,7 @@ class SimNode:
         self.busy_until = 0.0
         self.timer_serial = 0
         self.hosting: Hosting | None = None
-        self.snapshots: dict[str, float] = {}
+        self.snapshots: dict[str, Snapshot] = {}
         self.past: list[Hosting] = []
 
     @property
@@ -89,10 +104,10 @@ class SimNode:
         """Do a job symbolically and return its result."""
         match job:
             case InitialiseJob(stage, incarnation):
-                self._host(stage, incarnation, float(stage), "seed")
+                self._host(Hosting(stage, incarnation, float(stage)))
             case BlendJob(stage, incarnation, payloads, coefficients):
-                weights = sum(c * w for c, w in zip(coefficients, payloads, strict=True))
-                self._host(stage, incarnation, weights, "blend")
+                weights = sum(c * donor.weights for c, donor in zip(coefficients, payloads, strict=True))
+                self._host(Hosting(stage, incarnation, weights, payloads, coefficients))
             case ForwardJob():
                 return self._forward(job)
             case LossJob():
@@ -105,9 +120,9 @@ class SimNode:
                 return self._snapshot()
         return None
 
-    def _host(self, stage: int, incarnation: int, weights: float, origin: str) -> None:
+    def _host(self, hosting: Hosting) -> None:
         self.release()
-        self.hosting = Hosting(stage, incarnation, weights, origin)
+        self.hosting = hosting
 
     def release(self) -> None:
         if self.hosting is not None:
@@ -127,6 +142,9 @@ class SimNode:
             if activation.visited != expected[: expected.index(hosting.stage)]:
                 raise Violation(f"{activation} came to S{hosting.stage} out of order")
         hosting.saved[job.microbatch, job.attempt] = activation
+        in_flight = {microbatch for microbatch, _ in hosting.saved}
+        if len(in_flight) > self.core.state.manifest.window:
+            raise Violation(f"S{hosting.stage} holds activations of {len(in_flight)} microbatches, beyond the window")
         visited = activation.visited + ((hosting.stage,) if hosting.stage != DRIVER_STAGE else ())
         return Activation(job.microbatch, visited)
 
@@ -157,7 +175,7 @@ class SimNode:
     @staticmethod
     def _count(hosting: Hosting, microbatch: Any, part: int) -> None:
         sums = hosting.sums.setdefault(microbatch.step, Counter())
-        sums[microbatch.index + part * 1_000_000] += 1
+        sums[microbatch.index + part * HEAD] += 1
 
     def _apply(self, job: ApplyJob) -> float | None:
         """Account the step: exactly once each, unless the stage began in its middle."""
@@ -169,7 +187,10 @@ class SimNode:
             raise Violation(f"S{hosting.stage} applied step {job.step} after {hosting.applied[-1]}")
         if any(times != 1 for times in counts.values()):
             raise Violation(f"S{hosting.stage} counted a microbatch of step {job.step} twice: {counts}")
-        own = {index for index in counts if index < 1_000_000}
+        own = {index for index in counts if index < HEAD}
+        head = {index - HEAD for index in counts if index >= HEAD}
+        if hosting.stage == DRIVER_STAGE and own != head:
+            raise Violation(f"S0 counted {sorted(own)} in the embedding but {sorted(head)} in the head")
         if len(own) != job.counted:
             raise Violation(f"S{hosting.stage} counted {len(own)} but divides step {job.step} by {job.counted}")
         is_first = not hosting.applied
@@ -179,13 +200,16 @@ class SimNode:
         if job.counted == 0:
             return None
         hosting.weights += 0.125 * job.counted * (hosting.stage + 1)
-        return float(job.step * (hosting.stage + 1))
+        hosting.squared_gradient_norm = float(job.step * (hosting.stage + 1))
+        return hosting.squared_gradient_norm
 
     def _snapshot(self) -> tuple[int, str]:
         hosting = self.hosting
         assert hosting is not None
         digest = f"{self.peer}@{hosting.weights!r}"
-        self.snapshots[digest] = hosting.weights
+        step = self.core.state.committed
+        norm = hosting.squared_gradient_norm
+        self.snapshots[digest] = Snapshot(self.peer, hosting.stage, step, hosting.weights, norm)
         return 8, digest
 
     def last_committed(self, stage: int, incarnation: int) -> int | None:

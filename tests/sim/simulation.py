@@ -41,9 +41,10 @@ from protocol.events import (
 )
 from protocol.ids import PeerId
 from protocol.manifest import RunManifest
-from protocol.messages import Claim, FetchRequest
+from protocol.messages import AnyMessage, Claim, FetchRequest, Forward
 from protocol.records import AnyRecord, key_of
-from tests.sim.faults import CALM, CutLink, Fault, Kill, Moment, Partition, Pause, Weather
+from tests.sim.faults import CALM, STRAGGLE_S, CutLink, Fault, Kill, Moment, Partition, Pause, Split, Weather
+from tests.sim.judgement import Judge, LogLine
 from tests.sim.node import SimNode, Violation
 
 DHT_LATENCY_S = (0.005, 0.05)
@@ -53,19 +54,23 @@ REFUSAL_S = (0.05, 0.6)
 """From a kill until the neighbours' connections are refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    time: float
-    observer: PeerId
-    name: str
-    fields: dict[str, Any]
-
-
 @dataclass
 class StoredRecord:
     record: AnyRecord
     expires: float
     stored: float
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveSplit:
+    """Peers who reach each other and nobody else, from a time until another."""
+
+    group: frozenset[PeerId]
+    began: float
+    until: float
+
+    def separates(self, one: PeerId, other: PeerId) -> bool:
+        return (one in self.group) != (other in self.group)
 
 
 class Simulation:
@@ -78,16 +83,18 @@ class Simulation:
         self.now = 0.0
         self.nodes: dict[PeerId, SimNode] = {}
         self.log: list[LogLine] = []
-        self.served: dict[tuple[int, int], PeerId] = {}
+        self.judge = Judge(manifest)
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = count()
         self._dht: dict[str, dict[PeerId, StoredRecord]] = {}
         self._faults = list(faults)
         self._seen: set[tuple[int, int, Moment]] = set()
-        self._islands: dict[PeerId, tuple[float, float]] = {}
+        self._splits: list[ActiveSplit] = []
         self._cuts: dict[frozenset[PeerId], float] = {}
         self._channel_free: dict[tuple[PeerId, PeerId, bool], float] = {}
         self._talked: set[tuple[PeerId, PeerId]] = set()
+        self._calm_since = 0.0
+        """When the last fault that heals has healed."""
 
     # --- time ---
 
@@ -135,7 +142,9 @@ class Simulation:
         if node.paused_until > self.now:
             self.at(node.paused_until, lambda: self.feed(node, event))
             return
-        for action in node.core.handle(event, self.now):
+        actions = node.core.handle(event, self.now)
+        self.judge.check_actions(node.peer, actions)
+        for action in actions:
             self._perform(node, action)
 
     def _timer(self, node: SimNode, serial: int) -> None:
@@ -149,13 +158,15 @@ class Simulation:
 
     # --- actions ---
 
-    def _perform(self, node: SimNode, action: Action) -> None:  # noqa: PLR0912 - one case per action
+    def _perform(self, node: SimNode, action: Action) -> None:
         match action:
             case Send(peer, message, payload):
                 if isinstance(message, Claim):
                     self._reach_moment(self._stage_of(peer), self._step_of(peer), "donate")
+                self._check_send(message)
                 self._send(node, self.nodes.get(peer), MessageReceived(node.peer, message, payload))
             case Store(record, lifetime_s):
+                self.judge.check_record(node.peer, record)
                 self.at(self.now + self.rng.uniform(*DHT_LATENCY_S), lambda: self._store(node, record, lifetime_s))
             case Read(keys):
                 for key in keys:
@@ -168,10 +179,16 @@ class Simulation:
                 self._note(node, name, dict(fields))
             case Stop():
                 node.is_stopped = True
+                self.judge.check_stopped(node, self.now, self.now - self._calm_since)
             case Discard() | ReleaseStage():
                 self._later(node, lambda: node.perform(action))
             case CancelFetches() | CloseLinks() | ReleaseSnapshot():
                 pass
+
+    def _check_send(self, message: AnyMessage) -> None:
+        self.judge.check_message(message)
+        if isinstance(message, Forward):
+            self.judge.check_forward(message)
 
     def _later(self, node: SimNode, call: Callable[[], None]) -> None:
         """Behind the compute thread's pending jobs."""
@@ -200,17 +217,13 @@ class Simulation:
         self.feed(node, JobDone(job, node.work(job)))
 
     def _note(self, node: SimNode, name: str, fields: dict[str, Any]) -> None:
-        self.log.append(LogLine(self.now, node.peer, name, fields))
-        if name == "peer.serving":
-            tenure = (fields["stage"], fields["incarnation"])
-            if self.served.setdefault(tenure, node.peer) != node.peer:
-                raise Violation(f"{node.peer} and {self.served[tenure]} both serve S{tenure[0]}/{tenure[1]}")
+        line = LogLine(self.now, node.peer, name, fields)
+        self.log.append(line)
+        self.judge.check_event(line, node)
         if name == "step.committed":
             self._reach_moment(0, fields["step"], "committed")
         if name == "stage.claimed":
             self._reach_moment(fields["stage"], 0, "claimed")
-        if name == "peer.misbehaved":
-            raise Violation(f"{node.peer} accuses an honest peer of misbehaving: {fields}")
 
     # --- network ---
 
@@ -230,6 +243,8 @@ class Simulation:
 
     def _arrival(self, source: SimNode, target: SimNode, event: MessageReceived) -> float:
         arrival = self.now + self.rng.uniform(*self.weather.latency_s)
+        if self.weather.straggling and self.rng.random() < self.weather.straggling:
+            return arrival + self.rng.random() * STRAGGLE_S
         if self.weather.is_reordered:
             return arrival + self.rng.random() * 0.05
         channel = (source.peer, target.peer, event.payload is not None)
@@ -244,10 +259,7 @@ class Simulation:
     def _is_cut(self, one: PeerId, other: PeerId) -> bool:
         if self._cuts.get(frozenset((one, other)), 0.0) > self.now:
             return True
-        return self._is_island(one) != self._is_island(other) or (self._is_island(one) and one != other)
-
-    def _is_island(self, peer: PeerId) -> bool:
-        return self._islands.get(peer, (0.0, 0.0))[1] > self.now
+        return any(split.until > self.now and split.separates(one, other) for split in self._splits)
 
     # --- DHT ---
 
@@ -262,13 +274,12 @@ class Simulation:
         self.feed(node, RecordsRead(key, tuple(visible)))
 
     def _is_visible(self, node: SimNode, owner: PeerId, entry: StoredRecord) -> bool:
-        """An island sees what was stored before it was cut off, and what it stores itself."""
-        if entry.expires <= self.now:
-            return False
-        for peer in (node.peer, owner):
-            if self._is_island(peer) and node.peer != owner and entry.stored > self._islands[peer][0]:
-                return False
-        return True
+        """Each side of a split sees what was stored before it began, and what it stores itself."""
+        is_hidden = any(
+            split.until > self.now and split.began < entry.stored and split.separates(node.peer, owner)
+            for split in self._splits
+        )
+        return entry.expires > self.now and not is_hidden
 
     # --- fetches ---
 
@@ -317,21 +328,30 @@ class Simulation:
                 self.at(self.now + when.after_s, lambda fault=fault: self._strike(fault))
 
     def _strike(self, fault: Fault) -> None:
-        victim_stage = fault.when.stage if isinstance(fault, CutLink) else fault.victim
+        victim_stage = fault.when.stage if isinstance(fault, CutLink | Split) else fault.victim
         victim = self.owner(fault.when.stage if victim_stage is None else victim_stage)
         if victim is None:
             return
+        self._calm_since = max(self._calm_since, self.now + getattr(fault, "seconds", 0.0))
         match fault:
             case Kill(is_silent=is_silent):
                 self.kill(victim, is_silent)
             case Pause(seconds=seconds):
                 victim.paused_until = self.now + seconds
             case Partition(seconds=seconds):
-                self._islands[victim.peer] = (self.now, self.now + seconds)
+                self._splits.append(ActiveSplit(frozenset({victim.peer}), self.now, self.now + seconds))
             case CutLink(seconds=seconds, other=other):
                 neighbour = self.owner(other)
                 if neighbour is not None and neighbour is not victim:
                     self._cuts[frozenset((victim.peer, neighbour.peer))] = self.now + seconds
+            case Split(seconds=seconds, stages=stages, spares=spares):
+                self._split(stages, spares, seconds)
+
+    def _split(self, stages: tuple[int, ...], spares: int, seconds: float) -> None:
+        owners = [node.peer for stage in stages if (node := self.owner(stage)) is not None]
+        idle = [node.peer for node in self.nodes.values() if node.is_alive and node.core.state.tenure is None]
+        group = frozenset(owners + idle[:spares])
+        self._splits.append(ActiveSplit(group, self.now, self.now + seconds))
 
     def kill(self, victim: SimNode, is_silent: bool = False) -> None:
         """The process ends without a word."""
@@ -348,18 +368,10 @@ class Simulation:
 
     def check_outcome(self) -> None:
         """What must hold once the run is done."""
-        total = self.manifest.step.total_steps
-        committed = [line.fields["step"] for line in self.log if line.name == "step.committed"]
-        if sorted(set(committed)) != list(range(1, total + 1)):
-            raise Violation(f"committed {committed}, not 1..{total}")
-        for stage in range(self.manifest.stage_count):
-            last = max(incarnation for owned, incarnation in self.served if owned == stage)
-            node = self.nodes[self.served[stage, last]]
-            tenure = node.core.state.tenure
-            holds_it = tenure is not None and (tenure.stage, tenure.incarnation) == (stage, last)
-            ended_at = node.core.state.committed if holds_it else node.last_committed(stage, last)
-            if node.is_alive and ended_at != total:
-                raise Violation(f"S{stage}/{last} ended at another step than {total}: {self.describe()}")
+        try:
+            self.judge.check_outcome(self.nodes, self.log)
+        except Violation as violation:
+            raise Violation(f"{violation}; {self.describe()}") from None
 
     def recoveries(self) -> list[LogLine]:
         return [line for line in self.log if line.name == "stage.recovered"]

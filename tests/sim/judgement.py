@@ -1,0 +1,203 @@
+"""What must hold while a simulated swarm runs, and once it is done. Breaking it raises `Violation`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from protocol.events import Action, Send, Stop, TimerFired
+from protocol.ids import DRIVER_STAGE, PeerId
+from protocol.manifest import RunManifest
+from protocol.messages import AnyMessage, Forward
+from protocol.records import AnyRecord, decode_record, encode_record, key_of
+from protocol.wire import MESSAGE_BYTES_MAX, PREFIX, decode_frame, decode_prefix, encode_frame
+from tests.sim.node import SimNode, Violation
+
+NEWS_S = 15.0
+"""Within this time, without faults, the end of a tenure becomes known to who held it."""
+
+_TENURE = {"peer", "stage", "incarnation", "step"}
+_OBSERVED = {*_TENURE, "observer", "observer_stage"}
+REQUIRED_FIELDS: dict[str, set[str]] = {
+    "peer.spare": {"peer", "step"},
+    "peer.serving": {*_TENURE, "why"},
+    "peer.suspected": _OBSERVED,
+    "peer.dead": _OBSERVED,
+    "peer.revived": _OBSERVED,
+    "peer.left": {"peer", "step"},
+    "peer.retired": {*_TENURE, "reason"},
+    "swarm.waiting": {"peer", "step", "stages"},
+    "swarm.complete": _TENURE,
+    "microbatch.reissued": {*_TENURE, "index", "attempt", "reason"},
+    "step.committed": {*_TENURE, "loss", "tokens", "seconds"},
+    "weights.published": {*_TENURE, "for_stage", "bytes", "squared_gradient_norm"},
+    "stage.claimed": {*_TENURE, "why", "witnesses"},
+    "stage.recovered": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds"},
+    "claim.withdrawn": {*_TENURE, "reason"},
+    "fetch.failed": {*_TENURE, "donor", "reason"},
+    "blend.failed": {*_TENURE, "reason"},
+}
+"""Every event that an honest swarm writes, and what it must carry."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    time: float
+    observer: PeerId
+    name: str
+    fields: Mapping[str, Any]
+
+
+def formula(squared_norms: Sequence[float | None], exponent: int) -> tuple[float, ...]:
+    """CheckFree's coefficients, written a second time so that the first has something to be compared with."""
+    usable = [norm for norm in squared_norms if norm is not None and math.isfinite(norm)]
+    if exponent == 0 or len(usable) < len(squared_norms) or not any(usable):
+        return tuple(1 / len(squared_norms) for _ in squared_norms)
+    weights = [math.sqrt(norm) ** exponent for norm in usable]
+    return tuple(weight / math.fsum(weights) for weight in weights)
+
+
+class Judge:
+    """Watches all nodes at once, as nobody in a real swarm can."""
+
+    def __init__(self, manifest: RunManifest) -> None:
+        self._manifest = manifest
+        self._serving: dict[tuple[int, int], tuple[PeerId, float]] = {}
+        """Who served each (stage, incarnation), since when."""
+        self._checked: set[AnyMessage | AnyRecord] = set()
+        self._committed: dict[int, int] = {}
+        """The last step that each incarnation of S0 committed."""
+
+    # --- what nodes do ---
+
+    def check_actions(self, peer: PeerId, actions: Iterable[Action]) -> None:
+        """After it stopped, a node does nothing."""
+        is_stopped = False
+        for action in actions:
+            if is_stopped:
+                raise Violation(f"{peer} stopped and then wanted {action}")
+            is_stopped = isinstance(action, Stop)
+            if isinstance(action, Send) and action.peer == peer:
+                raise Violation(f"{peer} talks to itself: {action.message}")
+
+    def check_stopped(self, node: SimNode, now: float, calm_s: float) -> None:
+        """A stopped core has nothing to say to any event; and nobody clings to a stage that another serves."""
+        actions = node.core.handle(TimerFired(), now)
+        if actions:
+            raise Violation(f"{node.peer} stopped, but still wants {actions}")
+        tenure = node.core.state.tenure
+        if tenure is None:
+            return
+        served = [
+            i for (stage, i), (_, since) in self._serving.items() if stage == tenure.stage and since < now - NEWS_S
+        ]
+        if calm_s > NEWS_S and max(served, default=0) > tenure.incarnation:
+            raise Violation(f"{node.peer} never learned that S{tenure.stage}/{tenure.incarnation} was over")
+
+    def check_message(self, message: AnyMessage) -> None:
+        """What honest nodes say is within all limits and survives the journey."""
+        if message in self._checked:
+            return
+        self._checked.add(message)
+        frame = encode_frame(message)
+        prefix = decode_prefix(frame[: PREFIX.size], MESSAGE_BYTES_MAX, 0)
+        if decode_frame(frame[PREFIX.size :], prefix.payload_bytes).message != message:
+            raise Violation(f"{message} does not survive the journey")
+
+    def check_record(self, peer: PeerId, record: AnyRecord) -> None:
+        """What honest nodes publish is within all limits and speaks of themselves."""
+        if record in self._checked:
+            return
+        self._checked.add(record)
+        if decode_record(key_of(record), peer, encode_record(record)) != record:
+            raise Violation(f"{record} does not survive the journey")
+
+    def check_forward(self, message: Forward) -> None:
+        """No microbatch is sent out for a step that is not the driver's current one."""
+        if message.stage == DRIVER_STAGE and message.step <= self._committed.get(message.incarnation, 0):
+            raise Violation(f"S0 issues {message} of a step that it committed")
+
+    # --- what nodes report ---
+
+    def check_event(self, line: LogLine, node: SimNode) -> None:
+        if line.name == "peer.misbehaved":
+            raise Violation(f"{line.observer} accuses an honest peer of misbehaving: {line.fields}")
+        missing = REQUIRED_FIELDS.get(line.name, {"a place in REQUIRED_FIELDS"}) - set(line.fields)
+        if missing:
+            raise Violation(f"{line.name} lacks {sorted(missing)}: {line.fields}")
+        msgspec.json.encode(line.fields)
+        match line.name:
+            case "peer.serving":
+                self._check_serving(line)
+            case "step.committed":
+                self._check_committed(line.fields)
+            case "stage.recovered":
+                self._check_recovered(line.fields, node)
+
+    def _check_serving(self, line: LogLine) -> None:
+        tenure = (line.fields["stage"], line.fields["incarnation"])
+        holder, _ = self._serving.setdefault(tenure, (line.observer, line.time))
+        if holder != line.observer:
+            raise Violation(f"{line.observer} and {holder} both serve S{tenure[0]}/{tenure[1]}")
+
+    def _check_committed(self, fields: Mapping[str, Any]) -> None:
+        """One driver commits step after step; its successor begins at a step that it knows to be due."""
+        incarnation, step = fields["incarnation"], fields["step"]
+        last = self._committed.get(incarnation)
+        if last is not None and step != last + 1:
+            raise Violation(f"S0/{incarnation} committed step {step} after {last}")
+        known = max(self._committed.values(), default=0)
+        if step > known + 1:
+            raise Violation(f"S0/{incarnation} committed step {step}, but step {known + 1} never was")
+        self._committed[incarnation] = step
+
+    def _check_recovered(self, fields: Mapping[str, Any], node: SimNode) -> None:
+        """The weights are the formula's, of the weights and norms that the donors held still."""
+        hosting = node.hosting
+        if hosting is None or (hosting.stage, hosting.incarnation) != (fields["stage"], fields["incarnation"]):
+            raise Violation(f"{node.peer} reports a recovery of a stage that it does not host: {fields}")
+        donors, coefficients = hosting.donors, tuple(fields["coefficients"])
+        if [donor.stage for donor in donors] != fields["donors"] or hosting.coefficients != coefficients:
+            raise Violation(f"the event names other donors than the weights came from: {fields}, {donors}")
+        if (len(donors) == 2) != (fields["method"] == "checkfree") or (fields["method"] == "seed") != (not donors):
+            raise Violation(f"{fields['method']} from {len(donors)} donors")
+        if not donors:
+            return
+        if any(abs(donor.step - fields["step"]) > 1 for donor in donors):
+            raise Violation(f"donors of other steps than {fields['step']}: {donors}")
+        if DRIVER_STAGE in (hosting.stage, *fields["donors"]):
+            raise Violation(f"S0 has another shape than the block stages: {fields}")
+        if len(donors) == 2 and not donors[0].stage < hosting.stage < donors[1].stage:
+            raise Violation(f"S{hosting.stage} was rebuilt from {donors}, not from both sides")
+        norms = [donor.squared_gradient_norm for donor in donors]
+        expected = formula(norms, self._manifest.recovery.norm_exponent)
+        blended = math.fsum(c * donor.weights for c, donor in zip(expected, donors, strict=True))
+        if not math.isclose(blended, hosting.weights, rel_tol=1e-12):
+            raise Violation(f"S{hosting.stage} holds {hosting.weights}, the formula gives {blended}: {donors}")
+
+    # --- the end ---
+
+    def check_outcome(self, nodes: Mapping[PeerId, SimNode], log: Sequence[LogLine]) -> None:
+        """Every step was committed, and every living owner ended with the last one applied."""
+        total = self._manifest.step.total_steps
+        committed = [line.fields["step"] for line in log if line.name == "step.committed"]
+        if sorted(set(committed)) != list(range(1, total + 1)):
+            raise Violation(f"committed {committed}, not 1..{total}")
+        for stage in range(self._manifest.stage_count):
+            last = max(incarnation for owned, incarnation in self._serving if owned == stage)
+            node = nodes[self._serving[stage, last][0]]
+            ended_at = ended_step(node, stage, last)
+            if node.is_alive and ended_at != total:
+                raise Violation(f"S{stage}/{last} ended at step {ended_at}, not {total}")
+
+
+def ended_step(node: SimNode, stage: int, incarnation: int) -> int | None:
+    """Where a tenure ended: its last committed step."""
+    tenure = node.core.state.tenure
+    if tenure is not None and (tenure.stage, tenure.incarnation) == (stage, incarnation):
+        return node.core.state.committed
+    return node.last_committed(stage, incarnation)

@@ -1,0 +1,72 @@
+"""Random runs from one number: the size of the swarm, its faults and its weather."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from protocol.manifest import RunManifest
+from tests.sim.faults import CALM, Fault, Weather, harsh_faults, random_faults
+from tests.sim.simulation import Simulation, build, replace_settings, small_manifest
+
+LIMIT_S = 900.0
+"""Simulated seconds after which a run counts as stuck."""
+
+WEATHERS = (
+    CALM,
+    CALM,
+    Weather(loss=0.02),
+    Weather(duplication=0.1, is_reordered=True),
+    Weather(latency_s=(0.01, 0.2), loss=0.01, duplication=0.05, is_reordered=True),
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All that a run depends on."""
+
+    seed: int
+    manifest: RunManifest
+    faults: tuple[Fault, ...]
+    spares: int
+    weather: Weather
+
+    def run(self) -> Simulation:
+        """Run it to the end. Raises `Violation` if an invariant breaks."""
+        simulation = build(
+            self.seed, list(self.faults), manifest=self.manifest, spares=self.spares, weather=self.weather
+        )
+        simulation.run(LIMIT_S)
+        simulation.check_outcome()
+        return simulation
+
+
+def schedule(seed: int, method: str) -> Schedule:
+    """The schedule of a seed. The order of the draws is part of what a recorded seed means: never change it."""
+    rng = random.Random(seed)
+    manifest = small_manifest(
+        stages=rng.choice([3, 4, 5, 6]), steps=rng.choice([4, 6, 10]), microbatches=rng.choice([2, 4]), method=method
+    )
+    count = rng.choice([0, 1, 1, 2, 3])
+    faults = random_faults(rng, manifest.stage_count, manifest.step.total_steps, count)
+    weather = rng.choice(WEATHERS)
+    return Schedule(seed, manifest, tuple(faults), count + 1, weather)
+
+
+HARSH_WEATHERS = (*WEATHERS[2:], Weather(straggling=0.02), Weather(loss=0.01, duplication=0.2, straggling=0.05))
+
+
+def harsh_schedule(seed: int, method: str) -> Schedule:
+    """Larger swarms, more faults, splits, stragglers, and windows that leave microbatches waiting."""
+    rng = random.Random(seed)
+    manifest = small_manifest(
+        stages=rng.randint(2 if method == "checkfree" else 3, 7),
+        steps=rng.choice([4, 6, 10]),
+        microbatches=rng.randint(2, 6),
+        method=method,
+        norm_exponent=rng.choice([0, 1, 2]),
+    )
+    manifest = replace_settings(manifest, step=replace_settings(manifest.step, window=rng.choice([0, 1, 2, 3])))
+    count = rng.randint(0, 5)
+    faults = harsh_faults(rng, manifest.stage_count, manifest.step.total_steps, count)
+    return Schedule(seed, manifest, tuple(faults), count + 1, rng.choice(HARSH_WEATHERS))

@@ -1,0 +1,181 @@
+"""Many random runs, those that failed once, and proof that the simulator sees what it is there to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from protocol.core import Core
+from protocol.donating import Donor
+from protocol.driving import Driver
+from protocol.ids import Attempt
+from protocol.membership import Membership, Observation, Seat
+from protocol.pipeline import BlockStage
+from protocol.recovery import weigh
+from protocol.steps import DRIVER_ORDER, DriverLedger, DriverPhase, StageLedger
+from tests.sim.faults import Weather
+from tests.sim.node import Violation
+from tests.sim.schedules import Schedule, harsh_schedule, schedule
+
+CHUNK = 25
+SEEDS = {"checkfree": range(10_000, 10_300), "checkfree+": range(10_000, 10_150)}
+HARSH_SEEDS = range(10_000, 10_050)
+
+REGRESSION_SEEDS = [
+    ("checkfree", 3, "a spare that had stopped still claimed a stage"),
+    ("checkfree", 10, "failed while the core was first written"),
+    ("checkfree", 16, "failed while the core was first written"),
+    ("checkfree", 22, "failed while the core was first written"),
+    ("checkfree", 23, "failed while the core was first written"),
+    ("checkfree", 81, "failed while the core was first written"),
+    ("checkfree", 89, "the record of a claim that one mistaken witness granted deposed a healthy owner"),
+    ("checkfree", 186, "failed while the core was first written"),
+    ("checkfree", 217, "the record of a claim that one mistaken witness granted deposed a healthy owner"),
+    ("checkfree", 218, "failed while the core was first written"),
+    ("checkfree", 248, "failed while the core was first written"),
+    ("checkfree", 265, "failed while the core was first written"),
+    ("checkfree", 288, "failed while the core was first written"),
+    ("checkfree", 571, "who was cut off at the end never learned that the run was over"),
+    ("checkfree", 637, "who was cut off at the end never learned that the run was over"),
+    ("checkfree", 813, "who was cut off at the end never learned that the run was over"),
+    ("checkfree", 914, "a witness granted a claim that left another witness out"),
+    ("checkfree+", 2745, "a former owner received what was meant for its successor and took it for misbehaviour"),
+]
+"""Runs that failed once: method, seed, and what was wrong."""
+
+
+def run_seed(seed: int, method: str, generator: Callable[[int, str], Schedule] = schedule) -> None:
+    """The failure names the seed: running its schedule again is all that it takes to see it again."""
+    try:
+        generator(seed, method).run()
+    except Violation as violation:
+        raise Violation(f"{generator.__name__}({seed}, {method!r}): {violation}") from violation
+
+
+def chunks(seeds_by_method: dict[str, range]) -> list[Any]:
+    return [
+        pytest.param(method, seeds[first : first + CHUNK], id=f"{method}-{seeds[first]}")
+        for method, seeds in seeds_by_method.items()
+        for first in range(0, len(seeds), CHUNK)
+    ]
+
+
+@pytest.mark.parametrize(("method", "seeds"), chunks(SEEDS))
+def test_no_schedule_of_faults_breaks_an_invariant(method: str, seeds: range) -> None:
+    for seed in seeds:
+        run_seed(seed, method)
+
+
+@pytest.mark.parametrize(("method", "seeds"), chunks(dict.fromkeys(SEEDS, HARSH_SEEDS)))
+def test_no_harsh_schedule_breaks_an_invariant(method: str, seeds: range) -> None:
+    for seed in seeds:
+        run_seed(seed, method, harsh_schedule)
+
+
+HARSH_REGRESSION_SEEDS = [
+    ("checkfree", 2, "an owner clung to its stage: it saw only the goodbye of the owner after it"),
+    ("checkfree", 3, "a stage held activations of a lost driver's attempts"),
+    ("checkfree", 5, "a node that stopped in the middle of a reading still reported on others"),
+    ("checkfree", 30, "a stage held activations of a lost driver's attempts"),
+]
+
+
+@pytest.mark.parametrize(("method", "seed", "why"), HARSH_REGRESSION_SEEDS)
+def test_what_failed_once_in_a_harsh_schedule_does_not_fail_again(method: str, seed: int, why: str) -> None:
+    run_seed(seed, method, harsh_schedule)
+
+
+@pytest.mark.parametrize(("method", "seed", "why"), REGRESSION_SEEDS)
+def test_what_failed_once_does_not_fail_again(method: str, seed: int, why: str) -> None:
+    run_seed(seed, method)
+
+
+# --- the simulator can see ---
+
+
+def count_always(ledger: StageLedger, index: int) -> bool:
+    ledger.counted.add(index)
+    return True
+
+
+def accept_every_forward(ledger: StageLedger, index: int, attempt: Attempt) -> bool:
+    ledger._entries.pop(index, None)
+    return ACCEPT_FORWARD(ledger, index, attempt)
+
+
+def move_whatever_attempt(ledger: DriverLedger, index: int, attempt: Attempt, before: DriverPhase) -> bool:
+    entry = ledger._entries.get(index)
+    if entry is None or entry.phase is not before:
+        return False
+    entry.phase = DRIVER_ORDER[before]
+    return True
+
+
+def observe_everybody(view: Membership, known: Seat | None, seat: Seat) -> Observation:
+    view.seats[seat.stage] = seat
+    return Observation.NEW_OWNER
+
+
+def issue_once(driver: Driver, index: int, reason: str | None = None) -> None:
+    if reason is None:
+        ISSUE(driver, index)
+
+
+def outdated_by_its_own_index(ledger: StageLedger, index: int, attempt: Attempt) -> list[tuple[int, Attempt]]:
+    current = ledger.attempt_of(index)
+    return [] if current is None else [(index, current)]
+
+
+ACCEPT_FORWARD, ISSUE, WEIGH = StageLedger.accept_forward, Driver._issue, weigh
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A guard of the protocol, broken on purpose."""
+
+    where: type | str
+    name: str
+    broken: Any
+    weather: Weather | None = None
+
+    def apply(self, patch: pytest.MonkeyPatch) -> None:
+        if isinstance(self.where, str):
+            patch.setattr(f"{self.where}.{self.name}", self.broken)
+        else:
+            patch.setattr(self.where, self.name, self.broken, raising=False)
+
+    def run_until_seen(self, seeds: range) -> None:
+        for seed in seeds:
+            found = harsh_schedule(seed, "checkfree")
+            (replace(found, weather=self.weather, faults=found.faults[:2]) if self.weather else found).run()
+
+
+SYRUP = Weather(straggling=0.2, duplication=0.3)
+"""Messages so late that several attempts of a microbatch are under way."""
+
+MUTANTS = {
+    "a stage counts every gradient": Mutant(StageLedger, "count", count_always),
+    "a stage accepts older activations": Mutant(StageLedger, "accept_forward", accept_every_forward, SYRUP),
+    "the driver takes results of older attempts": Mutant(DriverLedger, "move", move_whatever_attempt, SYRUP),
+    "the driver never re-issues": Mutant(Driver, "_issue", issue_once),
+    "the driver never repeats a commit": Mutant(Driver, "resend_commits", lambda driver: None),
+    "the driver commits too early": Mutant(DriverLedger, "is_complete", property(lambda ledger: not ledger.in_flight)),
+    "a lower incarnation deposes a higher one": Mutant(Membership, "_observe_other", observe_everybody),
+    "a fenced owner stays": Mutant(Core, "_lose_tenure", lambda core, reason: None),
+    "a witness recognises everybody": Mutant(Donor, "_objection", lambda donor, claim, seat: None),
+    "a message of the next step implies nothing": Mutant(BlockStage, "_reach", lambda stage, step: None),
+    "silence is never judged": Mutant(Membership, "_judge", lambda view, seat, now: False),
+    "the blend is uniform": Mutant("protocol.recovery", "weigh", lambda norms, exponent: WEIGH(norms, 0)),
+    "a lost driver's attempts stay": Mutant(StageLedger, "outdated_by", outdated_by_its_own_index),
+    "a stopped node goes on": Mutant(Core, "is_stopped", property(lambda core: False, lambda core, value: None)),
+}
+
+
+@pytest.mark.parametrize("guard", MUTANTS)
+def test_the_simulator_sees_a_broken_guard(guard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MUTANTS[guard].apply(monkeypatch)
+    with pytest.raises(Violation):
+        MUTANTS[guard].run_until_seen(range(120))
