@@ -1,0 +1,64 @@
+# Everything runs in .venv, with the tested versions of constraints.txt. A machine needs Python 3.11 and make, no more.
+# The environment is made once, and again only when pyproject.toml or constraints.txt changes.
+
+# python3.11 where there is one that runs, else python3. Another: make test PYTHON=/path/to/python3
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+# More options for the demo: make demo ARGS="--steps 100 --kill 3@20"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NEEDED := 3, 11
+HAS_NEEDED := import sys; sys.exit(sys.version_info < ($(NEEDED)))
+# pip draws its progress where somebody watches; a log gets the lines of the setup, and errors.
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(shell test -t 2 || echo -qq) -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint check clean
+
+help:  ## list the targets (default)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP)  ## create .venv and install the tested versions
+	@echo "$(VENV) is ready: $(BIN)/understudy --help"
+
+demo: $(STAMP)  ## train a whole swarm on this machine, kill a peer, watch it go on
+	@$(BIN)/understudy local $(ARGS)
+
+test: $(STAMP)  ## run all tests
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff (rules and format) and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+check: lint test  ## lint, then test: what has to pass before a change goes in
+
+clean:  ## remove caches and build output (keeps .venv, runs and found counterexamples)
+	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@find . -name $(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# An existing .venv is kept. One without a working pip (a venv that failed half-way) is completed in place.
+$(BIN)/python:
+	@$(PYTHON) -c '' 2>/dev/null || { \
+		echo "make: '$(PYTHON)' does not run: install Python 3.11, or name one: make PYTHON=/path/to/python3.11"; exit 1; } >&2
+	@$(PYTHON) -c '$(HAS_NEEDED)' || { \
+		echo "make: '$(PYTHON)' is $$($(PYTHON) -V), and Understudy needs 3.11 or newer:" \
+			"install it, or name one: make PYTHON=/path/to/python3.11"; exit 1; } >&2
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "make: '$(PYTHON)' lacks the venv module: install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; } >&2
+	@echo "setup 1/3: creating $(VENV) with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@$(BIN)/python -c '$(HAS_NEEDED)' || { \
+		echo "make: $(VENV) does not hold Python 3.11 or newer: remove it (rm -rf $(VENV)) and run make again"; exit 1; } >&2
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null || { \
+		echo "make: $(VENV) has no pip: remove it (rm -rf $(VENV)) and run make again"; exit 1; } >&2
+	@echo "setup 2/3: installing PyTorch, the largest package (minutes where it has to be downloaded)"
+	@$(PIP_INSTALL) torch
+	@echo "setup 3/3: installing the other packages"
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
