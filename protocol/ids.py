@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NewType
+from typing import Annotated, NewType
 
 import msgspec
+from msgspec import Meta
 
 PeerId = NewType("PeerId", str)
 """The base58 libp2p PeerID: the hash of the peer's public key."""
@@ -17,6 +18,7 @@ STAGES_MAX = 1024
 STEPS_MAX = 2**53
 INDEX_MAX = 2**20
 INCARNATION_MAX = 2**53
+ATTEMPTS_MAX = 2**53
 
 
 class Attempt(msgspec.Struct, frozen=True, order=True, array_like=True):
@@ -26,8 +28,8 @@ class Attempt(msgspec.Struct, frozen=True, order=True, array_like=True):
     all attempts of the one it replaced.
     """
 
-    driver_incarnation: int
-    counter: int
+    driver_incarnation: Annotated[int, Meta(ge=1, le=INCARNATION_MAX)]
+    counter: Annotated[int, Meta(ge=0, le=ATTEMPTS_MAX)]
 
 
 class Microbatch(msgspec.Struct, frozen=True, order=True, array_like=True):
