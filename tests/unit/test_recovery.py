@@ -1,0 +1,188 @@
+"""CheckFree's formula and the ladder of sources."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.ids import PeerId
+from protocol.manifest import RecoverySettings
+from protocol.messages import Donation
+from protocol.recovery import LADDER, Case, Plan, Witness, plan_recovery, weigh
+
+NORMS = st.floats(min_value=1e-30, max_value=1e30)
+
+
+def witness(stage: int, step: int = 5, norm: float | None = 1.0) -> Witness:
+    """A block stage with weights, or S0, which has none to give."""
+    donation = Donation(stage, step, norm, 8, f"digest {stage}") if stage else None
+    return Witness(stage, PeerId(f"peer-{stage}"), step, donation)
+
+
+def best(stage: int, *witnesses: Witness, **settings: int | float) -> Plan:
+    return plan_recovery(Case(stage, witnesses, RecoverySettings(**settings)))[0]  # type: ignore[arg-type]
+
+
+def donors_of(plan: Plan) -> list[int]:
+    return [donor.stage for donor in plan.donors]
+
+
+# --- the formula ---
+
+
+@pytest.mark.parametrize(
+    ("squared_norms", "exponent", "coefficients"),
+    [
+        ([1.0, 3.0], 2, (0.25, 0.75)),
+        ([3.0, 1.0], 2, (0.75, 0.25)),
+        ([1.0, 9.0], 1, (0.25, 0.75)),
+        ([1.0, 9.0], 0, (0.5, 0.5)),
+        ([0.0, 2.0], 2, (0.0, 1.0)),
+        ([0.0, 2.0], 1, (0.0, 1.0)),
+        ([0.0, 2.0], 0, (0.5, 0.5)),
+        ([5.0], 2, (1.0,)),
+        ([1.0, 1.0, 2.0], 2, (0.25, 0.25, 0.5)),
+    ],
+)
+def test_coefficients(squared_norms: list[float], exponent: int, coefficients: tuple[float, ...]) -> None:
+    weighting = weigh(squared_norms, exponent)
+    assert weighting.coefficients == coefficients
+    assert weighting.fallback is None
+
+
+@pytest.mark.parametrize("exponent", [1, 2])
+@pytest.mark.parametrize(
+    ("squared_norms", "why"),
+    [
+        ([0.0, 0.0], "zero"),
+        ([math.nan, 1.0], "not finite"),
+        ([1.0, math.inf], "not finite"),
+        ([1.0, -math.inf], "not finite"),
+        ([None, 1.0], "missing"),
+        ([None, None], "missing"),
+        ([-1.0, 2.0], "missing or not finite"),
+    ],
+)
+def test_unusable_norms_fall_back_to_uniform(squared_norms: list[float | None], why: str, exponent: int) -> None:
+    weighting = weigh(squared_norms, exponent)
+    assert weighting.coefficients == (0.5, 0.5)
+    assert weighting.fallback is not None
+    assert why in weighting.fallback
+
+
+def test_norms_too_large_to_add_fall_back_to_uniform() -> None:
+    weighting = weigh([1.7e308, 1.7e308], 2)
+    assert weighting.coefficients == (0.5, 0.5)
+    assert weighting.fallback == "the gradient norms are too large to add"
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf, -1.0, None, 0.0])
+def test_uniform_by_choice_needs_no_norms_and_no_excuse(norm: float | None) -> None:
+    assert weigh([norm, 1.0], 0).coefficients == (0.5, 0.5)
+    assert weigh([norm, 1.0], 0).fallback is None
+
+
+@given(st.lists(NORMS, min_size=1, max_size=4), st.sampled_from([0, 1, 2]))
+def test_coefficients_are_the_formula_and_sum_to_one(squared_norms: list[float], exponent: int) -> None:
+    coefficients = weigh(squared_norms, exponent).coefficients
+    powers = [math.sqrt(norm) ** exponent for norm in squared_norms]
+    assert math.isclose(math.fsum(coefficients), 1.0, rel_tol=1e-12)
+    for coefficient, power in zip(coefficients, powers, strict=True):
+        assert math.isclose(coefficient, power / math.fsum(powers), rel_tol=1e-9)
+
+
+@given(st.lists(st.none() | st.floats(), min_size=1, max_size=4), st.sampled_from([0, 1, 2]))
+def test_coefficients_are_always_a_mean(squared_norms: list[float | None], exponent: int) -> None:
+    coefficients = weigh(squared_norms, exponent).coefficients
+    assert len(coefficients) == len(squared_norms)
+    assert all(0.0 <= coefficient <= 1.0 for coefficient in coefficients)
+    assert math.isclose(math.fsum(coefficients), 1.0, rel_tol=1e-9)
+
+
+# --- the ladder ---
+
+
+def test_both_sides_are_blended_with_more_weight_to_the_larger_norm() -> None:
+    plan = best(3, witness(2, norm=1.0), witness(4, norm=3.0))
+    assert (plan.method, donors_of(plan), plan.coefficients) == ("checkfree", [2, 4], (0.25, 0.75))
+    assert plan.learning_rate_scale == 1.1
+
+
+@pytest.mark.parametrize("exponent", [0, 1, 2])
+def test_the_exponent_is_a_setting_of_the_run(exponent: int) -> None:
+    plan = best(3, witness(2, norm=1.0), witness(4, norm=16.0), norm_exponent=exponent)
+    assert plan.coefficients == weigh([1.0, 16.0], exponent).coefficients
+    assert f"to the power {exponent}" in plan.reason
+
+
+def test_a_uniform_fallback_says_why() -> None:
+    plan = best(3, witness(2, norm=None), witness(4, norm=3.0))
+    assert plan.coefficients == (0.5, 0.5)
+    assert plan.reason == "uniform average of S2 and S4: a donor's gradient norm is missing or not finite"
+
+
+@pytest.mark.parametrize(
+    ("lost", "survivors", "donors"),
+    [
+        (1, [0, 2], [2]),
+        (4, [0, 3], [3]),
+        (2, [1, 4], [1, 4]),
+        (2, [0, 4], [4]),
+        (3, [1, 5], [1, 5]),
+    ],
+)
+def test_the_nearest_survivors_with_weights_are_the_donors(lost: int, survivors: list[int], donors: list[int]) -> None:
+    assert donors_of(best(lost, *map(witness, survivors))) == donors
+
+
+def test_the_nearest_of_several_on_a_side_is_asked() -> None:
+    assert donors_of(best(4, witness(1), witness(3), witness(5), witness(6))) == [3, 5]
+
+
+def test_one_side_is_copied() -> None:
+    plan = best(1, witness(0), witness(2))
+    assert (plan.method, plan.coefficients, plan.learning_rate_scale) == ("copy", (1.0,), 1.1)
+    assert plan.reason == "S2 is the only neighbour with weights"
+
+
+def test_a_survivor_without_weights_is_no_donor() -> None:
+    silent = Witness(2, PeerId("peer-2"), 5, None)
+    assert donors_of(best(3, silent, witness(4))) == [4]
+
+
+def test_before_the_first_commit_the_seed_is_exact() -> None:
+    plan = best(3, witness(2, step=0), witness(4, step=0))
+    assert (plan.method, plan.step, plan.donors, plan.learning_rate_scale) == ("seed", 0, (), 1.0)
+    assert "exact" in plan.reason
+
+
+def test_block_weights_do_not_fit_s0() -> None:
+    plan = best(0, witness(1), witness(4))
+    assert (plan.method, plan.donors) == ("seed", ())
+
+
+def test_with_nothing_left_the_stage_begins_anew_at_the_swarms_step() -> None:
+    plan = best(1, witness(0, step=7))
+    assert (plan.method, plan.step, plan.donors) == ("seed", 7, ())
+
+
+def test_the_stage_stands_at_the_newest_step_of_its_witnesses() -> None:
+    assert best(3, witness(2, step=4), witness(4, step=5)).step == 5
+
+
+def test_a_failed_attempt_goes_on_below_its_rung() -> None:
+    case = Case(3, (witness(2), witness(4)), RecoverySettings())
+    methods, rung = [], 0
+    while rung < len(LADDER):
+        plan, rung = plan_recovery(case, rung)
+        methods.append(plan.method)
+        rung += 1
+    assert methods == ["checkfree", "copy", "seed"]
+
+
+def test_below_the_last_rung_is_the_seed() -> None:
+    plan, rung = plan_recovery(Case(3, (witness(2), witness(4)), RecoverySettings()), len(LADDER))
+    assert (plan.method, rung) == ("seed", len(LADDER))
