@@ -39,6 +39,7 @@ class Brood:
         self.sockets: set[Path] = set()
         self._mark = secrets.token_hex(8)
         self._next_look = 0.0
+        self._holders: list[int] = []
 
     def start(self, arguments: Sequence[str], log_path: Path, **variables: str) -> subprocess.Popen[bytes]:
         """Start a command in an otherwise empty home; its output goes to the log file."""
@@ -52,6 +53,11 @@ class Brood:
                 env={**self.environment(), **variables},
                 start_new_session=True,
             )
+
+    def include_us(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """This process starts daemons and holds sockets itself."""
+        monkeypatch.setenv(MARK, self._mark)
+        self._holders = [os.getpid()]
 
     def environment(self) -> Mapping[str, str]:
         home = str(self._empty("home"))
@@ -67,8 +73,8 @@ class Brood:
             return
         self._next_look = time.monotonic() + LOOK_EVERY_S
         names = dict(_bound_sockets())
-        for process in self.processes():
-            self.sockets |= {names[inode] for inode in _socket_inodes(process.pid) if inode in names}
+        for holder in [*self._holders, *(process.pid for process in self.processes())]:
+            self.sockets |= {names[inode] for inode in _socket_inodes(holder) if inode in names}
 
     def until(self, condition: Callable[[], object], what: str, timeout_s: float) -> None:
         """Like `until`, looking meanwhile."""

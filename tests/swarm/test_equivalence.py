@@ -1,0 +1,149 @@
+"""With no failure, five peers compute what the unsplit model computes in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import pytest
+import torch
+import uvloop
+
+from bootstrap.found import found, join_string
+from node.config import NodeConfig
+from node.data import Batches, open_corpus
+from node.identity import Identity
+from node.model import UnsplitModel
+from node.optimizer import StageOptimizer
+from node.runtime import Node
+from node.swarm import Swarm, SwarmConfig
+from protocol.manifest import (
+    DataSettings,
+    ModelSettings,
+    OptimizerSettings,
+    RecoverySettings,
+    RunManifest,
+    StepSettings,
+    WireSettings,
+    check,
+)
+from protocol.records import ManifestRecord
+from protocol.routing import route
+from tests.swarm.processes import Brood
+
+STEPS = 10
+TIMEOUT_S = 100.0
+LISTEN = ("/ip4/127.0.0.1/tcp/0",)
+TEXT = "".join(f"{number} times {number} is {number * number}, as everybody knows.\n" for number in range(400))
+
+Weights = list[list[torch.Tensor]]
+"""Of each stage, its parameters."""
+
+
+def manifest_of(folder: Path, method: Literal["checkfree", "checkfree+"]) -> RunManifest:
+    text = folder / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    manifest = RunManifest(
+        name="equal",
+        seed=7,
+        model=ModelSettings(hidden_size=32, intermediate_size=48, attention_heads=2, context_length=32),
+        data=DataSettings(source="text", paths=(str(text),)),
+        # The gradient norms of the stages lie on both sides of this: some are clipped, some are not.
+        optimizer=OptimizerSettings(warmup_steps=4, clip_norm=0.2, weight_decay=0.1),
+        recovery=RecoverySettings(method=method),
+        step=StepSettings(microbatches=6, microbatch_size=2, window=4, total_steps=STEPS),
+        wire=WireSettings(dtype="float32"),
+    )
+    check(manifest)
+    return manifest
+
+
+@pytest.mark.parametrize("method", ["checkfree", "checkfree+"])
+def test_five_peers_compute_what_one_computes(
+    tmp_path: Path, brood: Brood, monkeypatch: pytest.MonkeyPatch, method: Literal["checkfree", "checkfree+"]
+) -> None:
+    brood.include_us(monkeypatch)
+    manifest = manifest_of(tmp_path, method)
+    weights: Weights = []
+
+    async def main() -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            weights.extend(await train_in_swarm(manifest, tmp_path, brood))
+
+    uvloop.run(main())
+    gc.collect()
+    expected_weights, expected_losses, norms = train_unsplit(manifest)
+    assert min(norms) < manifest.optimizer.clip_norm < max(norms)
+    losses = committed_losses(tmp_path / "stage-0.jsonl")
+    assert len(weights) == 5
+    for stage, (found_tensors, expected) in enumerate(zip(weights, expected_weights, strict=True)):
+        for tensor, wanted in zip(found_tensors, expected, strict=True):
+            torch.testing.assert_close(
+                tensor, wanted, rtol=1e-4, atol=1e-6, msg=lambda text, stage=stage: f"S{stage}: {text}"
+            )
+    assert losses == pytest.approx(expected_losses, rel=1e-4)
+    assert len(brood.sockets) >= 5
+
+
+async def train_in_swarm(manifest: RunManifest, folder: Path, brood: Brood) -> Weights:
+    """Five nodes, each a peer of its own, in one event loop. The weights of S0 to S4 after the last step."""
+    founder = Identity.load_or_create(folder / "stage-0.key")
+    async with AsyncExitStack() as stack:
+        nodes: list[Node] = []
+        seeds: tuple[str, ...] = ()
+        for stage in range(manifest.stage_count):
+            swarm = await stack.enter_async_context(opened(folder, stage, seeds))
+            seeds = seeds or swarm.addresses
+            charter: ManifestRecord = found(manifest, founder)
+            config = NodeConfig(
+                join=join_string(manifest, founder, seeds),
+                identity_path=folder / f"stage-{stage}.key",
+                stage=stage,
+                events_path=folder / f"stage-{stage}.jsonl",
+            )
+            nodes.append(Node(swarm, charter, config, capacity=1.0))
+        brood.look()
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(node.run()) for node in nodes]
+        assert [task.result() for task in running] == ["done"] * len(nodes)
+        return [[tensor.clone() for tensor in node._host.stage_tensors] for node in nodes]
+
+
+@asynccontextmanager
+async def opened(folder: Path, stage: int, seeds: tuple[str, ...]) -> AsyncIterator[Swarm]:
+    identity = Identity.load_or_create(folder / f"stage-{stage}.key")
+    identity.is_new = True  # nobody else uses it, so nobody needs to be asked
+    async with Swarm.open(SwarmConfig(LISTEN, initial_peers=seeds), identity) as swarm:
+        yield swarm
+
+
+def train_unsplit(manifest: RunManifest) -> tuple[Weights, list[float], list[float]]:
+    """Weights and losses of the whole model in one process, and all gradient norms of its stages."""
+    model = UnsplitModel(manifest.model, manifest.seed)
+    batches = Batches(open_corpus(manifest.data), manifest)
+    optimizers = [StageOptimizer(stage.parameters(), manifest.optimizer) for stage in model.stages]
+    losses, norms = [], []
+    for step in range(1, STEPS + 1):
+        total = 0.0
+        for index in range(manifest.step.microbatches):
+            path = route(manifest.recovery.method, manifest.model.block_stages, index)
+            loss = model(*batches.microbatch(step, index), route=path)
+            loss.backward()
+            total += loss.item()
+        losses.append(total / manifest.step.microbatches)
+        squared = [optimizer.apply(step, manifest.step.microbatches) for optimizer in optimizers]
+        norms += [math.sqrt(norm) for norm in squared if norm is not None]
+    return [[parameter.detach() for parameter in stage.parameters()] for stage in model.stages], losses, norms
+
+
+def committed_losses(path: Path) -> list[float]:
+    events = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+    commits = [event for event in events if event["event"] == "step.committed"]
+    assert [event["step"] for event in commits] == list(range(1, STEPS + 1))
+    return [event["loss"] for event in commits]
