@@ -37,6 +37,7 @@ from protocol.events import (
     FetchFailed,
     Job,
     JobDone,
+    Keep,
     MessageReceived,
     PeerUnreachable,
     Read,
@@ -92,7 +93,7 @@ class Node:
         self._network = Network(swarm, rules, self._message_came, self._peer_gone)
         self._fetch_protocol = fetch_protocol(rules)
         self._fetcher = Fetcher(swarm, rules, manifest.model, self._worker)
-        self._weights = WeightsServer(self._core.may_fetch, lambda: self._host.held)
+        self._weights = WeightsServer(self._core.may_fetch, self._host.held.get)
         self._records = _Records(swarm, self._run_id, self.feed)
         self._fetches: dict[tuple[int, int], list[asyncio.Task[None]]] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -178,8 +179,8 @@ class Node:
                 self._network.send(peer, message, payload)
             case Run(job):
                 self._worker.run(job)
-            case Discard() | ReleaseSnapshot() | ReleaseStage():
-                self._worker.free(action)
+            case Discard() | Keep() | ReleaseSnapshot() | ReleaseStage():
+                self._worker.tend(action)
             case Store() | Read():
                 self._records.add(action)
             case Emit(name, fields):
@@ -212,9 +213,9 @@ class Node:
         try:
             weights = await self._fetcher.fetch(fetch)
         except UnderstudyError as error:
-            self.feed(FetchFailed(fetch.claim, fetch.donor, str(error)))
+            self.feed(FetchFailed(fetch.claim, fetch.donor, fetch.digest, str(error)))
         else:
-            self.feed(Fetched(fetch.claim, fetch.donor, weights))
+            self.feed(Fetched(fetch.claim, fetch.donor, fetch.digest, weights))
 
 
 class _Records:

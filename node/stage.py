@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from node.data import Batches, open_corpus
-from node.model import BlockStage, EdgeStage, build_stage
+from node.model import EMBEDDING_NAMES, HEAD_NAMES, BlockStage, EdgeStage, build_stage
 from node.optimizer import StageOptimizer
 from node.tensors import from_wire, to_wire
 from node.weights import WeightsSnapshot, blend, load, snapshot
@@ -28,13 +28,19 @@ from protocol.events import (
     ForwardJob,
     InitialiseJob,
     Job,
+    Keep,
     LossJob,
+    ReleaseSnapshot,
     SnapshotJob,
 )
 from protocol.ids import Attempt, Microbatch
 from protocol.manifest import RunManifest
+from protocol.messages import Part
 
 Key = tuple[Microbatch, Attempt]
+
+PART_NAMES: dict[Part, tuple[str, ...]] = {"stage": (), "embedding": EMBEDDING_NAMES, "head": HEAD_NAMES}
+"""The parameters of each part; none named means all of them."""
 
 
 @dataclass(slots=True)
@@ -57,8 +63,8 @@ class StageHost:
         self._optimizer: StageOptimizer | None = None
         self._batches: Batches | None = None
         self._saved: dict[Key, Saved] = {}
-        self.held: WeightsSnapshot | None = None
-        """The snapshot that claimants may fetch. Read by the event loop, replaced by the compute thread."""
+        self.held: dict[str, WeightsSnapshot] = {}
+        """Snapshots and copies that others may fetch, by digest. Read by the event loop."""
 
     # --- jobs ---
 
@@ -72,7 +78,7 @@ class StageHost:
             case BackwardJob():
                 return self._backward(job)
             case ApplyJob() | SnapshotJob():
-                return self._apply(job.step, job.counted) if isinstance(job, ApplyJob) else self._snapshot()
+                return self._apply(job.step, job.counted) if isinstance(job, ApplyJob) else self._snapshot(job.part)
             case InitialiseJob() | BlendJob():
                 return self._build(job)
 
@@ -80,13 +86,18 @@ class StageHost:
         """Free what an outdated attempt left."""
         self._saved.pop((discard.microbatch, discard.attempt), None)
 
-    def release_snapshot(self) -> None:
-        self.held = None
+    def keep(self, keep: Keep) -> None:
+        """Hold a copy that was fetched, to serve it in turn."""
+        self.held[keep.digest] = keep.payload
+
+    def release_snapshot(self, release: ReleaseSnapshot) -> None:
+        self.held.pop(release.digest, None)
 
     def release(self) -> None:
         """Forget the stage."""
-        self._module = self._optimizer = self._batches = self.held = None
+        self._module = self._optimizer = self._batches = None
         self._saved.clear()
+        self.held.clear()
 
     # --- building ---
 
@@ -105,12 +116,16 @@ class StageHost:
                 load(module, blend([donor.tensors for donor in job.payloads], job.coefficients))
             except WeightsError as error:
                 return str(error)
+        else:
+            for part, copy in job.parts:
+                load(module, copy.tensors, PART_NAMES[part])
         self._install(module, job.learning_rate_scale)
         return None
 
-    def _snapshot(self) -> tuple[int, str]:
-        self.held = snapshot(self._require_module())
-        return self.held.payload_bytes, self.held.digest
+    def _snapshot(self, part: Part) -> tuple[int, str]:
+        copy = snapshot(self._require_module(), PART_NAMES[part])
+        self.held[copy.digest] = copy
+        return copy.payload_bytes, copy.digest
 
     def _require_module(self) -> BlockStage | EdgeStage:
         if self._module is None:

@@ -11,10 +11,12 @@ import logging
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from node.framing import read_message, read_some, write_frame
-from node.model import BlockStage
+from node.model import BlockStage, EdgeStage
 from node.network import OPEN_TIMEOUT_S, LinkRules, Streams
+from node.stage import PART_NAMES
 from node.weights import WeightsBuffer, WeightsSnapshot, check_specs
 from node.worker import Worker
 from protocol.errors import NetworkError, PeerRefusedError, RemoteProtocolError, WeightsError
@@ -41,9 +43,9 @@ def fetch_protocol(rules: LinkRules) -> str:
 
 
 class WeightsServer:
-    """Serves the held snapshot to whom the core recognises."""
+    """Serves held snapshots to whom the core recognises."""
 
-    def __init__(self, may_fetch: MayFetch, held: Callable[[], WeightsSnapshot | None]) -> None:
+    def __init__(self, may_fetch: MayFetch, held: Callable[[str], WeightsSnapshot | None]) -> None:
         self._may_fetch, self._held = may_fetch, held
 
     async def serve(self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -58,7 +60,7 @@ class WeightsServer:
             logger.debug("fetch by %s ended: %s", peer, error)
 
     async def _answer(self, peer: PeerId, request: FetchRequest, writer: asyncio.StreamWriter) -> None:
-        held = self._held()
+        held = self._held(request.digest)
         if held is None or not self._may_fetch(peer, request) or request.offset > held.payload_bytes:
             async with asyncio.timeout(SILENCE_TIMEOUT_S):
                 await write_frame(writer, FetchRefused("you are not the claimant, or these weights are outdated"))
@@ -140,12 +142,17 @@ class _Transfer:
         if not isinstance(header, FetchHeader):
             raise RemoteProtocolError("the donor answered with something else than weights")
         if self._buffer is None:
-            with torch.device("meta"):
-                template = BlockStage(self._fetcher.model, self._fetch.claim[0])
-            check_specs(header.specs, template)
+            check_specs(header.specs, self._template(), PART_NAMES[self._fetch.part])
             self._buffer = WeightsBuffer(header.specs)
         elif self._buffer.specs != header.specs:
             raise RemoteProtocolError("the donor changed its weights during the transfer")
+
+    def _template(self) -> nn.Module:
+        """What we are about to build, without its memory."""
+        with torch.device("meta"):
+            if self._fetch.part == "stage":
+                return BlockStage(self._fetcher.model, self._fetch.claim[0])
+            return EdgeStage(self._fetcher.model)
 
     async def _fill(self, reader: asyncio.StreamReader) -> None:
         buffer = self._buffer

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from node.stage import StageHost
-from protocol.events import Discard, Job, ReleaseSnapshot, ReleaseStage
+from protocol.events import Discard, Job, Keep, ReleaseSnapshot, ReleaseStage
 
 Finished = Callable[[Job, Any], None]
 Failed = Callable[[BaseException], None]
@@ -30,13 +30,15 @@ class Worker:
         """Queue a job; ``on_finished(job, result)`` follows on the event loop."""
         self._submit(lambda: self._host.work(job), lambda result: self._on_finished(job, result))
 
-    def free(self, action: Discard | ReleaseSnapshot | ReleaseStage) -> None:
-        """Free memory once the jobs given before are done."""
+    def tend(self, action: Discard | Keep | ReleaseSnapshot | ReleaseStage) -> None:
+        """Keep or free memory once the jobs given before are done."""
         match action:
             case Discard():
                 self._submit(lambda: self._host.discard(action))
+            case Keep():
+                self._submit(lambda: self._host.keep(action))
             case ReleaseSnapshot():
-                self._submit(self._host.release_snapshot)
+                self._submit(lambda: self._host.release_snapshot(action))
             case ReleaseStage():
                 self._submit(self._host.release)
 

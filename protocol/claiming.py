@@ -26,6 +26,7 @@ from protocol.events import (
     Fetched,
     FetchFailed,
     InitialiseJob,
+    Job,
     JobDone,
     Payload,
     Read,
@@ -221,7 +222,7 @@ class Claimant:
         asked = claim.asked
         if asked is None or self._state.membership.serving_peer(asked) != peer:
             return
-        claim.witnesses[asked] = Witness(asked, peer, grant.step, grant.donation)
+        claim.witnesses[asked] = Witness(asked, peer, grant.step, grant.donations)
         if self._state.tenure is None:
             self._take_tenure()
         self._ask_next()
@@ -268,23 +269,21 @@ class Claimant:
         claim = self.claim
         assert claim is not None
         witnesses = tuple(claim.witnesses[stage] for stage in sorted(claim.witnesses))
-        case = Case(claim.stage, witnesses, self._state.manifest.recovery)
+        manifest = self._state.manifest
+        case = Case(claim.stage, manifest.model.block_stages, witnesses, manifest.recovery)
         claim.plan, claim.rung = plan_recovery(case, first_rung)
         self._enter(ClaimPhase.FETCHING)
-        for donor in claim.plan.donors:
-            assert donor.donation is not None
-            if (donor.peer, donor.donation.digest) not in claim.payloads:
-                fetch = Fetch(claim.name, donor.peer, donor.donation.digest, donor.donation.payload_bytes)
-                self._state.act(fetch)
+        for source in claim.plan.sources:
+            offer = source.donation
+            if (source.peer, offer.digest) not in claim.payloads:
+                self._state.act(Fetch(claim.name, source.peer, offer.part, offer.digest, offer.payload_bytes))
         self._build_if_gathered()
 
     def on_fetched(self, event: Fetched) -> None:
         claim = self.claim
         if claim is None or claim.name != event.claim or claim.plan is None:
             return
-        for donor in claim.plan.donors:
-            if donor.peer == event.donor and donor.donation is not None:
-                claim.payloads[donor.peer, donor.donation.digest] = event.payload
+        claim.payloads[event.donor, event.digest] = event.payload
         if claim.phase is ClaimPhase.FETCHING:
             self._build_if_gathered()
 
@@ -307,7 +306,7 @@ class Claimant:
         claim = self.claim
         assert claim is not None
         assert claim.plan is not None
-        keys = [(donor.peer, donor.donation.digest) for donor in claim.plan.donors if donor.donation]
+        keys = [(source.peer, source.donation.digest) for source in claim.plan.sources]
         if all(key in claim.payloads for key in keys):
             self._build_from(claim.plan, tuple(claim.payloads[key] for key in keys))
 
@@ -317,11 +316,12 @@ class Claimant:
         claim.plan = plan
         self._enter(ClaimPhase.BUILDING)
         scale = plan.learning_rate_scale
-        if payloads:
-            job = BlendJob(claim.stage, claim.incarnation, payloads, plan.coefficients, scale)
-            self._state.act(Run(job))
+        if plan.coefficients:
+            job: Job = BlendJob(claim.stage, claim.incarnation, payloads, plan.coefficients, scale)
         else:
-            self._state.act(Run(InitialiseJob(claim.stage, claim.incarnation, scale)))
+            parts = tuple(source.donation.part for source in plan.sources)
+            job = InitialiseJob(claim.stage, claim.incarnation, scale, tuple(zip(parts, payloads, strict=True)))
+        self._state.act(Run(job))
 
     def on_job_done(self, done: JobDone) -> OpenClaim | None:
         """The finished claim once the stage is built. A result that is a text says why it could not be."""

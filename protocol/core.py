@@ -12,6 +12,7 @@ import msgspec
 from protocol.claiming import Claimant, OpenClaim
 from protocol.donating import Donor
 from protocol.driving import FINAL_PROGRESS_LIFETIME_S, Driver
+from protocol.edge_copies import EdgeKeeper
 from protocol.errors import RemoteProtocolError
 from protocol.events import (
     Action,
@@ -24,7 +25,6 @@ from protocol.events import (
     MessageReceived,
     PeerUnreachable,
     RecordsRead,
-    ReleaseSnapshot,
     ReleaseStage,
     SnapshotJob,
     Started,
@@ -44,6 +44,8 @@ from protocol.messages import (
     Commit,
     CommitAck,
     DataMessage,
+    EdgeCopy,
+    EdgeCopyKept,
     Fenced,
     FetchRequest,
     Forward,
@@ -99,6 +101,8 @@ class Core:
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
         """Whether the peer may have the weights that we hold."""
+        if isinstance(self._host, Driver) and self._host.copier.may_fetch(peer, request):
+            return True
         return self._donor is not None and self._donor.may_fetch(peer, request)
 
     def _dispatch(self, event: Event) -> None:
@@ -117,10 +121,8 @@ class Core:
                 self._on_records(key, records)
             case PeerUnreachable(peer):
                 self._on_unreachable(peer)
-            case Fetched():
-                self._claimant.on_fetched(event)
-            case FetchFailed():
-                self._claimant.on_fetch_failed(event)
+            case Fetched() | FetchFailed():
+                self._on_fetch_ended(event)
             case Started(wanted_stage):
                 self._claimant = Claimant(self.state, self._capacity, wanted_stage)
                 self._become_spare()
@@ -195,6 +197,13 @@ class Core:
             case CommitAck(stage, incarnation, step):
                 if self._observe(peer, (stage, incarnation, step)) and isinstance(self._host, Driver):
                     self._host.on_acknowledgement(message)
+            case EdgeCopy(_, incarnation, step):
+                if self._observe(peer, (DRIVER_STAGE, incarnation, step)) and self._donor is not None:
+                    self._donor.keeper.on_offer(peer, message)
+            case EdgeCopyKept():
+                if isinstance(self._host, Driver):
+                    self._host.copier.on_kept(peer, message)
+                    self._host.pump()
             case Lost() | Alive() | Fenced():
                 self._on_gossip(peer, message)
             case Claim():
@@ -250,6 +259,19 @@ class Core:
                     self._neighbourhood.read()
         elif membership.absolve(message.stage, message.incarnation, self.state.now):
             self._on_revived(message.stage)
+
+    def _on_fetch_ended(self, event: Fetched | FetchFailed) -> None:
+        """Fetches of an owner are copies of S0's weights; all others are of our claim."""
+        keeper = self._donor.keeper if self._donor is not None else None
+        match event, keeper:
+            case Fetched(), None:
+                self._claimant.on_fetched(event)
+            case FetchFailed(), None:
+                self._claimant.on_fetch_failed(event)
+            case Fetched(), EdgeKeeper():
+                keeper.on_fetched(event)
+            case FetchFailed(), EdgeKeeper():
+                keeper.on_fetch_failed(event)
 
     def _on_claim(self, peer: PeerId, claim: Claim) -> None:
         if claim.stage >= self._manifest.stage_count:
@@ -421,7 +443,10 @@ class Core:
     def _on_job_done(self, event: JobDone) -> None:
         if isinstance(event.job, SnapshotJob) and self._donor is not None and self._host is not None:
             self._host.pipe.queue.finished()
-            self._donor.on_snapshot(*event.result)
+            if event.job.part == "stage":
+                self._donor.on_snapshot(*event.result)
+            elif isinstance(self._host, Driver):
+                self._host.copier.on_snapshot(event.job.part, *event.result)
             self._host.pump()
         elif self._host is not None:
             self._host.on_job_done(event)
@@ -442,9 +467,10 @@ class Core:
             state.emit(
                 "stage.recovered",
                 method=plan.method,
-                donors=[donor.stage for donor in plan.donors],
+                donors=[source.stage for source in plan.sources],
                 coefficients=list(plan.coefficients),
-                bytes=sum(donor.donation.payload_bytes for donor in plan.donors if donor.donation),
+                bytes=plan.payload_bytes,
+                digests=[source.donation.digest for source in plan.sources],
                 seconds=state.now - claim.began,
                 fetch_seconds=claim.phase_began - claim.recognised_at,
                 blend_seconds=state.now - claim.phase_began,
@@ -465,7 +491,6 @@ class Core:
         self.state.emit("peer.retired", reason=reason)
         self.state.tenure, self.state.is_recognised = None, False
         self._host = self._donor = None
-        self.state.act(ReleaseSnapshot())
         self.state.act(ReleaseStage())
         self.state.membership.forget_deaths()
         self._claimant = Claimant(self.state, self._capacity, None)

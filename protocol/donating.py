@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocol.edge_copies import EdgeKeeper
 from protocol.events import ReleaseSnapshot, SnapshotJob, Store
 from protocol.ids import DRIVER_STAGE, PeerId
 from protocol.membership import Seat, Status
@@ -35,6 +36,7 @@ class Donor:
 
     def __init__(self, state: NodeState, queue: WorkQueue) -> None:
         self._state = state
+        self.keeper = EdgeKeeper(state, self.review)
         self._queue = queue
         self._held: HeldWeights | None = None
         self._is_snapshot_due = False
@@ -59,9 +61,9 @@ class Donor:
         for stage in [stage for stage in self._unanswered if stage not in lost]:
             del self._unanswered[stage]
         if self._held is not None and not lost:
+            self._state.act(ReleaseSnapshot(self._held.digest))
             self._held = None
-            self._state.act(ReleaseSnapshot())
-        if any(self._has_weights_for(stage) for stage in lost):
+        if any(self._can_copy_for(stage) for stage in lost):
             self._hold_weights()
         for stage in lost:
             self._offer(stage)
@@ -71,7 +73,7 @@ class Donor:
         for stage, (lost_incarnation, _) in self._offered.items():
             self._store_offer(stage, lost_incarnation)
 
-    def _has_weights_for(self, stage: int) -> bool:
+    def _can_copy_for(self, stage: int) -> bool:
         """Stages are equal in shape, S0 excepted; weights that were never trained are no donation."""
         return DRIVER_STAGE not in (stage, self._state.stage) and self._state.committed > 0
 
@@ -84,6 +86,8 @@ class Donor:
     def on_snapshot(self, payload_bytes: int, digest: str) -> None:
         """The compute thread holds a copy of the weights as they stand after the last commit."""
         self._is_snapshot_due = False
+        if self._held is not None and self._held.digest != digest:
+            self._state.act(ReleaseSnapshot(self._held.digest))
         self._held = HeldWeights(self._state.committed, payload_bytes, digest)
         for stage, (claimant, incarnation) in list(self._unanswered.items()):
             del self._unanswered[stage]
@@ -93,20 +97,27 @@ class Donor:
 
     def _offer(self, stage: int) -> None:
         lost_incarnation = self._lost_incarnation(stage)
-        step = self._state.committed
-        if self._has_weights_for(stage) and (self._held is None or self._held.step != step):
+        if not self._is_ready_for(stage):
             return
+        donations = self._donations_for(stage)
+        step = max((donation.step for donation in donations), default=self._state.committed)
         if self._offered.get(stage) == (lost_incarnation, step):
             return
         self._offered[stage] = (lost_incarnation, step)
         self._store_offer(stage, lost_incarnation)
-        if self._held is not None and self._has_weights_for(stage):
+        if donations:
             self._state.emit(
                 "weights.published",
                 for_stage=stage,
-                bytes=self._held.payload_bytes,
-                squared_gradient_norm=self._state.squared_gradient_norm,
+                bytes=donations[-1].payload_bytes,
+                squared_gradient_norm=donations[-1].squared_gradient_norm,
             )
+
+    def _is_ready_for(self, stage: int) -> bool:
+        """Whether we hold still what we can give for the stage."""
+        if not self._can_copy_for(stage):
+            return True
+        return self._held is not None and self._held.step == self._state.committed
 
     def _lost_incarnation(self, stage: int) -> int:
         """The tenure that ended, 0 if there was none: a claimant still recovering has not begun one."""
@@ -115,7 +126,7 @@ class Donor:
         return known - 1 if seat is not None and seat.is_present and seat.incarnation == known else known
 
     def _store_offer(self, stage: int, lost_incarnation: int) -> None:
-        donation = self._donation_for(stage)
+        donation = next(reversed(self._donations_for(stage)), None)
         record = OfferRecord(
             peer=self._state.me,
             for_stage=stage,
@@ -128,12 +139,15 @@ class Donor:
         )
         self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
 
-    def _donation_for(self, stage: int) -> Donation | None:
+    def _donations_for(self, stage: int) -> tuple[Donation, ...]:
+        """What we have for whoever takes the stage: our weights, or our copies of S0's."""
+        if stage == DRIVER_STAGE:
+            return self.keeper.donations()
         held = self._held
-        if held is None or not self._has_weights_for(stage):
-            return None
+        if held is None or not self._can_copy_for(stage):
+            return ()
         norm = self._state.squared_gradient_norm
-        return Donation(self._state.stage, held.step, norm, held.payload_bytes, held.digest)
+        return (Donation("stage", self._state.stage, held.step, norm, held.payload_bytes, held.digest),)
 
     # --- claims ---
 
@@ -168,15 +182,15 @@ class Donor:
         return None if set(survivors) <= set(claim.witnesses) else "asks too few"
 
     def _grant(self, peer: PeerId, stage: int, incarnation: int) -> None:
-        if self._has_weights_for(stage) and (self._held is None or self._held.step != self._state.committed):
+        if not self._is_ready_for(stage):
             self._unanswered[stage] = (peer, incarnation)
             self._hold_weights()
             return
-        self._state.send(peer, Grant(stage, incarnation, self._state.committed, self._donation_for(stage)))
+        self._state.send(peer, Grant(stage, incarnation, self._state.committed, self._donations_for(stage)))
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
         """Whether the peer is the claimant that we recognise, asking for the weights that we hold."""
         seat = self._state.membership.seats.get(request.stage)
-        if seat is None or self._held is None or self._held.digest != request.digest:
+        if seat is None or request.digest not in {d.digest for d in self._donations_for(request.stage)}:
             return False
         return (seat.peer, seat.incarnation, seat.state) == (peer, request.incarnation, "recovering")

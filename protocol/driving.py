@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from protocol.edge_copies import EdgeCopier
 from protocol.events import (
     ApplyJob,
     BackwardJob,
@@ -41,6 +42,7 @@ class Driver:
         self._state = state
         self.pipe = Pipe(state)
         self._ledger = self._open_step(state.committed + 1)
+        self.copier = EdgeCopier(state, self.pipe.queue)
         self._first_step = state.committed + 1
         self._unacknowledged: set[int] = set()
         self._waiting_for: list[int] | None = None
@@ -126,7 +128,9 @@ class Driver:
                 self._issue(index, "its deadline passed")
         if self._state.now - self._commit_sent >= self._state.manifest.timing.heartbeat_s:
             self.resend_commits()
+        self.copier.advance()
         self.advance()
+        self.pump()
 
     def resend_commits(self) -> None:
         """Say the last commit to all who have not acknowledged it."""
@@ -138,6 +142,7 @@ class Driver:
         """A stage has a new owner, who knows of nothing in flight."""
         self._is_stranded = True
         self.pipe.owner_changed(stage)
+        self.copier.keeper_changed(stage)
         self.advance()
 
     # --- messages ---
@@ -245,6 +250,7 @@ class Driver:
         self._state.committed = step
         if squared_gradient_norm is not None:
             self._state.squared_gradient_norm = squared_gradient_norm
+        self.copier.committed(step)
 
     def _report(self, step: int, loss: float, tokens_per_second: float) -> None:
         total = self._state.manifest.step.total_steps

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from protocol.ids import Attempt, Microbatch, PeerId
-from protocol.messages import AnyMessage
+from protocol.messages import AnyMessage, Part
 from protocol.records import AnyRecord
 
 Payload = Any
@@ -72,6 +72,7 @@ class Fetched:
 
     claim: tuple[int, int]
     donor: PeerId
+    digest: str
     payload: Payload
 
 
@@ -81,6 +82,7 @@ class FetchFailed:
 
     claim: tuple[int, int]
     donor: PeerId
+    digest: str
     reason: str
 
 
@@ -113,6 +115,7 @@ class Priority(IntEnum):
     BACKWARD = 2
     LOSS = 3
     FORWARD = 4
+    COPY = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +160,20 @@ class ApplyJob:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotJob:
-    """Copy the weights as they are. Result: (payload_bytes, digest); the shell keeps the copy."""
+    """Copy the weights of a part as they are. Result: (payload_bytes, digest); the shell keeps the copy."""
 
     step: int
+    part: Part = "stage"
 
 
 @dataclass(frozen=True, slots=True)
 class InitialiseJob:
-    """Build the stage from the run's seed."""
+    """Build the stage from the run's seed, and load the parts of S0 of which there are copies."""
 
     stage: int
     incarnation: int
     learning_rate_scale: float = 1.0
+    parts: tuple[tuple[Part, Payload], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +238,7 @@ class Fetch:
 
     claim: tuple[int, int]
     donor: PeerId
+    part: Part
     digest: str
     payload_bytes: int
 
@@ -250,8 +256,18 @@ class ReleaseStage:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Hold a fetched copy, to serve it in turn."""
+
+    digest: str
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseSnapshot:
-    """Free the snapshot that was held for claimants."""
+    """Free a snapshot or copy that was held."""
+
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +301,7 @@ Action = (
     | Fetch
     | CancelFetches
     | ReleaseStage
+    | Keep
     | ReleaseSnapshot
     | CloseLinks
     | Emit

@@ -66,11 +66,13 @@ class OptimizerSettings(_Section, frozen=True):
 class RecoverySettings(_Section, frozen=True):
     """How a lost stage is rebuilt (CheckFree, arXiv 2506.15461, Algorithm 1)."""
 
-    method: Literal["checkfree", "checkfree+"] = "checkfree"
-    swapped_pairs: Literal["mirror", "average"] = "mirror"
+    method: Literal["checkfree", "checkfree+"] = "checkfree+"
+    swapped_pairs: Literal["mirror", "average"] = "average"
+    """How S2 and Sn-1 come back under checkfree+: as a copy of their swapped partner, or averaged."""
     norm_exponent: Annotated[int, Meta(ge=0, le=2)] = 2
     learning_rate_scale: PositiveFloat = 1.1
-    edge_copy_every: Positive = 1
+    edge_copy_every: Annotated[int, Meta(ge=0)] = 1
+    """Commits from one copy of S0's weights to the next; 0 means none, and a lost S0 begins anew."""
 
 
 class StepSettings(_Section, frozen=True):

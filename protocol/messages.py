@@ -106,9 +106,14 @@ class Claim(Message, frozen=True, tag="claim"):
     witnesses: Annotated[tuple[StageNumber, ...], Meta(max_length=4)]
 
 
-class Donation(msgspec.Struct, frozen=True, array_like=True):
-    """Weights that a donor holds still for a claimant."""
+Part = Literal["stage", "embedding", "head"]
+"""What a donation holds: a whole block stage, or one of the two parts of S0 that its neighbours keep copies of."""
 
+
+class Donation(msgspec.Struct, frozen=True, array_like=True):
+    """Weights that a donor holds still for a claimant. ``stage`` is the donor's own."""
+
+    part: Part
     stage: StageNumber
     step: StepNumber
     squared_gradient_norm: float | None
@@ -117,13 +122,17 @@ class Donation(msgspec.Struct, frozen=True, array_like=True):
     digest: Digest
 
 
+DONATIONS_MAX = 4
+"""One whole stage, or the last two copies of both parts of S0."""
+
+
 class Grant(Message, frozen=True, tag="grant"):
     """I recognise you, and no other peer under this incarnation. ``step``: the last I committed."""
 
     stage: StageNumber
     incarnation: Incarnation
     step: StepNumber
-    donation: Donation | None
+    donations: Annotated[tuple[Donation, ...], Meta(max_length=DONATIONS_MAX)]
 
 
 RefusalReason = Literal["owner alive", "superseded", "not serving", "not a witness", "asks too few"]
@@ -158,6 +167,24 @@ class CommitAck(Message, frozen=True, tag="commit_ack"):
     stage: StageNumber
     incarnation: Incarnation
     step: StepNumber
+
+
+class EdgeCopy(Message, frozen=True, tag="edge_copy"):
+    """From the driver to the keeper of a part of S0: a copy as of ``step`` waits to be fetched."""
+
+    part: Part
+    incarnation: Incarnation
+    step: StepNumber
+    payload_bytes: ByteCount
+    digest: Digest
+
+
+class EdgeCopyKept(Message, frozen=True, tag="edge_copy_kept"):
+    """The keeper holds this copy, verified."""
+
+    part: Part
+    step: StepNumber
+    digest: Digest
 
 
 class Forward(Message, frozen=True, tag="forward"):
@@ -241,6 +268,8 @@ AnyMessage = (
     | Withdraw
     | Commit
     | CommitAck
+    | EdgeCopy
+    | EdgeCopyKept
     | Forward
     | Backward
     | FetchRequest

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from protocol.ids import DRIVER_STAGE, PeerId
 from protocol.manifest import RecoverySettings
-from protocol.messages import Donation
+from protocol.messages import Donation, Part
+from protocol.routing import partners
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,16 @@ class Witness:
     stage: int
     peer: PeerId
     step: int
-    donation: Donation | None
+    donations: tuple[Donation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One donation to fetch, and from whom."""
+
+    stage: int
+    peer: PeerId
+    donation: Donation
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +48,14 @@ class Plan:
     reason: str
     step: int
     """The last committed step that the rebuilt stage stands at."""
-    donors: tuple[Witness, ...] = ()
+    sources: tuple[Source, ...] = ()
     coefficients: tuple[float, ...] = ()
+    """Of a blend, one for each source; a copy has the coefficient 1; the parts of S0 have none."""
     learning_rate_scale: float = 1.0
+
+    @property
+    def payload_bytes(self) -> int:
+        return sum(source.donation.payload_bytes for source in self.sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +92,7 @@ class Case:
     """A lost stage and what its nearest survivors offer."""
 
     stage: int
+    block_stages: int
     witnesses: tuple[Witness, ...]
     settings: RecoverySettings
 
@@ -84,18 +100,22 @@ class Case:
     def step(self) -> int:
         return max((witness.step for witness in self.witnesses), default=0)
 
-    def block_donors(self) -> list[Witness]:
+    def sources(self, part: Part) -> list[Source]:
+        """All donations of this part, in order of the donors' stages, the latest last."""
+        found = [
+            Source(witness.stage, witness.peer, donation)
+            for witness in self.witnesses
+            for donation in witness.donations
+            if donation.part == part
+        ]
+        return sorted(found, key=lambda source: (source.stage, source.donation.step))
+
+    def block_sources(self) -> list[Source]:
         """The nearest block stage with weights below the lost one and the nearest above it."""
-        if self.stage == DRIVER_STAGE:
-            return []
-        offering = [w for w in self.witnesses if w.donation is not None and w.stage != DRIVER_STAGE]
-        below = [w for w in offering if w.stage < self.stage]
-        above = [w for w in offering if w.stage > self.stage]
-        return [*(sorted(below, key=_stage)[-1:]), *(sorted(above, key=_stage)[:1])]
-
-
-def _stage(witness: Witness) -> int:
-    return witness.stage
+        offered = [] if self.stage == DRIVER_STAGE else self.sources("stage")
+        below = [source for source in offered if source.stage < self.stage]
+        above = [source for source in offered if source.stage > self.stage]
+        return [*below[-1:], *above[:1]]
 
 
 Rung = Callable[[Case], Plan | None]
@@ -108,29 +128,66 @@ def _before_training(case: Case) -> Plan | None:
     return Plan("seed", "no step is committed yet, so the seed's initialisation is exact", 0)
 
 
+def _edge_copies(case: Case) -> Plan | None:
+    """S0 from the copies that its neighbours keep, both as of the same commit if there is one."""
+    if case.stage != DRIVER_STAGE:
+        return None
+    embeddings, heads = case.sources("embedding"), case.sources("head")
+    steps = {s.donation.step for s in embeddings} & {s.donation.step for s in heads}
+    if steps:
+        step = max(steps)
+        chosen = [next(s for s in parts if s.donation.step == step) for parts in (embeddings, heads)]
+        return Plan("edge copy", f"embedding and head as of step {step}, exactly", case.step, tuple(chosen))
+    latest = [max(parts, key=lambda s: s.donation.step) for parts in (embeddings, heads) if parts]
+    if not latest:
+        return None
+    said = " and ".join(f"the {s.donation.part} as of step {s.donation.step}" for s in latest)
+    missing = "" if len(latest) > 1 else ", the rest from the seed because its copy was lost too"
+    return Plan("edge copy", f"{said}{missing}", case.step, tuple(latest))
+
+
+def _mirror(case: Case) -> Plan | None:
+    """CheckFree+: the swapped partner has learned to stand in, so an edge stage is a copy of it.
+
+    The other stage of a swapped pair is a copy as well if the run says so (``swapped_pairs``); where it
+    has two partners (the middle one of three) it is averaged.
+    """
+    if case.stage == DRIVER_STAGE:
+        return None
+    learned = partners(case.settings.method, case.block_stages, case.stage)
+    is_edge = case.stage in (1, case.block_stages)
+    if len(learned) != 1 or not (is_edge or case.settings.swapped_pairs == "mirror"):
+        return None
+    (partner,) = learned
+    sources = [source for source in case.sources("stage") if source.stage == partner]
+    if not sources:
+        return None
+    reason = f"S{partner} changes places with it on odd microbatches and has learned to stand in"
+    return Plan("mirror", reason, case.step, tuple(sources[-1:]), (1.0,), case.settings.learning_rate_scale)
+
+
 def _checkfree(case: Case) -> Plan | None:
     """Both sides have weights: the gradient-weighted average."""
-    donors = case.block_donors()
-    if len(donors) < 2:
+    sources = case.block_sources()
+    if len(sources) < 2:
         return None
-    norms = [donor.donation.squared_gradient_norm for donor in donors if donor.donation]
-    weighting = weigh(norms, case.settings.norm_exponent)
-    sides = " and ".join(f"S{donor.stage}" for donor in donors)
-    reason = f"weights of {sides} by gradient norm to the power {case.settings.norm_exponent}"
+    exponent = case.settings.norm_exponent
+    weighting = weigh([source.donation.squared_gradient_norm for source in sources], exponent)
+    sides = " and ".join(f"S{source.stage}" for source in sources)
+    reason = f"weights of {sides} by gradient norm to the power {exponent}"
     if weighting.fallback:
         reason = f"uniform average of {sides}: {weighting.fallback}"
-    return Plan(
-        "checkfree", reason, case.step, tuple(donors), weighting.coefficients, case.settings.learning_rate_scale
-    )
+    scale = case.settings.learning_rate_scale
+    return Plan("checkfree", reason, case.step, tuple(sources), weighting.coefficients, scale)
 
 
 def _copy(case: Case) -> Plan | None:
     """Only one side has weights: a copy of it."""
-    donors = case.block_donors()
-    if not donors:
+    sources = case.block_sources()
+    if not sources:
         return None
-    reason = f"S{donors[0].stage} is the only neighbour with weights"
-    return Plan("copy", reason, case.step, tuple(donors[:1]), (1.0,), case.settings.learning_rate_scale)
+    reason = f"S{sources[0].stage} is the only neighbour with weights"
+    return Plan("copy", reason, case.step, tuple(sources[:1]), (1.0,), case.settings.learning_rate_scale)
 
 
 def _seed(case: Case) -> Plan | None:
@@ -138,7 +195,7 @@ def _seed(case: Case) -> Plan | None:
     return Plan("seed", "no survivor holds weights for this stage", case.step)
 
 
-LADDER: tuple[Rung, ...] = (_before_training, _checkfree, _copy, _seed)
+LADDER: tuple[Rung, ...] = (_before_training, _edge_copies, _mirror, _checkfree, _copy, _seed)
 """Sources of a lost stage, best first. Later rungs are added here and nowhere else."""
 
 

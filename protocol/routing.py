@@ -18,17 +18,29 @@ Route = tuple[int, ...]
 def routes(method: str, block_stages: int) -> tuple[Route, ...]:
     """The routes that microbatches take in turn: microbatch ``index`` takes ``index % len(routes)``.
 
-    With one block stage there is nothing to swap. With two or three, the first and the last pair
-    would overlap; then only the first pair is swapped.
+    Under checkfree+ every odd microbatch takes a swapped route. With one block stage there is nothing to
+    swap, with two there is one pair. With three the two pairs overlap in S2, so odd microbatches swap
+    the first pair and the last pair by turns.
     """
     in_order = tuple(range(1, block_stages + 1))
     if method != "checkfree+" or block_stages < 2:
         return (in_order,)
-    swapped = list(in_order)
-    swapped[0], swapped[1] = swapped[1], swapped[0]
-    if block_stages >= 4:
-        swapped[-1], swapped[-2] = swapped[-2], swapped[-1]
-    return (in_order, tuple(swapped))
+    if block_stages == 3:
+        return (in_order, _swap(in_order, 0), in_order, _swap(in_order, 1))
+    swapped = _swap(in_order, 0)
+    return (in_order, _swap(swapped, block_stages - 2) if block_stages > 3 else swapped)
+
+
+def _swap(path: Route, position: int) -> Route:
+    """The route with the stages at ``position`` and behind it exchanged."""
+    return (*path[:position], path[position + 1], path[position], *path[position + 2 :])
+
+
+@lru_cache(maxsize=4096)
+def partners(method: str, block_stages: int, stage: int) -> frozenset[int]:
+    """The stages that change places with ``stage`` on some route, and so have learned to stand in for it."""
+    in_order, *swapped = routes(method, block_stages)
+    return frozenset(path[in_order.index(stage)] for path in swapped if path[in_order.index(stage)] != stage)
 
 
 def route(method: str, block_stages: int, index: int) -> Route:

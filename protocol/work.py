@@ -35,7 +35,7 @@ class WorkQueue:
 
     def push(self, job: Job) -> None:
         microbatch = job.microbatch if isinstance(job, ForwardJob | LossJob | BackwardJob) else Microbatch(0, 0)
-        heapq.heappush(self._heap, (_PRIORITY[type(job)], microbatch, next(self._serial), job))
+        heapq.heappush(self._heap, (_priority(job), microbatch, next(self._serial), job))
 
     def pop(self) -> Job | None:
         """The next job for the thread, or None if it has enough or there is none."""
@@ -52,3 +52,10 @@ class WorkQueue:
         """Drop pending jobs whose result nobody waits for."""
         self._heap = [entry for entry in self._heap if not is_outdated(entry[-1])]
         heapq.heapify(self._heap)
+
+
+def _priority(job: Job) -> Priority:
+    """A snapshot that a claimant waits for is urgent; a copy of a part of S0 is for when there is nothing else."""
+    if isinstance(job, SnapshotJob) and job.part != "stage":
+        return Priority.COPY
+    return _PRIORITY[type(job)]

@@ -15,7 +15,7 @@ from protocol.manifest import RunManifest
 from protocol.messages import AnyMessage, Forward
 from protocol.records import AnyRecord, decode_record, encode_record, key_of
 from protocol.wire import MESSAGE_BYTES_MAX, PREFIX, decode_frame, decode_prefix, encode_frame
-from tests.sim.node import SimNode, Violation
+from tests.sim.node import SimNode, Snapshot, Violation
 
 NEWS_S = 15.0
 """Within this time, without faults, the end of a tenure becomes known to who held it."""
@@ -37,6 +37,7 @@ REQUIRED_FIELDS: dict[str, set[str]] = {
     "weights.published": {*_TENURE, "for_stage", "bytes", "squared_gradient_norm"},
     "stage.claimed": {*_TENURE, "why", "witnesses"},
     "stage.recovered": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds"},
+    "edge.copied": {*_TENURE, "part", "to_stage", "bytes", "seconds", "digest"},
     "claim.withdrawn": {*_TENURE, "reason"},
     "fetch.failed": {*_TENURE, "donor", "reason"},
     "blend.failed": {*_TENURE, "reason"},
@@ -160,11 +161,16 @@ class Judge:
         hosting = node.hosting
         if hosting is None or (hosting.stage, hosting.incarnation) != (fields["stage"], fields["incarnation"]):
             raise Violation(f"{node.peer} reports a recovery of a stage that it does not host: {fields}")
-        donors, coefficients = hosting.donors, tuple(fields["coefficients"])
-        if [donor.stage for donor in donors] != fields["donors"] or hosting.coefficients != coefficients:
+        donors, method = hosting.donors, fields["method"]
+        if method == "edge copy":
+            self._check_parts(fields, donors)
+            return
+        if [donor.stage for donor in donors] != fields["donors"] or list(hosting.coefficients) != fields[
+            "coefficients"
+        ]:
             raise Violation(f"the event names other donors than the weights came from: {fields}, {donors}")
-        if (len(donors) == 2) != (fields["method"] == "checkfree") or (fields["method"] == "seed") != (not donors):
-            raise Violation(f"{fields['method']} from {len(donors)} donors")
+        if len(donors) != {"seed": 0, "mirror": 1, "copy": 1, "checkfree": 2}[method]:
+            raise Violation(f"{method} from {len(donors)} donors")
         if not donors:
             return
         if any(abs(donor.step - fields["step"]) > 1 for donor in donors):
@@ -178,6 +184,14 @@ class Judge:
         blended = math.fsum(c * donor.weights for c, donor in zip(expected, donors, strict=True))
         if not math.isclose(blended, hosting.weights, rel_tol=1e-12):
             raise Violation(f"S{hosting.stage} holds {hosting.weights}, the formula gives {blended}: {donors}")
+
+    def _check_parts(self, fields: Mapping[str, Any], copies: Sequence[Snapshot]) -> None:
+        """S0 is rebuilt from copies of S0, and if it says so from copies of one commit."""
+        if fields["stage"] != DRIVER_STAGE or any(copy.stage != DRIVER_STAGE for copy in copies):
+            raise Violation(f"only S0 has copies: {fields}, {copies}")
+        steps = {copy.weights for copy in copies}
+        if not copies or ("exactly" in fields["reason"] and (len(copies) != 2 or len(steps) != 1)):
+            raise Violation(f"S0 was rebuilt from {copies}, but says {fields['reason']}")
 
     # --- the end ---
 

@@ -19,7 +19,9 @@ from protocol.events import (
     ForwardJob,
     InitialiseJob,
     Job,
+    Keep,
     LossJob,
+    ReleaseSnapshot,
     ReleaseStage,
     SnapshotJob,
 )
@@ -103,8 +105,10 @@ class SimNode:
     def work(self, job: Job) -> Any:
         """Do a job symbolically and return its result."""
         match job:
-            case InitialiseJob(stage, incarnation):
-                self._host(Hosting(stage, incarnation, float(stage)))
+            case InitialiseJob(stage, incarnation, parts=parts):
+                self._host(Hosting(stage, incarnation, float(stage), tuple(copy for _, copy in parts)))
+                for _, copy in parts:
+                    self.hosting.weights = copy.weights
             case BlendJob(stage, incarnation, payloads, coefficients):
                 weights = sum(c * donor.weights for c, donor in zip(coefficients, payloads, strict=True))
                 self._host(Hosting(stage, incarnation, weights, payloads, coefficients))
@@ -116,8 +120,8 @@ class SimNode:
                 return self._backward(job)
             case ApplyJob():
                 return self._apply(job)
-            case SnapshotJob():
-                return self._snapshot()
+            case SnapshotJob(part=part):
+                return self._snapshot(part)
         return None
 
     def _host(self, hosting: Hosting) -> None:
@@ -128,6 +132,7 @@ class SimNode:
         if self.hosting is not None:
             self.past.append(self.hosting)
         self.hosting = None
+        self.snapshots = {}
 
     def _forward(self, job: ForwardJob) -> Activation:
         hosting = self.hosting
@@ -203,10 +208,10 @@ class SimNode:
         hosting.squared_gradient_norm = float(job.step * (hosting.stage + 1))
         return hosting.squared_gradient_norm
 
-    def _snapshot(self) -> tuple[int, str]:
+    def _snapshot(self, part: str) -> tuple[int, str]:
         hosting = self.hosting
         assert hosting is not None
-        digest = f"{self.peer}@{hosting.weights!r}"
+        digest = f"{part} of {self.peer}@{hosting.weights!r}"
         step = self.core.state.committed
         norm = hosting.squared_gradient_norm
         self.snapshots[digest] = Snapshot(self.peer, hosting.stage, step, hosting.weights, norm)
@@ -219,9 +224,13 @@ class SimNode:
                 return hosting.applied[-1] if hosting.applied else None
         return None
 
-    def perform(self, action: Discard | ReleaseStage) -> None:
+    def perform(self, action: Discard | Keep | ReleaseSnapshot | ReleaseStage) -> None:
         """Actions that only touch the body."""
         if isinstance(action, ReleaseStage):
             self.release()
+        elif isinstance(action, Keep):
+            self.snapshots[action.digest] = action.payload
+        elif isinstance(action, ReleaseSnapshot):
+            del self.snapshots[action.digest]
         elif self.hosting is not None:
             self.hosting.saved.pop((action.microbatch, action.attempt), None)

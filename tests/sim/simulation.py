@@ -25,6 +25,7 @@ from protocol.events import (
     ForwardJob,
     Job,
     JobDone,
+    Keep,
     MessageReceived,
     PeerUnreachable,
     Read,
@@ -188,9 +189,9 @@ class Simulation:
             case Stop():
                 node.is_stopped = True
                 self.judge.check_stopped(node, self.now, self.now - self._calm_since)
-            case Discard() | ReleaseStage():
+            case Discard() | Keep() | ReleaseSnapshot() | ReleaseStage():
                 self._later(node, lambda: node.perform(action))
-            case CancelFetches() | CloseLinks() | ReleaseSnapshot():
+            case CancelFetches() | CloseLinks():
                 pass
 
     def _check_send(self, message: AnyMessage) -> None:
@@ -300,11 +301,13 @@ class Simulation:
 
     def _finish_fetch(self, node: SimNode, donor: SimNode, fetch: Fetch, request: FetchRequest) -> None:
         if not donor.is_alive or donor.paused_until > self.now or self._is_cut(node.peer, donor.peer):
-            self.at(self.now + 4.0, lambda: self.feed(node, FetchFailed(fetch.claim, fetch.donor, "cut off")))
+            self.at(
+                self.now + 4.0, lambda: self.feed(node, FetchFailed(fetch.claim, fetch.donor, fetch.digest, "cut off"))
+            )
         elif not donor.core.may_fetch(node.peer, request):
-            self.feed(node, FetchFailed(fetch.claim, fetch.donor, "refused"))
+            self.feed(node, FetchFailed(fetch.claim, fetch.donor, fetch.digest, "refused"))
         else:
-            self.feed(node, Fetched(fetch.claim, fetch.donor, donor.snapshots[fetch.digest]))
+            self.feed(node, Fetched(fetch.claim, fetch.donor, fetch.digest, donor.snapshots[fetch.digest]))
 
     # --- faults ---
 
