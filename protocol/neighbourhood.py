@@ -140,18 +140,25 @@ class Neighbourhood:
                 self._state.send(spare, Lost(seat.stage, seat.incarnation))
 
     def _repeat_accusations(self) -> None:
-        membership = self._state.membership
+        """Go on accusing whom we ourselves do not hear. Two who only believe each other would never stop."""
+        membership, horizon = self._state.membership, self._state.now - self._state.manifest.timing.suspect_after_s
         for stage, incarnation in list(self._accused.items()):
             seat = membership.seats.get(stage)
-            if seat is None or seat.incarnation != incarnation or seat.status is not Status.DEAD:
+            if (
+                seat is None
+                or seat.incarnation != incarnation
+                or seat.status is not Status.DEAD
+                or seat.heard > horizon
+            ):
                 del self._accused[stage]
             else:
                 self._tell(Lost(stage, incarnation))
 
     def take_back(self, seat: Seat) -> None:
-        """An owner that we declared dead speaks again."""
+        """An owner that was taken for dead speaks again: those who do not hear it themselves must know."""
         self._state.emit_about("peer.revived", seat)
-        if self._accused.pop(seat.stage, None) == seat.incarnation:
+        self._accused.pop(seat.stage, None)
+        if self._state.is_serving:
             self._tell(Alive(seat.stage, seat.incarnation))
 
     def announce(self) -> None:
