@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from node.__main__ import Multiaddrs, default_identity, node, parse_listen, run
+from node.__main__ import main as run_command
 from node.addresses import JoinString
 from node.process import EXIT_DONE, StopSwitch
 from protocol.manifest import PRESETS
@@ -115,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    typer.run(bootstrap)
+    run_command(bootstrap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -129,5 +130,12 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
     run(main, stops_with_stdin=stop_with_stdin)
 
 
+def main(command: Callable[..., None] = node) -> None:
+    """Run one command as a program. A bug shows a plain traceback, without the values of variables."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()
+
+
 if __name__ == "__main__":
-    typer.run(node)
+    main()
