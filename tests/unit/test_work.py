@@ -1,0 +1,70 @@
+"""The queue in front of the compute thread."""
+
+from __future__ import annotations
+
+from protocol.events import ApplyJob, BackwardJob, ForwardJob, Job, LossJob, SnapshotJob
+from protocol.ids import Attempt, Microbatch
+from protocol.work import JOBS_AHEAD, WorkQueue
+
+ATTEMPT = Attempt(1, 0)
+
+
+def forward(index: int, step: int = 1) -> ForwardJob:
+    return ForwardJob(Microbatch(step, index), ATTEMPT)
+
+
+def backward(index: int, step: int = 1) -> BackwardJob:
+    return BackwardJob(Microbatch(step, index), ATTEMPT, None, is_counted=False)
+
+
+def loss(index: int) -> LossJob:
+    return LossJob(Microbatch(1, index), ATTEMPT, None, is_counted=False)
+
+
+def drain(queue: WorkQueue) -> list[Job]:
+    """Run everything, one job at a time."""
+    jobs: list[Job] = []
+    while (job := queue.pop()) is not None:
+        jobs.append(job)
+        queue.finished()
+    return jobs
+
+
+def queue_of(*jobs: Job) -> WorkQueue:
+    queue = WorkQueue()
+    for job in jobs:
+        queue.push(job)
+    return queue
+
+
+def test_what_frees_goes_before_what_fills() -> None:
+    jobs: list[Job] = [forward(0), loss(0), backward(0), SnapshotJob(1), ApplyJob(1, 4)]
+    assert drain(queue_of(*jobs)) == jobs[::-1]
+
+
+def test_the_older_microbatch_goes_first() -> None:
+    queue = queue_of(forward(1, step=2), forward(3), forward(0))
+    assert drain(queue) == [forward(0), forward(3), forward(1, step=2)]
+
+
+def test_equal_jobs_keep_their_order() -> None:
+    first, second = ApplyJob(1, 4), ApplyJob(2, 4)
+    assert drain(queue_of(first, second)) == [first, second]
+
+
+def test_the_thread_has_one_job_running_and_one_ahead() -> None:
+    queue = queue_of(*map(forward, range(4)))
+    assert [queue.pop() for _ in range(3)] == [forward(0), forward(1), None]
+    queue.finished()
+    assert [queue.pop() for _ in range(2)] == [forward(2), None]
+    assert JOBS_AHEAD == 2
+
+
+def test_an_empty_queue_gives_nothing() -> None:
+    assert WorkQueue().pop() is None
+
+
+def test_outdated_jobs_are_dropped_and_the_order_stays() -> None:
+    queue = queue_of(forward(2), backward(1), forward(1), forward(0))
+    queue.purge(lambda job: isinstance(job, ForwardJob) and job.microbatch.index == 1)
+    assert drain(queue) == [backward(1), forward(0), forward(2)]
