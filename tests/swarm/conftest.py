@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.swarm.nursery import Nursery
 from tests.swarm.processes import Brood
 
 
@@ -19,3 +20,13 @@ def brood(tmp_path: Path) -> Iterator[Brood]:
         found.assert_gone()
     finally:
         found.kill_all()
+
+
+@pytest.fixture
+def nursery(brood: Brood) -> Iterator[Nursery]:
+    """Starts nodes fast. Ends whoever is left."""
+    parent = Nursery(brood)
+    try:
+        yield parent
+    finally:
+        parent.close()

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import pytest
@@ -41,12 +42,18 @@ class Brood:
         self._next_look = 0.0
         self._holders: list[int] = []
 
-    def start(self, arguments: Sequence[str], log_path: Path, **variables: str) -> subprocess.Popen[bytes]:
+    def start(
+        self,
+        arguments: Sequence[str],
+        log_path: Path,
+        stdin: int = subprocess.DEVNULL,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> subprocess.Popen[bytes]:
         """Start a command in an otherwise empty home; its output goes to the log file."""
         with log_path.open("wb") as log:
             return subprocess.Popen(
                 list(arguments),
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=log,
                 stderr=log,
                 cwd=self._empty("cwd"),
@@ -85,6 +92,12 @@ class Brood:
         until(lambda: not self.processes(), f"the end of {self.processes()}", timeout_s)
         assert [path for path in self.sockets if path.exists()] == []
         assert [path for name in ("cwd", "home", "tmp") for path in self._empty(name).rglob("*")] == []
+
+    def sweep(self) -> None:
+        """Remove the sockets of processes that were killed and could not do it themselves."""
+        until(lambda: not self.processes(), f"the end of {self.processes()}", GONE_TIMEOUT_S)
+        for path in self.sockets:
+            path.unlink(missing_ok=True)
 
     def kill_all(self) -> None:
         """For a test that failed."""

@@ -98,7 +98,7 @@ def assert_recovered(events: list[Event], stage: int, donors: list[int]) -> None
     recovered = only(events, "stage.recovered", stage=stage)
     published = [of(events, "weights.published", stage=donor, for_stage=stage)[-1] for donor in donors]
     norms = [event["squared_gradient_norm"] for event in published]
-    assert recovered["method"] == ("checkfree" if len(donors) == 2 else "copy")
+    assert recovered["method"] == ("checkfree" if len(donors) == 2 else "mirror")
     assert recovered["donors"] == donors
     assert recovered["coefficients"] == pytest.approx([norm / sum(norms) for norm in norms], rel=1e-12)
     assert recovered["bytes"] == sum(event["bytes"] for event in published)

@@ -1,0 +1,197 @@
+"""Real node processes at the price of one import: a parent that has imported all, and forks.
+
+Run as a script: each line of stdin is a `Birth`; when stdin closes, all children are killed. A child is
+what ``python -m node`` is, but that it may be told in advance at which job to die.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from tests.swarm.processes import Brood
+
+PR_SET_PDEATHSIG = 1
+
+
+class Death(msgspec.Struct, frozen=True):
+    """Die by SIGKILL when the owner of this tenure begins its ``count``-th such job of the step."""
+
+    stage: int
+    incarnation: int
+    job: Literal["forward", "backward"]
+    step: int
+    count: int = 1
+
+
+class Birth(msgspec.Struct, frozen=True):
+    """One process to start. Its output goes to FOLDER/NAME.log, its exit status to FOLDER/NAME.status."""
+
+    name: str
+    folder: str
+    command: Literal["node", "bootstrap"]
+    arguments: tuple[str, ...]
+    deaths: tuple[Death, ...] = ()
+
+    def file(self, suffix: str) -> Path:
+        return Path(self.folder) / f"{self.name}.{suffix}"
+
+
+# --- the parent's side -------------------------------------------------------------------------
+
+
+class Nursery:
+    """The running script, and what its children left in files."""
+
+    def __init__(self, brood: Brood) -> None:
+        self.folder = brood.folder
+        self._brood = brood
+        self._births: list[Birth] = []
+        self._process = brood.start(
+            [sys.executable, "-m", "tests.swarm.nursery"],
+            self.folder / "nursery.log",
+            stdin=subprocess.PIPE,
+            # One thread only: nothing but the thread that forks lives on in the child.
+            variables={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+        )
+
+    def bear(self, birth: Birth) -> None:
+        self._births.append(birth)
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(birth) + b"\n")
+        self._process.stdin.flush()
+
+    def found(self, source: str, steps: int) -> str:
+        """Start the seed; its join string."""
+        arguments = (source, "--dir", str(self.folder), "--steps", str(steps), *self._place("seed"))
+        self.bear(Birth("seed", str(self.folder), "bootstrap", arguments))
+        join_path = self.folder / "join.txt"
+        self._brood.until(lambda: join_path.exists() and join_path.read_text(), "the join string", 60.0)
+        return join_path.read_text().strip()
+
+    def join(self, name: str, join: str, stage: int | None = None, deaths: Sequence[Death] = ()) -> None:
+        """Start a node."""
+        arguments = ("--join", join, "--stage", "auto" if stage is None else str(stage), *self._place(name))
+        arguments += ("--events", str(self.folder / f"{name}.jsonl"), "--threads", "1", "--device", "cpu")
+        self.bear(Birth(name, str(self.folder), "node", arguments, tuple(deaths)))
+
+    def _place(self, name: str) -> tuple[str, ...]:
+        return ("--host-maddr", "/ip4/127.0.0.1/tcp/0", "--identity", str(self.folder / f"{name}.key"))
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """What a node wrote so far, but for a line that it is writing."""
+        path = self.folder / f"{name}.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return [msgspec.json.decode(line) for line in lines]
+
+    def statuses(self) -> dict[str, int]:
+        """Exit status of each child that ended; a killed one has minus the signal's number."""
+        ended = {birth.name: birth.file("status") for birth in self._births}
+        return {name: int(path.read_text()) for name, path in ended.items() if path.exists()}
+
+    def process_id(self, name: str) -> int:
+        (birth,) = [birth for birth in self._births if birth.name == name]
+        return int(birth.file("pid").read_text())
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(encoding="utf-8")
+
+    def close(self) -> None:
+        """End whoever is left."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=10)
+        self._brood.sweep()
+
+
+# --- the script --------------------------------------------------------------------------------
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    import bootstrap.__main__
+    import bootstrap.seed  # noqa: F401 - what a child should not have to import
+    import node.runtime  # noqa: F401
+
+    _check_single_thread()
+    children: dict[int, Birth] = {}
+    signal.signal(signal.SIGCHLD, lambda *_: _reap(children))
+    for line in sys.stdin:
+        birth = msgspec.json.decode(line, type=Birth)
+        process_id = os.fork()
+        if process_id == 0:
+            _live(birth)
+        children[process_id] = birth
+        birth.file("pid").write_text(str(process_id))
+        _reap(children)
+    for process_id in list(children):
+        os.kill(process_id, signal.SIGKILL)
+
+
+def _check_single_thread() -> None:
+    if len(os.listdir("/proc/self/task")) != 1:
+        raise RuntimeError("an import started a thread: forking is not safe")
+
+
+def _reap(children: dict[int, Birth]) -> None:
+    for process_id in list(children):
+        ended, status = os.waitpid(process_id, os.WNOHANG)
+        if ended:
+            birth = children.pop(process_id)
+            aside = birth.file("status.new")
+            aside.write_text(str(os.waitstatus_to_exitcode(status)))
+            aside.rename(birth.file("status"))
+
+
+def _live(birth: Birth) -> None:
+    """In the child: become the command."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    log = os.open(birth.file("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
+        os.dup2(source, target)
+    from bootstrap.__main__ import bootstrap
+    from node.__main__ import main as run_command
+    from node.__main__ import node
+
+    _arm(birth.deaths)
+    sys.argv = [birth.command, *birth.arguments]
+    run_command(node if birth.command == "node" else bootstrap)
+
+
+def _arm(deaths: Sequence[Death]) -> None:
+    """Wrap the work of the compute thread."""
+    from node.stage import StageHost
+    from protocol.events import BackwardJob, BlendJob, ForwardJob, InitialiseJob, Job
+
+    work = StageHost.work
+    tenure = (0, 0)
+    begun: list[tuple[type, int]] = []
+
+    def work_or_die(host: StageHost, job: Job) -> Any:
+        nonlocal tenure
+        if isinstance(job, InitialiseJob | BlendJob):
+            tenure = (job.stage, job.incarnation)
+            begun.clear()
+        elif isinstance(job, ForwardJob | BackwardJob):
+            begun.append((type(job), job.microbatch.step))
+            kind = "forward" if isinstance(job, ForwardJob) else "backward"
+            if Death(*tenure, kind, job.microbatch.step, begun.count(begun[-1])) in deaths:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return work(host, job)
+
+    StageHost.work = work_or_die  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Every stage is killed in the middle of a forward and of a backward pass, and no step is lost."""
+
+from __future__ import annotations
+
+import signal
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from tests.swarm.nursery import Death, Nursery
+from tests.swarm.processes import Brood
+
+START_TIMEOUT_S = 60.0
+RUN_TIMEOUT_S = 150.0
+MICROBATCHES = 4
+RUN = f"""
+name = "moments"
+[model]
+hidden_size = 32
+intermediate_size = 48
+attention_heads = 2
+context_length = 32
+[recovery]
+method = "checkfree+"
+swapped_pairs = "average"
+[step]
+microbatches = {MICROBATCHES}
+microbatch_size = 2
+"""
+STAGES = (1, 2, 3, 4, 0)
+SOURCES = {
+    0: ("edge copy", [1, 4]),
+    1: ("mirror", [2]),
+    2: ("checkfree", [1, 3]),
+    3: ("checkfree", [2, 4]),
+    4: ("mirror", [3]),
+}
+# Each owner of a stage dies in its second such job: one microbatch is behind it, others are in flight.
+DEATHS = tuple(
+    death
+    for place, stage in enumerate(STAGES, start=1)
+    for death in (Death(stage, 1, "forward", 4 * place - 2, count=2), Death(stage, 2, "backward", 4 * place, count=2))
+)
+STEPS = 4 * len(STAGES) + 2
+
+Event = dict[str, Any]
+
+
+def test_ten_deaths_in_the_middle_of_a_job(brood: Brood, nursery: Nursery) -> None:
+    source = brood.folder / "run.toml"
+    source.write_text(RUN, encoding="utf-8")
+    join = nursery.found(str(source), STEPS)
+    for stage in STAGES:
+        nursery.join(f"stage-{stage}", join, stage, DEATHS)
+    brood.until(lambda: says(nursery.events("stage-0"), "swarm.complete"), "every stage to be served", START_TIMEOUT_S)
+    for number in range(len(DEATHS)):
+        nursery.join(f"spare-{number}", join, None, DEATHS)
+    nodes = len(STAGES) + len(DEATHS)
+    brood.until(lambda: len(nursery.statuses()) == nodes, "the end of all nodes", RUN_TIMEOUT_S)
+
+    statuses = sorted(nursery.statuses().values())
+    assert statuses == [-signal.SIGKILL] * len(DEATHS) + [0] * (nodes - len(DEATHS))
+    events = [event for path in brood.folder.glob("*.jsonl") for event in nursery.events(path.stem)]
+    events.sort(key=lambda event: event["time"])
+    assert_all_committed(says(events, "step.committed"))
+    for death in DEATHS:
+        assert_recovered(events, death)
+    assert len(says(events, "stage.recovered")) == len(DEATHS)
+
+
+def says(events: list[Event], name: str) -> list[Event]:
+    return [event for event in events if event["event"] == name]
+
+
+def assert_all_committed(commits: list[Event]) -> None:
+    """Each driver commits a step once and leaves none out; a new one may decide its predecessor's last again."""
+    for before, after in pairwise(commits):
+        is_of_new_driver = before["incarnation"] < after["incarnation"]
+        assert after["step"] - before["step"] in ((0, 1) if is_of_new_driver else (1,)), (before, after)
+    assert (commits[0]["step"], commits[-1]["step"]) == (1, STEPS)
+
+
+def assert_recovered(events: list[Event], death: Death) -> None:
+    """The tenure ended within the step, and its successor stands at the step before."""
+
+    def about(name: str, incarnation: int) -> list[Event]:
+        standing = {"stage": death.stage, "incarnation": incarnation}
+        return [event for event in says(events, name) if standing.items() <= event.items()]
+
+    assert about("peer.dead", death.incarnation), death
+    (recovered,) = about("stage.recovered", death.incarnation + 1)
+    assert recovered["step"] == death.step - 1, death
+    assert (recovered["method"], recovered["donors"]) == SOURCES[death.stage]
+    if recovered["coefficients"]:
+        assert sum(recovered["coefficients"]) == pytest.approx(1.0, rel=1e-12)
+    reissued = [event for event in says(events, "microbatch.reissued") if event["step"] == death.step]
+    assert {event["index"] for event in reissued} <= set(range(MICROBATCHES))
+    assert reissued or death.stage == 0, death
