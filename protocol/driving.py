@@ -22,8 +22,8 @@ from protocol.events import (
     Run,
     Store,
 )
-from protocol.ids import Attempt, Microbatch
-from protocol.messages import Backward, Commit, CommitAck, Forward
+from protocol.ids import Attempt, Microbatch, PeerId
+from protocol.messages import Backward, Commit, EdgeCopyKept, Forward
 from protocol.node_state import NodeState
 from protocol.pipeline import Pipe
 from protocol.records import ProgressRecord
@@ -159,8 +159,10 @@ class Driver:
             self.pipe.queue.push(BackwardJob(message.microbatch, message.attempt, payload, is_counted=False))
             self.pump()
 
-    def on_acknowledgement(self, message: CommitAck) -> None:
-        self.on_stage_step(message.stage, message.step)
+    def on_copy_kept(self, peer: PeerId, message: EdgeCopyKept) -> None:
+        """A neighbour holds a copy of our weights."""
+        self.copier.on_kept(peer, message)
+        self.pump()
 
     def on_stage_step(self, stage: int, step: int) -> None:
         """A stage says which step it committed last."""

@@ -30,6 +30,10 @@ class NodeState:
     """The last step whose update is applied to our weights."""
     squared_gradient_norm: float | None = None
     """Of our last mean gradient, before clipping."""
+    is_view_changed: bool = False
+    """Somebody's tenure began, ended or moved on within this `Core.handle`: what follows is due."""
+    is_stopped: bool = False
+    """We said goodbye; nothing happens any more."""
     actions: list[Action] = field(default_factory=list)
 
     @property

@@ -98,6 +98,10 @@ class BlockStage:
         """The step being accumulated; all before are committed, their update queued or applied."""
         return self._ledger.step
 
+    def owner_changed(self, stage: int) -> None:
+        """Another stage has a new owner."""
+        self.pipe.owner_changed(stage)
+
     # --- messages ---
 
     def on_forward(self, message: Forward, payload: Payload) -> None:

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from protocol.core import Core
 from protocol.donating import Donor
 from protocol.driving import Driver
 from protocol.ids import Attempt
 from protocol.membership import Membership, Observation, Seat
+from protocol.node_state import NodeState
 from protocol.pipeline import BlockStage
 from protocol.recovery import weigh
 from protocol.steps import DRIVER_ORDER, DriverLedger, DriverPhase, StageLedger
+from protocol.tenancy import Tenancy
 from tests.sim.faults import Weather
 from tests.sim.node import Violation
 from tests.sim.schedules import Schedule, harsh_schedule, schedule
@@ -164,13 +165,13 @@ MUTANTS = {
     "the driver never repeats a commit": Mutant(Driver, "resend_commits", lambda driver: None),
     "the driver commits too early": Mutant(DriverLedger, "is_complete", property(lambda ledger: not ledger.in_flight)),
     "a lower incarnation deposes a higher one": Mutant(Membership, "_observe_other", observe_everybody),
-    "a fenced owner stays": Mutant(Core, "_lose_tenure", lambda core, reason: None),
+    "a fenced owner stays": Mutant(Tenancy, "lose", lambda tenancy, reason: None),
     "a witness recognises everybody": Mutant(Donor, "_objection", lambda donor, claim, seat: None),
     "a message of the next step implies nothing": Mutant(BlockStage, "_reach", lambda stage, step: None),
     "silence is never judged": Mutant(Membership, "_judge", lambda view, seat, now: False),
     "the blend is uniform": Mutant("protocol.recovery", "weigh", lambda norms, exponent: WEIGH(norms, 0)),
     "a lost driver's attempts stay": Mutant(StageLedger, "outdated_by", outdated_by_its_own_index),
-    "a stopped node goes on": Mutant(Core, "is_stopped", property(lambda core: False, lambda core, value: None)),
+    "a stopped node goes on": Mutant(NodeState, "is_stopped", property(lambda state: False, lambda state, value: None)),
 }
 
 

@@ -1,0 +1,68 @@
+"""Reading the DHT: what records mean to an owner, and to a spare."""
+
+from __future__ import annotations
+
+from protocol.ids import DRIVER_STAGE
+from protocol.neighbourhood import Neighbourhood
+from protocol.node_state import NodeState
+from protocol.recognition import Recognition
+from protocol.records import AnyRecord, OfferRecord, ProgressRecord, SpareRecord, StageRecord, stage_key
+from protocol.tenancy import Tenancy
+
+
+class Bulletin:
+    """Takes in what was read under one key."""
+
+    def __init__(
+        self, state: NodeState, neighbourhood: Neighbourhood, tenancy: Tenancy, recognition: Recognition
+    ) -> None:
+        self._state, self._neighbourhood = state, neighbourhood
+        self._tenancy, self._recognition = tenancy, recognition
+
+    def on_records(self, key: str, records: tuple[AnyRecord, ...]) -> None:
+        tenures = [record for record in records if isinstance(record, StageRecord)]
+        for record in tenures:
+            if not self._state.is_stopped:
+                self._recognition.read(record)
+        self._note_missing(key, tenures)
+        spares = [record for record in records if isinstance(record, SpareRecord)]
+        if spares:
+            self._neighbourhood.note_spares(spares)
+            self._tenancy.claimant.note_spares(spares)
+        for found in records:
+            if isinstance(found, OfferRecord) and self._state.tenure is None:
+                self._note_offer(found)
+            elif isinstance(found, ProgressRecord):
+                self._note_progress(found)
+        self._tenancy.claimant.note_read(key)
+        if self._state.tenure is None and not self._state.is_stopped:
+            self._tenancy.claimant.consider()
+            self._tenancy.say_spare()
+
+    def _note_missing(self, key: str, records: list[StageRecord]) -> None:
+        """A stage whose owner's record has expired is a hole to those who do not hear the owner."""
+        for stage, seat in self._state.membership.seats.items():
+            if stage_key(stage) == key and seat.peer not in {record.peer for record in records}:
+                if self._state.membership.record_missing(stage, self._state.now):
+                    self._recognition.on_seat_changed(stage)
+                return
+
+    def _note_offer(self, record: OfferRecord) -> None:
+        if record.for_stage < self._state.manifest.stage_count and self._state.membership.mark_dead(
+            record.for_stage, record.lost_incarnation, self._state.now
+        ):
+            self._recognition.on_seat_changed(record.for_stage)
+
+    def _note_progress(self, record: ProgressRecord) -> None:
+        """The driver's news: how far the run is, for spares, and that it is done, for all who missed the end."""
+        membership, total = self._state.membership, self._state.manifest.step.total_steps
+        is_drivers = membership.serving_peer(DRIVER_STAGE) == record.peer
+        is_successors = (
+            not membership.is_serving(DRIVER_STAGE) or self._tenancy.is_alone
+        ) and record.incarnation >= membership.known_incarnation(DRIVER_STAGE)
+        if record.peer == self._state.me or not (is_drivers or is_successors):
+            return
+        if self._state.tenure is None:
+            self._state.committed = min(record.step, total or record.step)
+        if total and record.step >= total and (self._state.tenure is None or is_successors):
+            self._tenancy.end_run()

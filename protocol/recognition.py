@@ -1,0 +1,115 @@
+"""Recognising owners: what their words, their silence and the words of others mean to us."""
+
+from __future__ import annotations
+
+from protocol.errors import RemoteProtocolError
+from protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from protocol.membership import Observation, Seat, Status
+from protocol.messages import Alive, Fenced, Lost, StageState
+from protocol.neighbourhood import Neighbourhood
+from protocol.node_state import NodeState
+from protocol.records import StageRecord
+from protocol.tenancy import Tenancy
+
+
+class Recognition:
+    """Keeps the view of who owns what, and tells our tenancy what a change means."""
+
+    def __init__(self, state: NodeState, neighbourhood: Neighbourhood, tenancy: Tenancy) -> None:
+        self._state, self._neighbourhood, self._tenancy = state, neighbourhood, tenancy
+
+    def hear(self, tenure: Tenure, state: StageState, step: int) -> bool:
+        """An owner spoke to us. False: its tenure is over, and it is told so."""
+        if tenure.stage >= self._state.manifest.stage_count:
+            raise RemoteProtocolError(f"stage {tenure.stage} does not exist in this run")
+        seat = self._seat(tenure, state, step)
+        if self._take_note(seat, is_direct=True):
+            return True
+        if state != "left":
+            known = self._state.membership.seats[seat.stage]
+            self._state.send(seat.peer, Fenced(seat.stage, known.incarnation, known.peer))
+        return False
+
+    def read(self, record: StageRecord) -> None:
+        """The DHT holds an owner's record."""
+        if record.stage < self._state.manifest.stage_count and record.peer != self._state.me:
+            tenure = Tenure(record.stage, record.incarnation, PeerId(record.peer))
+            self._take_note(self._seat(tenure, record.state, record.step), is_direct=False)
+
+    def _seat(self, tenure: Tenure, state: StageState, step: int) -> Seat:
+        return Seat(tenure.stage, tenure.peer, tenure.incarnation, state, step, Status.ALIVE, self._state.now)
+
+    def _take_note(self, seat: Seat, *, is_direct: bool) -> bool:
+        """Enter a tenure into the view and do what follows. False: it is outdated."""
+        membership = self._state.membership
+        match membership.observe(seat, is_direct=is_direct):
+            case Observation.OUTDATED:
+                return False
+            case Observation.NEW_OWNER | Observation.SERVING:
+                self._on_new_owner(seat.stage)
+            case Observation.REVIVED:
+                self._neighbourhood.take_back(membership.seats[seat.stage])
+                self._on_revived(seat.stage)
+            case Observation.LEFT:
+                self._on_left(membership.seats[seat.stage])
+        return True
+
+    def _on_left(self, left: Seat) -> None:
+        """An owner said goodbye. If it held our stage, then it held it after us."""
+        self._state.emit_about("peer.left", left)
+        tenure = self._state.tenure
+        if tenure is not None and tenure.stage == left.stage:
+            self._tenancy.lose(f"S{left.stage} was held by another peer under {left.incarnation}")
+        self.on_seat_changed(left.stage)
+        is_enough = left.stage == DRIVER_STAGE or self._state.tenure is None
+        if is_enough and 0 < self._state.manifest.step.total_steps <= left.step:
+            self._tenancy.end_run()
+
+    def _on_new_owner(self, stage: int) -> None:
+        tenure = self._state.tenure
+        if tenure is not None and tenure.stage == stage and self._state.membership.seats[stage].peer != self._state.me:
+            self._tenancy.lose(f"S{stage} is held by another peer")
+        elif self._tenancy.host is not None and self._state.membership.is_serving(stage):
+            self._tenancy.host.owner_changed(stage)
+        self.on_seat_changed(stage)
+
+    def _on_revived(self, stage: int) -> None:
+        if self._tenancy.host is not None and self._state.membership.is_serving(stage):
+            self._tenancy.host.pipe.owner_revived(stage)
+        self.on_seat_changed(stage)
+
+    def on_seat_changed(self, stage: int) -> None:
+        """Somebody's tenure of this stage began, ended or moved on."""
+        self._state.is_view_changed = True
+        self._tenancy.claimant.seat_changed(stage)
+
+    def declare_dead(self, seat: Seat) -> None:
+        """We ourselves found that this owner is gone."""
+        self._neighbourhood.declare_dead(seat)
+        self.on_seat_changed(seat.stage)
+
+    def on_unreachable(self, peer: PeerId) -> None:
+        """The peer's machine refuses our connection: whatever it owned has no owner."""
+        for seat in self._state.membership.seats_of(peer):
+            if self._state.membership.mark_dead(seat.stage, seat.incarnation, self._state.now):
+                self.declare_dead(seat)
+
+    def on_gossip(self, peer: PeerId, message: Lost | Alive | Fenced) -> None:
+        """What one owner says of another. Only known owners are believed; others send us to the DHT."""
+        tenure, membership = self._state.tenure, self._state.membership
+        is_about_us = tenure is not None and tenure.stage == message.stage
+        if not membership.seats_of(peer):
+            self._neighbourhood.read()
+        elif isinstance(message, Fenced):
+            if is_about_us and message.incarnation >= self._state.incarnation and message.owner != self._state.me:
+                membership.raise_incarnation(message.stage, message.incarnation)
+                self._tenancy.lose(f"S{message.stage} is held by another peer under {message.incarnation}")
+        elif is_about_us:
+            return
+        elif isinstance(message, Lost):
+            if membership.accuse(message.stage, message.incarnation, self._state.now):
+                self.on_seat_changed(message.stage)
+                if self._state.tenure is None:
+                    self._neighbourhood.read()
+        elif membership.absolve(message.stage, message.incarnation, self._state.now):
+            self._on_revived(message.stage)

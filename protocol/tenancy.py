@@ -1,0 +1,180 @@
+"""The stage that a node holds: how it comes by it, what runs on it, and how it ends.
+
+A node without a stage is a spare and has a `Claimant`; an owner has a host (`Driver` or `BlockStage`) and a
+`Donor` for the stages that it witnesses.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from protocol.claiming import Claimant, OpenClaim
+from protocol.donating import Donor
+from protocol.driving import FINAL_PROGRESS_LIFETIME_S, Driver
+from protocol.events import ApplyJob, JobDone, ReleaseStage, SnapshotJob, Stop, Store
+from protocol.ids import DRIVER_STAGE
+from protocol.neighbourhood import Neighbourhood
+from protocol.node_state import NodeState
+from protocol.pipeline import BlockStage
+from protocol.records import AnyRecord, ManifestRecord, ProgressRecord, SpareRecord
+
+
+class Tenancy:
+    """Spare, claimant, owner, retired, gone: the life of a node."""
+
+    def __init__(
+        self, state: NodeState, neighbourhood: Neighbourhood, capacity: float, charter: ManifestRecord | None
+    ) -> None:
+        self._state, self._neighbourhood = state, neighbourhood
+        self._capacity, self._charter = capacity, charter
+        self._is_known_spare = False
+        self.claimant = Claimant(state, capacity, None)
+        self.host: BlockStage | Driver | None = None
+        self.donor: Donor | None = None
+
+    def start(self, wanted_stage: int | None) -> None:
+        """We are on the network."""
+        self.claimant = Claimant(self._state, self._capacity, wanted_stage)
+        self._become_spare()
+
+    def _become_spare(self) -> None:
+        self._is_known_spare = False
+        self._store(self.claimant.my_spare_record())
+        self._neighbourhood.read()
+
+    def say_spare(self) -> None:
+        """Once we have looked around and found nothing to do."""
+        if not self._is_known_spare and self.claimant.has_looked_around and self.claimant.claim is None:
+            self._is_known_spare = True
+            self._state.emit("peer.spare")
+
+    def on_job_done(self, event: JobDone) -> None:
+        if isinstance(event.job, SnapshotJob) and self.donor is not None and self.host is not None:
+            self.host.pipe.queue.finished()
+            if event.job.part == "stage":
+                self.donor.on_snapshot(*event.result)
+            elif isinstance(self.host, Driver):
+                self.host.copier.on_snapshot(event.job.part, *event.result)
+            self.host.pump()
+        elif self.host is not None:
+            self.host.on_job_done(event)
+            self._state.is_view_changed |= isinstance(event.job, ApplyJob)
+        else:
+            built = self.claimant.on_job_done(event)
+            if built is not None:
+                self._begin_serving(built)
+
+    def _begin_serving(self, claim: OpenClaim) -> None:
+        state, plan = self._state, claim.plan
+        assert plan is not None
+        state.tenure_state, state.committed, state.squared_gradient_norm = "serving", plan.step, None
+        state.membership.observe(state.my_seat(), is_direct=True)
+        self.host = Driver(state) if claim.stage == DRIVER_STAGE else BlockStage(state)
+        self.donor = Donor(state, self.host.pipe.queue)
+        if claim.incarnation > 1:
+            state.emit(
+                "stage.recovered",
+                method=plan.method,
+                donors=[source.stage for source in plan.sources],
+                coefficients=list(plan.coefficients),
+                bytes=plan.payload_bytes,
+                digests=[source.donation.digest for source in plan.sources],
+                seconds=state.now - claim.began,
+                fetch_seconds=claim.phase_began - claim.recognised_at,
+                blend_seconds=state.now - claim.phase_began,
+                reason=plan.reason,
+            )
+        state.emit("peer.serving", why=claim.why)
+        self._neighbourhood.announce()
+        self._neighbourhood.store_tenure()
+        self._store(SpareRecord(state.me, self._capacity, "left"))
+        self._neighbourhood.read()
+        self._state.is_view_changed = True
+
+    def lose(self, reason: str) -> None:
+        """Our tenure is over: forget the stage and be a spare."""
+        if self.claimant.claim is not None:
+            self.claimant.abandon(reason)
+            return
+        self._state.emit("peer.retired", reason=reason)
+        self._state.tenure, self._state.is_recognised = None, False
+        self.host = self.donor = None
+        self._state.act(ReleaseStage())
+        self._state.membership.forget_deaths()
+        self.claimant = Claimant(self._state, self._capacity, None)
+        self._become_spare()
+
+    def refresh(self) -> None:
+        """Store again what must not expire, say again what was not acknowledged."""
+        if self.donor is not None:
+            self.donor.refresh()
+        if isinstance(self.host, Driver) and self._charter is not None:
+            self._store(msgspec.structs.replace(self._charter, peer=self._state.me))
+        if self._state.tenure is None:
+            self._store(self.claimant.my_spare_record())
+
+    def _store(self, record: AnyRecord) -> None:
+        self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
+
+    def finish_if_done(self) -> None:
+        if self.host is None or not self._state.is_run_done:
+            return
+        if isinstance(self.host, Driver):
+            is_over = self.host.is_done
+        else:
+            is_over = not self._state.membership.is_present(DRIVER_STAGE)
+        if is_over:
+            self.leave("done")
+
+    def end_run(self) -> None:
+        """The driver left after the last step. We apply it if only its commit is missing, and leave."""
+        total = self._state.manifest.step.total_steps
+        if isinstance(self.host, BlockStage):
+            self.host.on_neighbour_step(total)
+            if self.host.step > total:
+                return
+        self.leave("done")
+
+    def leave(self, reason: str) -> None:
+        """Say goodbye: a record outlives us, so ours must say that we left."""
+        if self._state.is_stopped:
+            return
+        self._state.is_stopped = True
+        if self.claimant.claim is not None:
+            self.claimant.abandon("stopping")
+        if self._state.tenure is not None:
+            self._state.tenure_state = "left"
+            self._neighbourhood.announce()
+            self._neighbourhood.store_tenure()
+        else:
+            self._store(SpareRecord(self._state.me, self._capacity, "left"))
+        if self._state.tenure is not None and self._state.is_run_done and not isinstance(self.host, Driver):
+            self._store_end()
+        self._state.emit("peer.left", reason=reason)
+        self._state.act(Stop("done" if reason == "done" else "asked"))
+
+    def _store_end(self) -> None:
+        """The driver may have died with the news: every owner that saw the end leaves word of it."""
+        incarnation = max(1, self._state.membership.known_incarnation(DRIVER_STAGE))
+        tokens = self._state.committed * self._state.manifest.tokens_per_step
+        record = ProgressRecord(self._state.me, incarnation, self._state.committed, None, tokens, 0.0)
+        self._state.act(Store(record, FINAL_PROGRESS_LIFETIME_S))
+
+    @property
+    def is_alone(self) -> bool:
+        """We drive, but no stage is there to be driven."""
+        block_stages = range(1, self._state.manifest.stage_count)
+        return isinstance(self.host, Driver) and not any(map(self._state.membership.is_present, block_stages))
+
+    def review(self) -> None:
+        """What follows from a change of the view."""
+        if not self._state.is_view_changed or self._state.is_stopped:
+            return
+        self._state.is_view_changed = False
+        if self.donor is not None and self.host is not None:
+            self.donor.review()
+            self.host.pump()
+        if isinstance(self.host, Driver):
+            self.host.advance()
+        if self._state.tenure is None:
+            self.claimant.consider()
