@@ -120,7 +120,7 @@ class Node:
 
     def stop(self) -> None:
         """Say goodbye and end; a second call does not wait for the goodbye."""
-        if self._core.is_stopped and not self._stopped.done():
+        if self._core.state.is_stopped and not self._stopped.done():
             self._stopped.set_result("asked")
         self.feed(StopRequested())
 
