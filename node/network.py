@@ -153,6 +153,7 @@ class Network:
         self._deliver, self._on_gone = deliver, on_gone
         self._tasks: asyncio.TaskGroup | None = None
         self._links: dict[tuple[PeerId, bool], tuple[OutLink, asyncio.Task[None]]] = {}
+        self._last_closed: PeerId | None = None
 
     @property
     def protocol(self) -> str:
@@ -177,7 +178,11 @@ class Network:
             link.put(message, tensor)
 
     def close(self, peer: PeerId) -> None:
-        """Close the links to a peer and drop what is queued for it."""
+        """Close the links to a peer and drop what is queued for it.
+
+        If that follows from what the peer just said, the stream that it said it on ends too.
+        """
+        self._last_closed = peer
         for key in [key for key in self._links if key[0] == peer]:
             self._links.pop(key)[1].cancel()
 
@@ -207,7 +212,10 @@ class Network:
                     frame = await read_link_frame(reader, self._rules.activation, WRITE_TIMEOUT_S)
                 if frame is None:
                     return
+                self._last_closed = None
                 self._deliver(peer, *frame)
+                if self._last_closed == peer:
+                    return
         except RemoteProtocolError as error:
             logger.warning("peer %s broke the protocol, its link is closed: %s", peer, error)
         except (NetworkError, TimeoutError, OSError) as error:
