@@ -364,8 +364,10 @@ def test_a_swarm_under_siege_goes_on(brood: Brood, nursery: Nursery) -> None:
     growth = [process.memory_info().rss - size for process, size in zip(processes, before, strict=True)]
     assert max(growth) < GROWTH_BYTES_MAX, growth
     assert nursery.statuses() == {}
-    events = [event["event"] for name in names for event in nursery.events(name)]
-    assert {"peer.dead", "peer.retired", "microbatch.reissued", "peer.left"}.isdisjoint(events)
+    for name in names:
+        events = {event["event"] for event in nursery.events(name)}
+        assert "peer.misbehaved" in events
+        assert {"peer.dead", "peer.retired", "microbatch.reissued", "peer.left"}.isdisjoint(events)
 
     for process in processes:
         process.send_signal(signal.SIGTERM)
