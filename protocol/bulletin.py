@@ -56,13 +56,13 @@ class Bulletin:
     def _note_progress(self, record: ProgressRecord) -> None:
         """The driver's news: how far the run is, for spares, and that it is done, for all who missed the end."""
         membership, total = self._state.membership, self._state.manifest.step.total_steps
+        is_end = 0 < total <= record.step
+        is_recent = record.incarnation >= membership.known_incarnation(DRIVER_STAGE)
         is_drivers = membership.serving_peer(DRIVER_STAGE) == record.peer
-        is_successors = (
-            not membership.is_serving(DRIVER_STAGE) or self._tenancy.is_alone
-        ) and record.incarnation >= membership.known_incarnation(DRIVER_STAGE)
-        if record.peer == self._state.me or not (is_drivers or is_successors):
+        is_successors = not membership.is_serving(DRIVER_STAGE) or self._tenancy.is_alone
+        if record.peer == self._state.me or not (is_drivers or (is_successors and (is_recent or is_end))):
             return
         if self._state.tenure is None:
             self._state.committed = min(record.step, total or record.step)
-        if total and record.step >= total and (self._state.tenure is None or is_successors):
-            self._tenancy.end_run()
+        if is_end and (self._state.tenure is None or is_successors):
+            self._tenancy.end_run(is_doubtful=not is_recent)

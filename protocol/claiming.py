@@ -138,7 +138,8 @@ class Claimant:
             return (self._wanted_stage, "asked for") if self._wanted_stage in open_stages else None
         lost = [stage for stage in open_stages if membership.known_incarnation(stage) > 0]
         holes = rank_holes(lost, [stage for stage in open_stages if stage not in lost])
-        ranking = rank_spares({**self._spares, self._state.me: self.my_spare_record()}.values())
+        idle = {peer: spare for peer, spare in self._spares.items() if not membership.holds_a_seat(peer)}
+        ranking = rank_spares({**idle, self._state.me: self.my_spare_record()}.values())
         waited_s = self._state.now - (self._holes_since or self._state.now)
         stage = choose_hole(self._state.me, ranking, holes, waited_s)
         if stage is None:
@@ -374,6 +375,18 @@ class Claimant:
             self.abandon("superseded")
         elif claim.phase is ClaimPhase.ASKING and stage == claim.asked:
             self._ask_next()
+        elif claim.phase is ClaimPhase.FETCHING:
+            self._mourn_donors(claim, stage)
+
+    def _mourn_donors(self, claim: OpenClaim, stage: int) -> None:
+        """A donor that died before it delivered: do not wait for its fetch to fail."""
+        assert claim.plan is not None
+        for source in claim.plan.sources:
+            is_delivered = (source.peer, source.donation.digest) in claim.payloads
+            if source.stage == stage and not is_delivered and self._state.membership.serving_peer(stage) != source.peer:
+                self._state.emit("fetch.failed", donor=source.peer, reason="the donor is lost")
+                self._replan()
+                return
 
     def abandon(self, reason: str) -> None:
         """Give up the claim and be a spare again."""

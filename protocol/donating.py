@@ -60,7 +60,7 @@ class Donor:
             del self._offered[stage]
         for stage in [stage for stage in self._unanswered if stage not in lost]:
             del self._unanswered[stage]
-        if self._held is not None and not lost:
+        if self._held is not None and not lost and not self._is_snapshot_due:
             self._state.act(ReleaseSnapshot(self._held.digest))
             self._held = None
         if any(self._can_copy_for(stage) for stage in lost):

@@ -104,12 +104,13 @@ class Driver:
             self._state.emit("swarm.complete")
         self._waiting_for = missing
 
-    def _issue(self, index: int, reason: str | None = None) -> None:
+    def _issue(self, index: int, reason: str | None = None, *, is_late: bool = False) -> None:
         microbatch = Microbatch(self._ledger.step, index)
         if reason is not None:
             self._state.act(Discard(microbatch, self._ledger.attempt_of(index)))
             self.pipe.forget_attempts(index)
-        attempt = self._ledger.issue(index, self._state.now, self._state.manifest.step.microbatch_timeout_s)
+        timeout_s = self._state.manifest.step.microbatch_timeout_s
+        attempt = self._ledger.issue(index, self._state.now, timeout_s, is_late=is_late)
         if reason is not None:
             self._state.emit(
                 "microbatch.reissued",
@@ -125,7 +126,7 @@ class Driver:
         """Deadlines, commits that nobody acknowledged, stages that came or went."""
         if not self._is_stranded:
             for index in self._ledger.overdue(self._state.now):
-                self._issue(index, "its deadline passed")
+                self._issue(index, "its deadline passed", is_late=True)
         if self._state.now - self._commit_sent >= self._state.manifest.timing.heartbeat_s:
             self.resend_commits()
         self.copier.advance()

@@ -85,7 +85,7 @@ class StepSettings(_Section, frozen=True):
     total_steps: Annotated[int, Meta(ge=0)] = 0
     """The run is done after this many committed steps; 0 means it goes on until stopped."""
     microbatch_timeout_s: PositiveFloat = 20.0
-    """A microbatch not back after this long is re-issued; doubled with each attempt."""
+    """A microbatch not back after this long is re-issued; doubled whenever one was late."""
 
 
 class WireSettings(_Section, frozen=True):

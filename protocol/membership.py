@@ -103,6 +103,10 @@ class Membership:
     def seats_of(self, peer: PeerId) -> list[Seat]:
         return [seat for seat in self.seats.values() if seat.peer == peer]
 
+    def holds_a_seat(self, peer: PeerId) -> bool:
+        """The peer serves or recovers a stage, whatever its record as a spare still says."""
+        return any(seat.is_present for seat in self.seats_of(peer))
+
     def missing(self, stages: Iterable[int]) -> list[int]:
         """Those of the stages that nobody serves."""
         return [stage for stage in stages if not self.is_serving(stage)]
@@ -180,8 +184,18 @@ class Membership:
         seat = self.seats.get(stage)
         if seat is None or seat.incarnation > incarnation or not seat.is_present:
             return None
-        seat.status, seat.died_at = Status.DEAD, now
+        self._bury(seat, now)
         return seat
+
+    def _bury(self, seat: Seat, now: float) -> None:
+        """A claimant that dies before it served gives the seat back, as if it had withdrawn.
+
+        Otherwise a withdrawal that got lost would fence the living owner for ever.
+        """
+        seat.status, seat.died_at = Status.DEAD, now
+        if seat.state == "recovering" and seat.displaced is not None:
+            self.raise_incarnation(seat.stage, seat.incarnation)
+            self.seats[seat.stage] = seat.displaced
 
     def withdraw(self, stage: int, peer: PeerId, incarnation: int) -> bool:
         """A claimant gives up before it served: its incarnation is spent, the owner of before comes back.
@@ -255,7 +269,7 @@ class Membership:
     def _judge(self, seat: Seat, now: float) -> bool:
         silence_s = now - seat.heard
         if seat.is_present and silence_s > self._timing.dead_after_s:
-            seat.status, seat.died_at = Status.DEAD, now
+            self._bury(seat, now)
             return True
         if seat.status is Status.ALIVE and silence_s > self._timing.suspect_after_s:
             seat.status = Status.SUSPECT

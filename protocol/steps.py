@@ -106,6 +106,10 @@ class StageLedger:
         return True
 
 
+DOUBLINGS_MAX = 6
+"""A microbatch is given at most 64 times its first time, or one bad hour would cost days."""
+
+
 class DriverPhase(Enum):
     """Where a microbatch's current attempt stands on S0."""
 
@@ -125,6 +129,7 @@ class DriverEntry:
     attempt: Attempt
     phase: DriverPhase
     deadline: float
+    times_late: int
 
 
 class DriverLedger:
@@ -169,15 +174,15 @@ class DriverLedger:
         entry = self._entries.get(index)
         return entry is not None and entry.attempt == attempt
 
-    def issue(self, index: int, now: float, timeout_s: float) -> Attempt:
-        """Start the next attempt of a microbatch; the time allowed doubles with each."""
+    def issue(self, index: int, now: float, timeout_s: float, *, is_late: bool = False) -> Attempt:
+        """Start the next attempt of a microbatch. The time allowed doubles whenever one was late."""
         previous = self._entries.get(index)
         if previous is not None and previous.phase is DriverPhase.DONE:
             raise LocalProtocolError(f"microbatch {index} of step {self.step} is done: there is nothing to re-issue")
-        counter = previous.attempt.counter + 1 if previous else 0
-        attempt = Attempt(self.incarnation, counter)
-        deadline = now + timeout_s * 2 ** min(counter, 16)
-        self._entries[index] = DriverEntry(attempt, DriverPhase.EMBED_DUE, deadline)
+        attempt = Attempt(self.incarnation, previous.attempt.counter + 1 if previous else 0)
+        times_late = (previous.times_late if previous else 0) + is_late
+        deadline = now + timeout_s * 2 ** min(times_late, DOUBLINGS_MAX)
+        self._entries[index] = DriverEntry(attempt, DriverPhase.EMBED_DUE, deadline, times_late)
         return attempt
 
     def overdue(self, now: float) -> list[int]:

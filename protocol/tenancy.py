@@ -126,12 +126,15 @@ class Tenancy:
         if is_over:
             self.leave("done")
 
-    def end_run(self) -> None:
-        """The driver left after the last step. We apply it if only its commit is missing, and leave."""
+    def end_run(self, *, is_doubtful: bool = False) -> None:
+        """The last step is committed and the driver is gone. We apply it if only its commit is missing, and leave.
+
+        ``is_doubtful``: somebody claimed S0 since; as long as we have company, a commit may still be on its way.
+        """
         total = self._state.manifest.step.total_steps
         if isinstance(self.host, BlockStage):
             self.host.on_neighbour_step(total)
-            if self.host.step > total:
+            if self.host.step > total or (is_doubtful and self._has_company):
                 return
         self.leave("done")
 
@@ -159,6 +162,11 @@ class Tenancy:
         tokens = self._state.committed * self._state.manifest.tokens_per_step
         record = ProgressRecord(self._state.me, incarnation, self._state.committed, None, tokens, 0.0)
         self._state.act(Store(record, FINAL_PROGRESS_LIFETIME_S))
+
+    @property
+    def _has_company(self) -> bool:
+        others = set(range(self._state.manifest.stage_count)) - {self._state.stage}
+        return any(map(self._state.membership.is_present, others))
 
     @property
     def is_alone(self) -> bool:

@@ -349,25 +349,31 @@ class Simulation:
                 self.kill(victim, is_silent)
             case Pause(seconds=seconds):
                 victim.paused_until = self.now + seconds
+                self._note_fault(victim, "(paused)", seconds=seconds)
             case Partition(seconds=seconds):
-                self._splits.append(ActiveSplit(frozenset({victim.peer}), self.now, self.now + seconds))
+                self._part(frozenset({victim.peer}), seconds)
             case CutLink(seconds=seconds, other=other):
                 neighbour = self.owner(other)
                 if neighbour is not None and neighbour is not victim:
                     self._cuts[frozenset((victim.peer, neighbour.peer))] = self.now + seconds
+                    self._note_fault(victim, "(link cut)", to=neighbour.peer, seconds=seconds)
             case Split(seconds=seconds, stages=stages, spares=spares):
-                self._split(stages, spares, seconds)
+                owners = [node.peer for stage in stages if (node := self.owner(stage)) is not None]
+                idle = [node.peer for node in self.nodes.values() if node.is_alive and node.core.state.tenure is None]
+                self._part(frozenset(owners + idle[:spares]), seconds)
 
-    def _split(self, stages: tuple[int, ...], spares: int, seconds: float) -> None:
-        owners = [node.peer for stage in stages if (node := self.owner(stage)) is not None]
-        idle = [node.peer for node in self.nodes.values() if node.is_alive and node.core.state.tenure is None]
-        group = frozenset(owners + idle[:spares])
+    def _part(self, group: frozenset[PeerId], seconds: float) -> None:
         self._splits.append(ActiveSplit(group, self.now, self.now + seconds))
+        for peer in sorted(group):
+            self._note_fault(self.nodes[peer], "(cut off)", seconds=seconds)
+
+    def _note_fault(self, victim: SimNode, name: str, **fields: Any) -> None:
+        self.log.append(LogLine(self.now, victim.peer, name, fields))
 
     def kill(self, victim: SimNode, is_silent: bool = False) -> None:
         """The process ends without a word."""
         victim.is_alive, victim.is_silent = False, is_silent
-        self.log.append(LogLine(self.now, victim.peer, "(killed)", {}))
+        self._note_fault(victim, "(killed)")
         if is_silent:
             return
         for source, target in sorted(self._talked):
@@ -382,7 +388,7 @@ class Simulation:
         if not self.is_over and self.is_lost:
             return
         try:
-            self.judge.check_outcome(self.nodes, self.log)
+            self.judge.check_outcome(self.nodes, self.log, is_split=bool(self._splits))
         except Violation as violation:
             raise Violation(f"{violation}; {self.describe()}") from None
 

@@ -81,6 +81,10 @@ HARSH_REGRESSION_SEEDS = [
     ("checkfree", 3, "a stage held activations of a lost driver's attempts"),
     ("checkfree", 5, "a node that stopped in the middle of a reading still reported on others"),
     ("checkfree", 30, "a stage held activations of a lost driver's attempts"),
+    ("checkfree", 10034, "two owners that only believed each other's accusations kept a living stage dead"),
+    ("checkfree", 30289, "a claim of S0 that got nowhere outdated the news that the run was over"),
+    ("checkfree", 30440, "a split with a spare on each side: the side that lost did not end at the last step"),
+    ("checkfree+", 30569, "a snapshot was released while the next one of the same weights was being taken"),
 ]
 
 
@@ -120,7 +124,7 @@ def observe_everybody(view: Membership, known: Seat | None, seat: Seat) -> Obser
     return Observation.NEW_OWNER
 
 
-def issue_once(driver: Driver, index: int, reason: str | None = None) -> None:
+def issue_once(driver: Driver, index: int, reason: str | None = None, *, is_late: bool = False) -> None:
     if reason is None:
         ISSUE(driver, index)
 

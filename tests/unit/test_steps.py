@@ -191,6 +191,23 @@ def test_only_what_is_in_flight_is_overdue() -> None:
     assert ledger.overdue(15.0) == [0, 2]
 
 
+@pytest.mark.parametrize(("lateness", "deadline"), [(0, 10.0), (1, 20.0), (2, 40.0), (6, 640.0), (20, 640.0)])
+def test_a_late_microbatch_is_given_more_time_within_reason(lateness: int, deadline: float) -> None:
+    ledger = DriverLedger(1, 1, incarnation=1)
+    issue(ledger, 0)
+    for _ in range(lateness):
+        ledger.issue(0, 0.0, timeout_s=10.0, is_late=True)
+    assert ledger.overdue(deadline - 0.1) == []
+    assert ledger.overdue(deadline) == [0]
+
+
+def test_a_lost_stage_does_not_make_a_microbatch_late() -> None:
+    ledger = DriverLedger(1, 1, incarnation=1)
+    for _ in range(9):
+        issue(ledger, 0)
+    assert ledger.overdue(10.0) == [0]
+
+
 def test_the_mean_loss_is_over_the_latest_loss_of_each_microbatch() -> None:
     ledger = DriverLedger(1, 2, incarnation=1)
     ledger.losses.update({0: 1.0, 1: 2.0})
