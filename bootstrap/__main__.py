@@ -31,7 +31,10 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
     host_maddr: Annotated[Multiaddrs | None, typer.Option(help="Multiaddr to listen on. Repeatable.")] = None,
     announce_maddr: Annotated[Multiaddrs | None, typer.Option(help="Multiaddr that others should dial.")] = None,
     identity: Annotated[Path | None, typer.Option(help="Key file of the founder; made if missing.")] = None,
-    dir: Annotated[Path | None, typer.Option(help="Write manifest.json and join.txt into this folder.")] = None,
+    dir: Annotated[
+        Path | None,
+        typer.Option(help="Keep manifest.json and join.txt here; again with the same folder is the same run."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="End the run after this many steps.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say everything.")] = False,
     stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -39,13 +42,15 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
     """Found a run: print its join string and be the first peer of its DHT."""
 
     async def main(switch: StopSwitch) -> int:
-        from bootstrap.found import load_manifest
+        from bootstrap.found import keep_founding, load_manifest, reload_manifest
         from bootstrap.seed import serve_seed
+        from node.driving_data import describe_data
         from node.identity import Identity
         from node.swarm import SwarmConfig, quiet_libraries
         from node.telemetry import configure_logging
 
-        manifest = load_manifest(source, steps)
+        known = reload_manifest(dir) if dir is not None else None
+        manifest = known or describe_data(load_manifest(source, steps))
         hosts, announced = parse_listen(host_maddr or [], announce_maddr or [])
         configure_logging(is_verbose=verbose)
         quiet_libraries(is_verbose=verbose)
@@ -54,9 +59,7 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
 
         def announce(join: JoinString) -> None:
             if dir is not None:
-                dir.mkdir(parents=True, exist_ok=True)
-                (dir / "manifest.json").write_bytes(manifest.encode() + b"\n")
-                (dir / "join.txt").write_text(f"{join}\n", encoding="utf-8")
+                keep_founding(dir, manifest, join)
             print(join, flush=True)  # noqa: T201 - the command's result
             print("Anyone can join with: understudy node --join '<that line>'. Ctrl-C stops.", file=sys.stderr)  # noqa: T201
             switch.hand_over(is_stopped.set)
@@ -69,12 +72,13 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
 
 
 DEMO_STEPS = 40
-DEMO_KILL = "2@15"
 
 
 def local(  # noqa: PLR0913, PLR0917 - one parameter per option
     source: Annotated[str | None, typer.Argument(metavar="[PRESET|run.toml]", help=_SOURCE)] = None,
-    steps: Annotated[int, typer.Option(help="Steps to train.")] = DEMO_STEPS,
+    steps: Annotated[
+        int | None, typer.Option(help=f"Steps to train; by default the run's own, or {DEMO_STEPS}.")
+    ] = None,
     spares: Annotated[int | None, typer.Option(help="Peers that wait for a stage; 1 by default.")] = None,
     kill: Annotated[list[str] | None, typer.Option(metavar="STAGE@STEP", help="SIGKILL an owner.")] = None,
     pause: Annotated[
@@ -89,12 +93,13 @@ def local(  # noqa: PLR0913, PLR0917 - one parameter per option
     async def main(switch: StopSwitch) -> int:
         from bootstrap.show import LocalArguments, run_local
 
-        is_demo = source is None and not kill and not pause
         arguments = LocalArguments(
             source=source or "tiny",
+            is_demo=source is None and not kill and not pause,
             steps=steps,
+            default_steps=DEMO_STEPS,
             spares=1 if spares is None else spares,
-            kills=(DEMO_KILL,) if is_demo else tuple(kill or ()),
+            kills=tuple(kill or ()),
             pauses=tuple(pause or ()),
             folder=dir,
             device=device,

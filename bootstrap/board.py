@@ -33,6 +33,8 @@ class Loss:
     step: int
     dead_at: float | None = None
     claimed_at: float | None = None
+    returned_at: float | None = None
+    """When the owner itself spoke again, before anybody took its place."""
     recovered: EventLine | None = None
     committed_at: float | None = None
 
@@ -109,6 +111,8 @@ class Board:
                 self._committed(event)
             case "peer.dead":
                 self._dead(event)
+            case "peer.revived":
+                self._revived(event)
             case "stage.claimed":
                 self._claimed(event)
             case "stage.recovered":
@@ -129,7 +133,8 @@ class Board:
             if row.state == "serving":
                 row.step = max(row.step, event["step"])
         for loss in self.losses:
-            if loss.recovered is not None and loss.committed_at is None and event["time"] > loss.recovered["time"]:
+            ended_at = loss.recovered["time"] if loss.recovered is not None else loss.returned_at
+            if ended_at is not None and loss.committed_at is None and event["time"] > ended_at:
                 loss.committed_at = event["time"]
 
     def _open_loss(self, stage: int) -> Loss | None:
@@ -143,6 +148,14 @@ class Board:
         if loss is not None and loss.dead_at is None:
             loss.dead_at = event["time"]
             self.news = f"S{event['stage']} is gone"
+
+    def _revived(self, event: EventLine) -> None:
+        row = self.rows[event["stage"]]
+        if row.peer == event["peer"] and row.incarnation == event["incarnation"]:
+            row.state = "serving"
+        loss = self._open_loss(event["stage"])
+        if loss is not None and loss.returned_at is None:
+            loss.returned_at = event["time"]
 
     def _claimed(self, event: EventLine) -> None:
         self.rows[event["stage"]].state = "recovering"

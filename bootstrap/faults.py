@@ -41,6 +41,14 @@ def parse_faults(kills: Sequence[str], pauses: Sequence[str]) -> list[Fault]:
     return sorted(faults, key=lambda fault: fault.step)
 
 
+DEMO_KILL_STEP = 15
+
+
+def demo_fault(last_stage: int, total_steps: int) -> Fault:
+    """What the demo shows: a stage in the middle is lost, halfway through a short run."""
+    return Fault((last_stage + 1) // 2, min(DEMO_KILL_STEP, max(1, total_steps // 2)))
+
+
 def check_faults(faults: Sequence[Fault], last_stage: int, total_steps: int) -> None:
     """Every fault must be able to happen. Raises `SettingsError`."""
     for fault in faults:

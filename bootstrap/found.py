@@ -11,8 +11,11 @@ import msgspec
 from node.addresses import JoinString
 from node.identity import Identity
 from protocol.errors import SettingsError
-from protocol.manifest import PRESETS, RunManifest, check, parse_manifest, preset
+from protocol.manifest import PRESETS, RunManifest, check, decode_manifest, parse_manifest, preset
 from protocol.records import ManifestRecord
+
+MANIFEST_FILE = "manifest.json"
+JOIN_FILE = "join.txt"
 
 
 def load_manifest(source: str, total_steps: int | None = None) -> RunManifest:
@@ -38,6 +41,27 @@ def _read(source: str) -> RunManifest:
         raise SettingsError(f"{source} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{source} is not UTF-8 text: it should be a run.toml") from error
+
+
+def reload_manifest(folder: Path) -> RunManifest | None:
+    """The manifest of a run that was founded with this folder, so that its seed can be started again."""
+    path = folder / MANIFEST_FILE
+    if not path.exists():
+        return None
+    try:
+        return decode_manifest(path.read_bytes().strip())
+    except (OSError, SettingsError) as error:
+        raise SettingsError(f"{path} is not the manifest of a run ({error}): choose another --dir") from error
+
+
+def keep_founding(folder: Path, manifest: RunManifest, join: JoinString) -> None:
+    """Write manifest.json and join.txt. Raises `SettingsError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST_FILE).write_bytes(manifest.encode() + b"\n")
+        (folder / JOIN_FILE).write_text(f"{join}\n", encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{folder} cannot be written: {error.strerror}; choose another --dir") from error
 
 
 def found(manifest: RunManifest, founder: Identity) -> ManifestRecord:

@@ -82,7 +82,7 @@ class LocalSwarm:
         self._nodes: list[Child] = []
         self._peers: dict[str, Child] = {}
         self._pending = list(plan.faults)
-        self._thaws: list[tuple[float, Child, Fault]] = []
+        self._thaws: list[tuple[float, Child, dict[str, Any]]] = []
         self._own_events: list[dict[str, Any]] = []
         self._is_stopped = False
 
@@ -185,10 +185,11 @@ class LocalSwarm:
 
     def _strike(self) -> None:
         now = time.time()
-        for at, child, fault in [thaw for thaw in self._thaws if thaw[0] <= now]:
-            self._thaws.remove((at, child, fault))
+        for thaw in [thaw for thaw in self._thaws if thaw[0] <= now]:
+            self._thaws.remove(thaw)
+            _, child, victim = thaw
             child.thaw()
-            self._note_own("fault.resumed", fault)
+            self._note_own("fault.resumed", victim)
         for fault in [fault for fault in self._pending if fault.step <= self.board.step]:
             owner = self._peers.get(self.board.owner(fault.stage))
             if owner is not None and owner.is_running and self.board.rows[fault.stage].state == "serving":
@@ -196,21 +197,21 @@ class LocalSwarm:
                 self._strike_child(fault, owner)
 
     def _strike_child(self, fault: Fault, child: Child) -> None:
+        row = self.board.rows[fault.stage]
+        victim = {"peer": row.peer, "stage": fault.stage, "incarnation": row.incarnation}
         if fault.pause_s is None:
             child.kill()
-            self._note_own("fault.killed", fault)
+            self._note_own("fault.killed", victim)
         else:
             child.freeze()
-            self._thaws.append((time.time() + fault.pause_s, child, fault))
-            self._note_own("fault.paused", fault)
+            self._thaws.append((time.time() + fault.pause_s, child, victim))
+            self._note_own("fault.paused", victim)
         what = "killed" if fault.pause_s is None else "paused"
         self.board.struck(Loss(fault.stage, time.time(), what, self.board.step))
 
-    def _note_own(self, name: str, fault: Fault) -> None:
+    def _note_own(self, name: str, victim: dict[str, Any]) -> None:
         """Events of this process: what we did to whom."""
-        row = self.board.rows[fault.stage]
-        event = {"event": name, "peer": row.peer, "stage": fault.stage, "incarnation": row.incarnation}
-        self._own_events.append({"time": time.time(), **event, "step": self.board.step})
+        self._own_events.append({"time": time.time(), "event": name, **victim, "step": self.board.step})
 
     def _merge(self) -> None:
         """All events in one file in order of time, each committed step once."""

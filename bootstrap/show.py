@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from bootstrap.board import Board
-from bootstrap.faults import check_faults, parse_faults
+from bootstrap.faults import check_faults, demo_fault, parse_faults
 from bootstrap.found import load_manifest
 from bootstrap.local import LocalPlan, LocalSwarm
 from bootstrap.view import live_view, progress_line, summary
@@ -27,7 +27,11 @@ class LocalArguments:
     """The command line of ``understudy local``."""
 
     source: str
-    steps: int
+    is_demo: bool
+    """Nothing was asked for: show one peer being killed."""
+    steps: int | None
+    default_steps: int
+    """For a run that does not say how long it is."""
     spares: int
     kills: tuple[str, ...]
     pauses: tuple[str, ...]
@@ -39,7 +43,11 @@ class LocalArguments:
 def plan_local(arguments: LocalArguments) -> LocalPlan:
     """Check everything before the first process starts. Raises `SettingsError`."""
     manifest = load_manifest(arguments.source, arguments.steps)
+    if not manifest.step.total_steps:
+        manifest = load_manifest(arguments.source, arguments.default_steps)
     faults = parse_faults(arguments.kills, arguments.pauses)
+    if arguments.is_demo:
+        faults = [demo_fault(manifest.last_stage, manifest.step.total_steps)]
     check_faults(faults, manifest.last_stage, manifest.step.total_steps)
     if arguments.spares < 0:
         raise SettingsError("--spares must not be negative")

@@ -71,8 +71,11 @@ def summary(board: Board) -> list[str]:
 
 def _loss_lines(board: Board, loss: Loss) -> list[str]:
     head = f"S{loss.stage} was {loss.what} after step {loss.step}"
+    if loss.recovered is None and loss.returned_at is not None:
+        return [f"{head}; it came back by itself {loss.returned_at - loss.struck_at:.1f} s later."]
     if loss.recovered is None:
-        return [f"{head}: its stage was not recovered."]
+        what = "nobody noticed" if loss.dead_at is None else "its stage was not recovered"
+        return [f"{head}: {what}."]
     if loss.standstill_s is None or loss.parts is None:
         return [f"{head}; recovered by {loss.recovered['method']}."]
     parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in loss.parts.items())

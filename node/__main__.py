@@ -14,8 +14,11 @@ import uvloop
 from node.addresses import JoinString, parse_join, parse_multiaddr
 from node.process import EXIT_DONE, Main, StopSwitch, supervise
 from protocol.errors import SettingsError
+from protocol.ids import DRIVER_STAGE
 
 Multiaddrs = list[str]
+JOIN_ADDRESSES = 4
+"""Of a node's own addresses, as many go into the join string it offers."""
 
 
 def run(main: Main, *, stops_with_stdin: bool = False) -> None:
@@ -24,9 +27,14 @@ def run(main: Main, *, stops_with_stdin: bool = False) -> None:
 
 
 def default_identity(name: str) -> Path:
-    """Where a person's identities lie: the XDG data folder."""
+    """Where a person's identities lie: the XDG data folder, made if it is not there."""
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(base) / "understudy" / f"{name}.key"
+    folder = Path(base) / "understudy"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{folder} cannot be made ({error.strerror}): give a key file with --identity") from error
+    return folder / f"{name}.key"
 
 
 def parse_stage(text: str) -> int | None:
@@ -53,6 +61,7 @@ class NodeArguments:
     stage: int | None
     host_maddrs: tuple[str, ...]
     announce_maddrs: tuple[str, ...]
+    is_behind_nat: bool
     identity: Path
     device: str
     threads: int
@@ -62,10 +71,12 @@ class NodeArguments:
 async def serve(arguments: NodeArguments, switch: StopSwitch) -> int:
     """Join the run and serve it until it is done or somebody asks us to stop."""
     from node.config import NodeConfig, choose_device, choose_threads
+    from node.driving_data import objection_to_driving
     from node.identity import Identity
     from node.joining import obtain_manifest
-    from node.runtime import Node, measure_capacity
+    from node.runtime import Node
     from node.swarm import Swarm, SwarmConfig
+    from node.telemetry import logger
 
     config = NodeConfig(
         join=arguments.join,
@@ -73,6 +84,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch) -> int:
         stage=arguments.stage,
         host_maddrs=arguments.host_maddrs,
         announce_maddrs=arguments.announce_maddrs,
+        is_behind_nat=arguments.is_behind_nat,
         device=choose_device(arguments.device),
         threads=choose_threads(arguments.threads),
         events_path=arguments.events,
@@ -82,12 +94,20 @@ async def serve(arguments: NodeArguments, switch: StopSwitch) -> int:
         host_maddrs=config.host_maddrs,
         announce_maddrs=config.announce_maddrs,
         initial_peers=config.join.addresses,
+        is_behind_nat=config.is_behind_nat,
     )
     async with Swarm.open(swarm_config, identity) as swarm:
         manifest, charter = await obtain_manifest(swarm, config.join)
         if config.stage is not None and config.stage > manifest.last_stage:
             raise SettingsError(f"--stage {config.stage}: this run has the stages 0 to {manifest.last_stage}")
-        node = Node(swarm, charter, config, measure_capacity(config.device))
+        objection = objection_to_driving(manifest)
+        if objection is not None:
+            if config.stage == DRIVER_STAGE:
+                raise SettingsError(f"--stage 0: {objection}")
+            logger.warning("this node can take any stage but S0: %s", objection)
+        ours = JoinString(config.join.run_id, config.join.digest, config.join.founder, swarm.addresses[:JOIN_ADDRESSES])
+        logger.info("others can join through this node too: %s", ours)
+        node = Node(swarm, charter, config, can_drive=objection is None)
         switch.hand_over(node.stop)
         await node.run()
     return EXIT_DONE
@@ -98,6 +118,9 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
     stage: Annotated[str, typer.Option(help="The stage to take if it is free, or 'auto'.")] = "auto",
     host_maddr: Annotated[Multiaddrs | None, typer.Option(help="Multiaddr to listen on. Repeatable.")] = None,
     announce_maddr: Annotated[Multiaddrs | None, typer.Option(help="Multiaddr that others should dial.")] = None,
+    behind_nat: Annotated[
+        bool, typer.Option("--behind-nat", help="Nobody can dial this machine: be reached through relays.")
+    ] = False,
     identity: Annotated[Path | None, typer.Option(help="Key file of this peer; made if missing.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int, typer.Option(help="Arithmetic threads; 0 means all cores.")] = 0,
@@ -115,6 +138,7 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
             stage=parse_stage(stage),
             host_maddrs=hosts,
             announce_maddrs=announced,
+            is_behind_nat=behind_nat,
             identity=identity or default_identity("node"),
             device=device,
             threads=threads,

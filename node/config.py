@@ -23,6 +23,8 @@ class NodeConfig:
     """The stage to take if it is free; None: what is needed most."""
     host_maddrs: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
     announce_maddrs: tuple[str, ...] = ()
+    is_behind_nat: bool = False
+    """Look for relays to be reached through."""
     device: str = "cpu"
     threads: int = 1
     """Threads of the arithmetic; the node has one compute thread all the same."""

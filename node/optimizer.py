@@ -34,15 +34,21 @@ class StageOptimizer:
         self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._mean_squares = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._counts = [torch.zeros((), device=parameter.device) for parameter in self._parameters]
+        self._updates = 0
 
     def learning_rate(self, step: int) -> float:
-        """The rate of a step of the run, counted from 1: linear warm-up, then constant."""
+        """The rate of a step of the run, counted from 1: linear warm-up, then constant.
+
+        A fresh optimizer warms up again, whatever the run's step: AdamW's first updates move every weight by
+        the full rate, and after a recovery the loss jumped from 3.1 to 4.3 for a step (docs/experiments.md).
+        """
         if step < 1:
             raise LocalProtocolError(f"steps count from 1, not {step}")
         full = self._settings.learning_rate * self.learning_rate_scale
-        if step >= self._settings.warmup_steps:
+        age = min(step, self._updates + 1)
+        if age >= self._settings.warmup_steps:
             return full
-        return full * step / self._settings.warmup_steps
+        return full * age / self._settings.warmup_steps
 
     def apply(self, step: int, counted: int) -> float | None:
         """Update the parameters from ``.grad``, the sum over ``counted`` microbatches, and drop the gradients.
@@ -78,6 +84,7 @@ class StageOptimizer:
         one core of an AMD EPYC, torch 2.13, loop / foreach / fused: tiny 0.83 / 0.43 / 0.16,
         124m 29.5 / 39.7 / 11.1.
         """
+        self._updates += 1
         with torch.no_grad():
             adamw(
                 [parameter.detach() for parameter in self._parameters],

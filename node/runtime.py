@@ -80,11 +80,12 @@ def measure_capacity(device: str) -> float:
 class Node:
     """One volunteer's node of a run."""
 
-    def __init__(self, swarm: Swarm, charter: ManifestRecord, config: NodeConfig, capacity: float) -> None:
+    def __init__(self, swarm: Swarm, charter: ManifestRecord, config: NodeConfig, *, can_drive: bool = True) -> None:
         manifest = decode_manifest(charter.manifest)
         self._swarm, self._config = swarm, config
         self._run_id = manifest.run_id()
-        self._core = Core(swarm.peer_id, manifest, capacity, charter)
+        capacity = measure_capacity(config.device)
+        self._core = Core(swarm.peer_id, manifest, capacity, charter, can_drive=can_drive)
         self._events = EventLog(config.events_path)
         self._loop = asyncio.get_running_loop()
         self._host = StageHost(manifest, config.device)

@@ -132,6 +132,11 @@ class StageHost:
             raise LocalProtocolError("a job for a stage came to a node that holds none")
         return self._module
 
+    def _arithmetic(self) -> torch.autocast:
+        """bf16 where the device is faster for it, fp32 elsewhere; weights and gradients are fp32 always."""
+        is_faster = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=is_faster)
+
     # --- microbatches ---
 
     def _forward(self, job: ForwardJob) -> Tensor:
@@ -140,7 +145,8 @@ class StageHost:
             saved = self._embed(module, job.microbatch)
         else:
             source = from_wire(job.payload, self._device).requires_grad_()
-            saved = Saved(source, module(source))
+            with self._arithmetic():
+                saved = Saved(source, module(source))
         self._saved[job.microbatch, job.attempt] = saved
         return to_wire(saved.output, self._manifest.wire.dtype)
 
@@ -156,7 +162,8 @@ class StageHost:
         if not isinstance(module, EdgeStage) or saved is None or saved.labels is None:
             raise LocalProtocolError(f"no labels for {job.microbatch}")
         hidden = from_wire(job.payload, self._device).requires_grad_()
-        loss = module.loss(hidden, saved.labels)
+        with self._arithmetic():
+            loss = module.loss(hidden, saved.labels)
         gradient = _input_gradient(loss, hidden, None, is_counted=job.is_counted)
         return loss.item(), to_wire(gradient, self._manifest.wire.dtype)
 

@@ -123,7 +123,8 @@ class Claimant:
             return
         stages = range(self._state.manifest.stage_count)
         membership = self._state.membership
-        open_stages = [stage for stage in stages if not membership.is_present(stage)]
+        takeable = [stage for stage in stages if stage != DRIVER_STAGE or self._state.can_drive]
+        open_stages = [stage for stage in takeable if not membership.is_present(stage)]
         self._holes_since = (self._holes_since or self._state.now) if open_stages else None
         allowed = [s for s in open_stages if self._refused_until.get(s, 0.0) <= self._state.now]
         choice = self._choose(allowed)

@@ -61,11 +61,21 @@ class Core:
     """One node of a run, without its body."""
 
     def __init__(
-        self, me: PeerId, manifest: RunManifest, capacity: float = 1.0, charter: ManifestRecord | None = None
+        self,
+        me: PeerId,
+        manifest: RunManifest,
+        capacity: float = 1.0,
+        charter: ManifestRecord | None = None,
+        *,
+        can_drive: bool = True,
     ) -> None:
-        """``charter``: the founder's record of the manifest, to be published again by whoever drives."""
+        """``charter``: the founder's record of the manifest, to be published again by whoever drives.
+
+        ``can_drive`` False: never take S0, because this machine does not have the run's text.
+        """
         self._manifest = manifest
-        self.state = NodeState(me, manifest, Membership(manifest.stage_count, manifest.timing))
+        membership = Membership(manifest.stage_count, manifest.timing)
+        self.state = NodeState(me, manifest, membership, can_drive=can_drive)
         self._neighbourhood = Neighbourhood(self.state)
         self._tenancy = Tenancy(self.state, self._neighbourhood, capacity, charter)
         self._recognition = Recognition(self.state, self._neighbourhood, self._tenancy)

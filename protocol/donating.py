@@ -169,6 +169,8 @@ class Donor:
         return seat is not None and (seat.peer, seat.incarnation) == (peer, incarnation)
 
     def _objection(self, claim: Claim, seat: Seat | None) -> RefusalReason | None:
+        if self._state.is_run_done:
+            return "run is done"
         if claim.stage == self._state.stage or (seat is not None and seat.is_serving):
             return "owner alive"
         if claim.incarnation <= self._state.membership.known_incarnation(claim.stage):

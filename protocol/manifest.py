@@ -49,6 +49,8 @@ class DataSettings(_Section, frozen=True):
     source: Literal["python-stdlib", "text"] = "python-stdlib"
     paths: tuple[str, ...] = ()
     validation_fraction: Annotated[float, Meta(ge=0, lt=1)] = 0.05
+    digest: Annotated[str, Meta(max_length=128)] = ""
+    """Hex digest of the founder's text; only who has the same text can drive. Empty: not checked."""
 
 
 class OptimizerSettings(_Section, frozen=True):

@@ -135,7 +135,7 @@ class Grant(Message, frozen=True, tag="grant"):
     donations: Annotated[tuple[Donation, ...], Meta(max_length=DONATIONS_MAX)]
 
 
-RefusalReason = Literal["owner alive", "superseded", "not serving", "not a witness", "asks too few"]
+RefusalReason = Literal["owner alive", "superseded", "not serving", "not a witness", "asks too few", "run is done"]
 
 
 class Refusal(Message, frozen=True, tag="refusal"):

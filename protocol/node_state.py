@@ -22,6 +22,8 @@ class NodeState:
     manifest: RunManifest
     membership: Membership
     now: float = 0.0
+    can_drive: bool = True
+    """This machine has the run's text, so it may take S0."""
     tenure: Tenure | None = None
     tenure_state: StageState = "recovering"
     is_recognised: bool = False

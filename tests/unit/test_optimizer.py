@@ -46,14 +46,26 @@ def reference_adamw(value: float, gradients: list[float], settings: OptimizerSet
         (10, 1.0, 10, 0.1),
         (10, 1.0, 11, 0.1),
         (10, 1.1, 5, 0.055),
-        (10, 1.1, 10**9, 0.11),
+        (10, 1.1, 30, 0.11),
         (0, 1.0, 1, 0.1),
         (1, 1.0, 1, 0.1),
     ],
 )
 def test_the_rate_warms_up_and_stays(warmup_steps: int, scale: float, step: int, expected: float) -> None:
     settings = OptimizerSettings(learning_rate=0.1, warmup_steps=warmup_steps)
-    assert StageOptimizer(parameters([1.0]), settings, scale).learning_rate(step) == pytest.approx(expected)
+    optimizer = StageOptimizer(parameters([1.0]), settings, scale)
+    for earlier in range(1, step):
+        optimizer.apply(earlier, 1)
+    assert optimizer.learning_rate(step) == pytest.approx(expected)
+
+
+def test_a_fresh_optimizer_warms_up_again_in_the_middle_of_a_run() -> None:
+    optimizer = StageOptimizer(parameters([1.0]), OptimizerSettings(learning_rate=0.1, warmup_steps=10), 1.1)
+    rates = []
+    for step in range(5000, 5012):
+        rates.append(optimizer.learning_rate(step))
+        optimizer.apply(step, 1)
+    assert rates == pytest.approx([0.011 * min(age, 10) for age in range(1, 13)])
 
 
 @pytest.mark.parametrize("step", [0, -1])
