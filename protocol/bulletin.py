@@ -28,7 +28,7 @@ class Bulletin:
         spares = [record for record in records if isinstance(record, SpareRecord)]
         if spares:
             self._neighbourhood.note_spares(spares)
-            self._tenancy.claimant.note_spares(spares)
+            self._tenancy.claimant.lookout.note_spares(spares)
         for found in records:
             if isinstance(found, OfferRecord) and self._state.tenure is None:
                 self._note_offer(found)

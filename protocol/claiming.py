@@ -1,15 +1,15 @@
-"""The spare's side of a recovery: choose a hole, be recognised, gather weights, become its owner.
+"""The spare's side of a recovery: take a hole (lookout.py), be recognised, gather weights, become its owner.
 
 ::
 
-    WATCHING --a hole is ours to take--> ASKING   the witnesses, one after the other, ascending
+    watching --a hole is ours to take--> ASKING   the witnesses, one after the other, ascending
                                      \\-> SETTLING a swarm that begins: nobody serves, nobody to ask
     ASKING   --all recognise us------> FETCHING   the donations of the plan, side by side
     SETTLING --nobody was before us--> BUILDING
     FETCHING --all arrived-----------> BUILDING   blend or initialise
     BUILDING --built-----------------> (serving: the core takes over)
 
-    any      --refused, superseded---> WATCHING
+    any      --refused, superseded---> watching
     FETCHING --a donor is gone-------> ASKING     a new plan with the survivors
     BUILDING --unusable weights------> FETCHING   the next rung of the ladder
 """
@@ -33,19 +33,18 @@ from protocol.events import (
     Run,
     Store,
 )
-from protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from protocol.ids import PeerId, Tenure
+from protocol.lookout import Lookout
 from protocol.messages import Claim, Grant, Refusal, Withdraw
 from protocol.node_state import NodeState
-from protocol.placement import choose_hole, nearest_survivors, rank_holes, rank_spares
-from protocol.records import SpareRecord, StageRecord, stage_key
+from protocol.placement import nearest_survivors
+from protocol.records import StageRecord, stage_key
 from protocol.recovery import Case, Plan, Witness, plan_recovery
 
 SETTLE_S = 1.0
 """How long a claim without witnesses lies open in the DHT before it counts."""
 CLAIM_REPEAT_S = 1.0
 """A claim that a witness has not answered is sent again after this long."""
-REFUSAL_PAUSE_S = 1.0
-"""After a refusal we look again before we claim the same stage."""
 
 
 class ClaimPhase(Enum):
@@ -85,69 +84,26 @@ class OpenClaim:
 class Claimant:
     """What a node without a stage does to get one."""
 
-    def __init__(self, state: NodeState, capacity: float, wanted_stage: int | None) -> None:
+    def __init__(self, state: NodeState, lookout: Lookout) -> None:
         self._state = state
-        self._capacity = capacity
-        self._wanted_stage = wanted_stage
-        self._spares: dict[PeerId, SpareRecord] = {}
-        self._keys_read: set[str] = set()
-        self._holes_since: float | None = None
-        self._refused_until: dict[int, float] = {}
+        self.lookout = lookout
         self._waits_for_nobody = False
         self.claim: OpenClaim | None = None
 
-    # --- watching ---
-
-    def my_spare_record(self) -> SpareRecord:
-        return SpareRecord(self._state.me, self._capacity)
-
-    def note_spares(self, records: list[SpareRecord]) -> None:
-        self._spares = {PeerId(record.peer): record for record in records}
+    def consider(self) -> None:
+        """Claim a hole if one is ours to take."""
+        choice = self.lookout.choose() if self.claim is None else None
+        if choice is not None:
+            self._begin(*choice)
 
     def note_read(self, key: str) -> None:
-        self._keys_read.add(key)
+        """What is stored under the key is known: a claim that lay open for long enough now counts."""
+        self.lookout.note_read(key)
         claim = self.claim
         if claim is None or claim.phase is not ClaimPhase.SETTLING or key != stage_key(claim.stage):
             return
         if self._state.now - claim.phase_began >= SETTLE_S:
             self._build_from(Plan("seed", "the stage was never owned", 0))
-
-    @property
-    def has_looked_around(self) -> bool:
-        """Every stage was looked up at least once."""
-        return all(stage_key(stage) in self._keys_read for stage in range(self._state.manifest.stage_count))
-
-    def consider(self) -> None:
-        """Claim a hole if one is ours to take."""
-        if self.claim is not None or not self.has_looked_around:
-            return
-        stages = range(self._state.manifest.stage_count)
-        membership = self._state.membership
-        takeable = [stage for stage in stages if stage != DRIVER_STAGE or self._state.can_drive]
-        open_stages = [stage for stage in takeable if not membership.is_present(stage)]
-        self._holes_since = (self._holes_since or self._state.now) if open_stages else None
-        allowed = [s for s in open_stages if self._refused_until.get(s, 0.0) <= self._state.now]
-        choice = self._choose(allowed)
-        if choice is not None:
-            self._begin(*choice)
-
-    def _choose(self, open_stages: list[int]) -> tuple[int, str] | None:
-        membership = self._state.membership
-        if self._wanted_stage is not None and membership.is_present(self._wanted_stage):
-            self._wanted_stage = None
-        if self._wanted_stage is not None:
-            return (self._wanted_stage, "asked for") if self._wanted_stage in open_stages else None
-        lost = [stage for stage in open_stages if membership.known_incarnation(stage) > 0]
-        holes = rank_holes(lost, [stage for stage in open_stages if stage not in lost])
-        idle = {peer: spare for peer, spare in self._spares.items() if not membership.holds_a_seat(peer)}
-        ranking = rank_spares({**idle, self._state.me: self.my_spare_record()}.values())
-        waited_s = self._state.now - (self._holes_since or self._state.now)
-        stage = choose_hole(self._state.me, ranking, holes, waited_s)
-        if stage is None:
-            return None
-        if stage == DRIVER_STAGE:
-            return stage, "S0 is needed most: nothing moves without the driver"
-        return stage, f"S{stage} was lost" if stage in lost else f"S{stage} was never owned"
 
     # --- asking ---
 
@@ -395,7 +351,7 @@ class Claimant:
         if claim is None:
             return
         self.claim = None
-        self._refused_until[claim.stage] = self._state.now + REFUSAL_PAUSE_S
+        self.lookout.note_refusal(claim.stage)
         self._state.act(CancelFetches(claim.name))
         for witness in claim.witnesses.values():
             self._state.send(witness.peer, Withdraw(claim.stage, claim.incarnation))
@@ -406,4 +362,4 @@ class Claimant:
             self._state.emit("claim.withdrawn", reason=reason)
             self._state.tenure, self._state.is_recognised = None, False
             self._state.membership.withdraw(claim.stage, self._state.me, claim.incarnation)
-            self._state.act(Store(self.my_spare_record(), self._state.manifest.timing.record_lifetime_s))
+            self._state.act(Store(self.lookout.my_record(), self._state.manifest.timing.record_lifetime_s))

@@ -13,6 +13,7 @@ from protocol.donating import Donor
 from protocol.driving import FINAL_PROGRESS_LIFETIME_S, Driver
 from protocol.events import ApplyJob, JobDone, ReleaseStage, SnapshotJob, Stop, Store
 from protocol.ids import DRIVER_STAGE
+from protocol.lookout import Lookout
 from protocol.neighbourhood import Neighbourhood
 from protocol.node_state import NodeState
 from protocol.pipeline import BlockStage
@@ -28,23 +29,23 @@ class Tenancy:
         self._state, self._neighbourhood = state, neighbourhood
         self._capacity, self._charter = capacity, charter
         self._is_known_spare = False
-        self.claimant = Claimant(state, capacity, None)
+        self.claimant = Claimant(state, Lookout(state, capacity, None))
         self.host: BlockStage | Driver | None = None
         self.donor: Donor | None = None
 
     def start(self, wanted_stage: int | None) -> None:
         """We are on the network."""
-        self.claimant = Claimant(self._state, self._capacity, wanted_stage)
+        self.claimant = Claimant(self._state, Lookout(self._state, self._capacity, wanted_stage))
         self._become_spare()
 
     def _become_spare(self) -> None:
         self._is_known_spare = False
-        self._store(self.claimant.my_spare_record())
+        self._store(self.claimant.lookout.my_record())
         self._neighbourhood.read()
 
     def say_spare(self) -> None:
         """Once we have looked around and found nothing to do."""
-        if not self._is_known_spare and self.claimant.has_looked_around and self.claimant.claim is None:
+        if not self._is_known_spare and self.claimant.lookout.has_looked_around and self.claimant.claim is None:
             self._is_known_spare = True
             self._state.emit("peer.spare")
 
@@ -101,7 +102,7 @@ class Tenancy:
         self.host = self.donor = None
         self._state.act(ReleaseStage())
         self._state.membership.forget_deaths()
-        self.claimant = Claimant(self._state, self._capacity, None)
+        self.claimant = Claimant(self._state, Lookout(self._state, self._capacity, None))
         self._become_spare()
 
     def refresh(self) -> None:
@@ -111,7 +112,7 @@ class Tenancy:
         if isinstance(self.host, Driver) and self._charter is not None:
             self._store(msgspec.structs.replace(self._charter, peer=self._state.me))
         if self._state.tenure is None:
-            self._store(self.claimant.my_spare_record())
+            self._store(self.claimant.lookout.my_record())
 
     def _store(self, record: AnyRecord) -> None:
         self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))

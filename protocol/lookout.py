@@ -1,0 +1,71 @@
+"""A spare's lookout: what it has read, which holes it sees, and which of them is its to take."""
+
+from __future__ import annotations
+
+from protocol.ids import DRIVER_STAGE, PeerId
+from protocol.node_state import NodeState
+from protocol.placement import choose_hole, rank_holes, rank_spares
+from protocol.records import SpareRecord, stage_key
+
+REFUSAL_PAUSE_S = 1.0
+"""After a refusal we look again before we claim the same stage."""
+
+
+class Lookout:
+    """Watches for a stage without an owner."""
+
+    def __init__(self, state: NodeState, capacity: float, wanted_stage: int | None) -> None:
+        self._state = state
+        self._capacity = capacity
+        self._wanted_stage = wanted_stage
+        self._spares: dict[PeerId, SpareRecord] = {}
+        self._keys_read: set[str] = set()
+        self._holes_since: float | None = None
+        self._refused_until: dict[int, float] = {}
+
+    def my_record(self) -> SpareRecord:
+        """How we present ourselves to the swarm."""
+        return SpareRecord(self._state.me, self._capacity)
+
+    def note_spares(self, records: list[SpareRecord]) -> None:
+        self._spares = {PeerId(record.peer): record for record in records}
+
+    def note_read(self, key: str) -> None:
+        self._keys_read.add(key)
+
+    def note_refusal(self, stage: int) -> None:
+        """Our claim came to nothing: leave the stage alone for a moment."""
+        self._refused_until[stage] = self._state.now + REFUSAL_PAUSE_S
+
+    @property
+    def has_looked_around(self) -> bool:
+        """Every stage was looked up at least once."""
+        return all(stage_key(stage) in self._keys_read for stage in range(self._state.manifest.stage_count))
+
+    def choose(self) -> tuple[int, str] | None:
+        """The stage to claim now, and why."""
+        if not self.has_looked_around:
+            return None
+        membership = self._state.membership
+        takeable = [s for s in range(membership.stage_count) if s != DRIVER_STAGE or self._state.can_drive]
+        holes = [stage for stage in takeable if not membership.is_present(stage)]
+        self._holes_since = (self._holes_since or self._state.now) if holes else None
+        allowed = [stage for stage in holes if self._refused_until.get(stage, 0.0) <= self._state.now]
+        if self._wanted_stage is not None and not membership.is_present(self._wanted_stage):
+            return (self._wanted_stage, "asked for") if self._wanted_stage in allowed else None
+        self._wanted_stage = None
+        return self._choose_needed(allowed)
+
+    def _choose_needed(self, holes: list[int]) -> tuple[int, str] | None:
+        membership = self._state.membership
+        lost = [stage for stage in holes if membership.known_incarnation(stage) > 0]
+        ranked = rank_holes(lost, [stage for stage in holes if stage not in lost])
+        idle = {peer: spare for peer, spare in self._spares.items() if not membership.holds_a_seat(peer)}
+        ranking = rank_spares({**idle, self._state.me: self.my_record()}.values())
+        waited_s = self._state.now - (self._holes_since or self._state.now)
+        stage = choose_hole(self._state.me, ranking, ranked, waited_s)
+        if stage is None:
+            return None
+        if stage == DRIVER_STAGE:
+            return stage, "S0 is needed most: nothing moves without the driver"
+        return stage, f"S{stage} was lost" if stage in lost else f"S{stage} was never owned"
