@@ -42,7 +42,7 @@ from protocol.events import (
 )
 from protocol.ids import PeerId
 from protocol.manifest import RunManifest
-from protocol.messages import AnyMessage, Claim, FetchRequest, Forward
+from protocol.messages import AnyMessage, Claim, FetchRequest, Forward, Grant, Refusal
 from protocol.records import AnyRecord, key_of
 from tests.sim.faults import CALM, STRAGGLE_S, CutLink, Fault, Kill, Moment, Partition, Pause, Split, Weather
 from tests.sim.judgement import Judge, LogLine
@@ -172,7 +172,7 @@ class Simulation:
             case Send(peer, message, payload):
                 if isinstance(message, Claim):
                     self._reach_moment(self._stage_of(peer), self._step_of(peer), "donate")
-                self._check_send(message)
+                self._check_send(node, peer, message)
                 self._send(node, self.nodes.get(peer), MessageReceived(node.peer, message, payload))
             case Store(record, lifetime_s):
                 self.judge.check_record(node.peer, record)
@@ -194,10 +194,17 @@ class Simulation:
             case CancelFetches() | CloseLinks():
                 pass
 
-    def _check_send(self, message: AnyMessage) -> None:
+    def _check_send(self, source: SimNode, target: PeerId, message: AnyMessage) -> None:
         self.judge.check_message(message)
-        if isinstance(message, Forward):
-            self.judge.check_forward(message)
+        match message:
+            case Forward():
+                self.judge.check_forward(message)
+            case Claim(stage, incarnation, witnesses):
+                self._remark(source, "(asks)", claim=f"S{stage}/{incarnation}", to=target, witnesses=witnesses)
+            case Refusal(stage, incarnation, _, reason):
+                self._remark(source, "(refuses)", claim=f"S{stage}/{incarnation}", to=target, reason=reason)
+            case Grant(stage, incarnation):
+                self._remark(source, "(recognises)", claim=f"S{stage}/{incarnation}", to=target)
 
     def _later(self, node: SimNode, call: Callable[[], None]) -> None:
         """Behind the compute thread's pending jobs."""
@@ -349,14 +356,14 @@ class Simulation:
                 self.kill(victim, is_silent)
             case Pause(seconds=seconds):
                 victim.paused_until = self.now + seconds
-                self._note_fault(victim, "(paused)", seconds=seconds)
+                self._remark(victim, "(paused)", seconds=seconds)
             case Partition(seconds=seconds):
                 self._part(frozenset({victim.peer}), seconds)
             case CutLink(seconds=seconds, other=other):
                 neighbour = self.owner(other)
                 if neighbour is not None and neighbour is not victim:
                     self._cuts[frozenset((victim.peer, neighbour.peer))] = self.now + seconds
-                    self._note_fault(victim, "(link cut)", to=neighbour.peer, seconds=seconds)
+                    self._remark(victim, "(link cut)", to=neighbour.peer, seconds=seconds)
             case Split(seconds=seconds, stages=stages, spares=spares):
                 owners = [node.peer for stage in stages if (node := self.owner(stage)) is not None]
                 idle = [node.peer for node in self.nodes.values() if node.is_alive and node.core.state.tenure is None]
@@ -365,15 +372,16 @@ class Simulation:
     def _part(self, group: frozenset[PeerId], seconds: float) -> None:
         self._splits.append(ActiveSplit(group, self.now, self.now + seconds))
         for peer in sorted(group):
-            self._note_fault(self.nodes[peer], "(cut off)", seconds=seconds)
+            self._remark(self.nodes[peer], "(cut off)", seconds=seconds)
 
-    def _note_fault(self, victim: SimNode, name: str, **fields: Any) -> None:
-        self.log.append(LogLine(self.now, victim.peer, name, fields))
+    def _remark(self, node: SimNode, name: str, **fields: Any) -> None:
+        """What no node reports, in parentheses: the log is read by people too."""
+        self.log.append(LogLine(self.now, node.peer, name, fields))
 
     def kill(self, victim: SimNode, is_silent: bool = False) -> None:
         """The process ends without a word."""
         victim.is_alive, victim.is_silent = False, is_silent
-        self._note_fault(victim, "(killed)")
+        self._remark(victim, "(killed)")
         if is_silent:
             return
         for source, target in sorted(self._talked):
