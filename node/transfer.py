@@ -162,5 +162,8 @@ class _Transfer:
                 count = await read_some(reader, buffer.writable()[:CHUNK_BYTES])
             buffer.advance(count)
         async with asyncio.timeout(SILENCE_TIMEOUT_S):
-            if not isinstance(await read_message(reader), FetchEnd):
-                raise RemoteProtocolError("the donor did not end the transfer with its end marker")
+            end = await read_message(reader)
+        if end is None:
+            raise NetworkError("the stream was cut off before its end marker")
+        if not isinstance(end, FetchEnd):
+            raise RemoteProtocolError("the donor did not end the transfer with its end marker")
