@@ -10,12 +10,13 @@
     BUILDING --built-----------------> (serving: the core takes over)
 
     any      --refused, superseded---> watching
-    FETCHING --a donor is gone-------> ASKING     a new plan with the survivors
+    FETCHING --a donor fails---------> ASKING     it anew, or a new plan with the survivors
     BUILDING --unusable weights------> FETCHING   the next rung of the ladder
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -45,6 +46,10 @@ SETTLE_S = 1.0
 """How long a claim without witnesses lies open in the DHT before it counts."""
 CLAIM_REPEAT_S = 1.0
 """A claim that a witness has not answered is sent again after this long."""
+ANSWER_LIMIT_S = 60.0
+"""A witness that lives but does not grant within this time ends the claim; copying its weights takes seconds."""
+FETCH_TRIES = 3
+"""How often a living donor may fail to deliver. Its weights are better than any further rung of the ladder."""
 
 
 class ClaimPhase(Enum):
@@ -68,7 +73,9 @@ class OpenClaim:
     asked_at: float = 0.0
     repeated_at: float = 0.0
     gone: set[PeerId] = field(default_factory=set)
-    """Witnesses that do not answer."""
+    """Witnesses that do not answer, or do not deliver."""
+    failures: Counter[PeerId] = field(default_factory=Counter)
+    """Failed fetches by donor."""
     witnesses: dict[int, Witness] = field(default_factory=dict)
     plan: Plan | None = None
     rung: int = 0
@@ -246,13 +253,24 @@ class Claimant:
             self._build_if_gathered()
 
     def on_fetch_failed(self, event: FetchFailed) -> None:
-        """A donor that will not deliver is no witness any more: ask the survivors anew."""
+        """Ask the donor anew: it may hold newer weights by now. One that fails again and again counts as gone."""
         claim = self.claim
         if claim is None or claim.name != event.claim or claim.phase is not ClaimPhase.FETCHING:
             return
+        if not self._is_awaited(event):
+            return
         self._state.emit("fetch.failed", donor=event.donor, reason=event.reason)
-        claim.gone.add(event.donor)
+        claim.failures[event.donor] += 1
+        if claim.failures[event.donor] >= FETCH_TRIES:
+            claim.gone.add(event.donor)
+        claim.witnesses = {stage: known for stage, known in claim.witnesses.items() if known.peer != event.donor}
         self._replan()
+
+    def _is_awaited(self, event: FetchFailed) -> bool:
+        assert self.claim is not None
+        assert self.claim.plan is not None
+        wanted = {(source.peer, source.donation.digest) for source in self.claim.plan.sources}
+        return (event.donor, event.digest) in wanted - set(self.claim.payloads)
 
     def _replan(self) -> None:
         assert self.claim is not None
@@ -318,6 +336,8 @@ class Claimant:
         if silence_s > self._state.manifest.timing.dead_after_s:
             claim.gone.add(seat.peer)
             self._ask_next()
+        elif self._state.now - claim.asked_at > ANSWER_LIMIT_S:
+            self.abandon(f"S{claim.asked} does not answer")
         elif self._state.now - claim.repeated_at >= CLAIM_REPEAT_S:
             self._send_claim()
 

@@ -154,12 +154,15 @@ class Donor:
     def on_claim(self, peer: PeerId, claim: Claim) -> None:
         """Recognise the claimant, or say why not."""
         seat = self._state.membership.seats.get(claim.stage)
-        if not self._is_recognised(peer, claim.stage, claim.incarnation):
-            reason = self._objection(claim, seat)
-            if reason is not None:
-                known = self._state.membership.known_incarnation(claim.stage)
-                self._state.send(peer, Refusal(claim.stage, claim.incarnation, known, reason))
-                return
+        is_recognised = self._is_recognised(peer, claim.stage, claim.incarnation)
+        reason = self._objection(claim, seat) if not is_recognised else None
+        if is_recognised and not self._is_witness_of(claim.stage):
+            reason = "not a witness"
+        if reason is not None:
+            known = self._state.membership.known_incarnation(claim.stage)
+            self._state.send(peer, Refusal(claim.stage, claim.incarnation, known, reason))
+            return
+        if not is_recognised:
             claimed = Seat(claim.stage, peer, claim.incarnation, "recovering", 0, Status.ALIVE, self._state.now)
             self._state.membership.observe(claimed, is_direct=True)
         self._grant(peer, claim.stage, claim.incarnation)
@@ -177,11 +180,15 @@ class Donor:
             return "superseded"
         if seat is not None and seat.is_present:
             return "owner alive"
-        membership = self._state.membership
-        if claim.stage not in dead_stretch(self._state.stage, membership.stage_count, membership.is_serving):
+        if not self._is_witness_of(claim.stage):
             return "not a witness"
+        membership = self._state.membership
         survivors = nearest_survivors(claim.stage, membership.stage_count, membership.is_serving)
         return None if set(survivors) <= set(claim.witnesses) else "asks too few"
+
+    def _is_witness_of(self, stage: int) -> bool:
+        membership = self._state.membership
+        return stage in dead_stretch(self._state.stage, membership.stage_count, membership.is_serving)
 
     def _grant(self, peer: PeerId, stage: int, incarnation: int) -> None:
         if not self._is_ready_for(stage):

@@ -238,11 +238,41 @@ def test_the_blend_waits_for_all_donors_and_keeps_their_order() -> None:
     assert jobs(BlendJob, actions) == [BlendJob(2, 2, ("W1", "W3"), (0.25, 0.75), 1.1)]
 
 
-def test_a_donor_that_fails_is_no_witness_any_more() -> None:
+def test_a_donor_that_fails_is_asked_anew_and_then_given_up() -> None:
     node, _ = gathering()
-    actions = node.do(FetchFailed((2, 2), peer(3), "weights of S3", "cut off"))
-    assert names(actions) == ["fetch.failed"]
-    assert [(send.peer, send.message) for send in of(Send, actions)] == [(peer(4), Claim(2, 2, (1, 4)))]
+    for digest in ("weights of S3", "newer", "newest"):
+        actions = node.do(FetchFailed((2, 2), peer(3), digest, "cut off"))
+        assert names(actions) == ["fetch.failed"]
+        asked = [(send.peer, send.message) for send in of(Send, actions)]
+        if digest != "newest":
+            assert asked == [(peer(3), Claim(2, 2, (1, 3)))]
+            renewed = {"weights of S3": "newer", "newer": "newest"}[digest]
+            actions = node.hear(peer(3), Grant(2, 2, 5, (Donation("stage", 3, 5, 3.0, 8, renewed),)))
+            assert (peer(3), renewed) in [(fetch.donor, fetch.digest) for fetch in of(Fetch, actions)]
+    assert asked == [(peer(4), Claim(2, 2, (1, 4)))]
+
+
+def test_a_failure_that_nobody_waits_for_is_ignored() -> None:
+    node, _ = gathering()
+    assert node.do(FetchFailed((2, 2), peer(3), "weights of long ago", "cut off")) == []
+    node.do(Fetched((2, 2), peer(3), "weights of S3", "W3"))
+    assert node.do(FetchFailed((2, 2), peer(3), "weights of S3", "cut off")) == []
+
+
+def test_a_witness_that_lives_but_never_answers_ends_the_claim() -> None:
+    node, _ = claimant()
+    actions: list[Action] = []
+    for _ in range(70):
+        node.hear(peer(1), Heartbeat(1, 1, "serving", 5))
+        actions += node.wait(1.0)
+    assert {claim.incarnation for claim in said(Claim, actions)} == {2}
+    assert len(said(Claim, actions)) < 70
+
+
+def test_who_is_no_witness_does_not_keep_a_recognised_claimant_waiting() -> None:
+    node = owner()
+    node.hear(OTHER, Announce(4, 2, "recovering", 0))
+    assert [refusal.reason for refusal in said(Refusal, node.hear(OTHER, Claim(4, 2, (0, 2))))] == ["not a witness"]
 
 
 def test_a_donor_that_dies_is_not_waited_for() -> None:
