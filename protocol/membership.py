@@ -282,5 +282,5 @@ class Membership:
             stall_s = now - self._last_tick
             if stall_s > self._timing.heartbeat_s:
                 for seat in self.seats.values():
-                    seat.heard += stall_s
+                    seat.heard = min(now, seat.heard + stall_s)
         self._last_tick = now

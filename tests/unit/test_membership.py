@@ -173,6 +173,14 @@ def test_a_node_that_stalled_accuses_nobody() -> None:
     assert pass_time(view, 31.75, 34.5) == [Status.SUSPECT, Status.DEAD]
 
 
+def test_a_word_heard_on_waking_up_is_not_forgiven_into_the_future() -> None:
+    view = view_of(seat())
+    view.tick(0.25)
+    view.observe(seat(now=600.0), is_direct=True)
+    assert view.tick(600.0) == []
+    assert pass_time(view, 600.25, 604.5) == [Status.SUSPECT, Status.DEAD]
+
+
 def test_a_slow_tick_is_no_stall() -> None:
     view = view_of(seat())
     for now in (1.0, 2.0):
@@ -274,6 +282,32 @@ def test_nobody_is_absolved_for_another() -> None:
 
 
 # --- claims ---
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+def test_a_claimant_that_dies_before_it_served_gives_the_seat_back(is_silent: bool) -> None:
+    view = view_of(seat(), seat(NEW, 2, "recovering"))
+    if is_silent:
+        assert pass_time(view, 0.0, 5.0) == [Status.SUSPECT, Status.DEAD]
+    else:
+        assert view.mark_dead(2, 2, now=1.0) is not None
+    assert view.serving_peer(2) == OLD, "a withdrawal that got lost must not fence the owner"
+    assert view.known_incarnation(2) == 2
+    assert view.observe(seat(now=5.0), is_direct=True) is Observation.KNOWN
+
+
+def test_an_owner_that_dies_gives_nothing_back() -> None:
+    view = view_of(seat(), seat(NEW, 2, "recovering"), seat(NEW, 2))
+    view.mark_dead(2, 2, now=1.0)
+    assert (view.seats[2].peer, view.is_present(2)) == (NEW, False)
+
+
+@pytest.mark.parametrize(("peer", "holds"), [(OLD, False), (NEW, True), (PeerId("nobody"), False)])
+def test_who_serves_or_recovers_holds_a_seat(peer: PeerId, holds: bool) -> None:
+    view = view_of(seat(), seat(NEW, 2, "recovering"))
+    assert view.holds_a_seat(peer) is holds
+    view.mark_dead(2, 2, now=1.0)
+    assert not view.holds_a_seat(NEW)
 
 
 def test_a_withdrawn_claim_brings_the_owner_of_before_back() -> None:
