@@ -111,14 +111,14 @@ class StageHost:
     def _build(self, job: InitialiseJob | BlendJob) -> str | None:
         """Build the stage from the seed or from donors' weights; the reason, if these cannot be used."""
         module = build_stage(self._manifest.model, job.stage, self._manifest.seed)
-        if isinstance(job, BlendJob):
-            try:
+        try:
+            if isinstance(job, BlendJob):
                 load(module, blend([donor.tensors for donor in job.payloads], job.coefficients))
-            except WeightsError as error:
-                return str(error)
-        else:
-            for part, copy in job.parts:
-                load(module, copy.tensors, PART_NAMES[part])
+            else:
+                for part, copy in job.parts:
+                    load(module, copy.tensors, PART_NAMES[part])
+        except WeightsError as error:
+            return str(error)
         self._install(module, job.learning_rate_scale)
         return None
 
