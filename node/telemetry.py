@@ -5,6 +5,7 @@ The program never reads either: behaviour does not depend on a log line.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -43,7 +44,10 @@ class EventLog:
             return
         line = msgspec.json.encode({"time": time.time(), "event": name, **fields}) + b"\n"
         try:
-            os.write(self._file, line)
+            written = os.write(self._file, line)
+            if written < len(line):  # the disk is full now: take the piece back
+                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             logger.warning("the event %s could not be written: %s", name, error.strerror)
 
