@@ -195,6 +195,7 @@ class Membership:
         seat.status, seat.died_at = Status.DEAD, now
         if seat.state == "recovering" and seat.displaced is not None:
             self.raise_incarnation(seat.stage, seat.incarnation)
+            seat.displaced.heard = now
             self.seats[seat.stage] = seat.displaced
 
     def withdraw(self, stage: int, peer: PeerId, incarnation: int) -> bool:
