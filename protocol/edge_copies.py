@@ -156,7 +156,8 @@ class EdgeKeeper:
         if offer is None:
             return
         self._state.act(Keep(event.digest, event.payload))
-        copy = Donation(offer.part, self._state.stage, offer.step, None, offer.payload_bytes, offer.digest)
+        stage, incarnation = self._state.stage, offer.incarnation
+        copy = Donation(offer.part, stage, offer.step, None, offer.payload_bytes, offer.digest, incarnation)
         copies = [*self._copies.get(offer.part, []), copy]
         for outdated in copies[:-COPIES_KEPT]:
             self._state.act(ReleaseSnapshot(outdated.digest))

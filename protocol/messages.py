@@ -120,6 +120,8 @@ class Donation(msgspec.Struct, frozen=True, array_like=True):
     """Squared L2 norm of the donor's last mean gradient, before clipping; None if it has none yet."""
     payload_bytes: ByteCount
     digest: Digest
+    incarnation: Annotated[int, Meta(ge=0, le=INCARNATION_MAX)] = 0
+    """Of a copy: the incarnation of the S0 that it was taken from; two of them may disagree on a step."""
 
 
 DONATIONS_MAX = 4

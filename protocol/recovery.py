@@ -133,17 +133,22 @@ def _edge_copies(case: Case) -> Plan | None:
     if case.stage != DRIVER_STAGE:
         return None
     embeddings, heads = case.sources("embedding"), case.sources("head")
-    steps = {s.donation.step for s in embeddings} & {s.donation.step for s in heads}
-    if steps:
-        step = max(steps)
-        chosen = [next(s for s in parts if s.donation.step == step) for parts in (embeddings, heads)]
-        return Plan("edge copy", f"embedding and head as of step {step}, exactly", case.step, tuple(chosen))
-    latest = [max(parts, key=lambda s: s.donation.step) for parts in (embeddings, heads) if parts]
+    commits = {_commit(source) for source in embeddings} & {_commit(source) for source in heads}
+    if commits:
+        commit = max(commits)
+        chosen = [next(s for s in parts if _commit(s) == commit) for parts in (embeddings, heads)]
+        return Plan("edge copy", f"embedding and head as of step {commit[1]}, exactly", case.step, tuple(chosen))
+    latest = [max(parts, key=_commit) for parts in (embeddings, heads) if parts]
     if not latest:
         return None
     said = " and ".join(f"the {s.donation.part} as of step {s.donation.step}" for s in latest)
     missing = "" if len(latest) > 1 else ", the rest from the seed because its copy was lost too"
     return Plan("edge copy", f"{said}{missing}", case.step, tuple(latest))
+
+
+def _commit(copy: Source) -> tuple[int, int]:
+    """What a copy of S0 is as of: a rebuilt S0 may hold other weights at a step than its predecessor held."""
+    return (copy.donation.incarnation, copy.donation.step)
 
 
 def _mirror(case: Case) -> Plan | None:

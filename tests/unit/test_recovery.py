@@ -265,6 +265,14 @@ def test_parts_of_different_commits_are_better_than_none_and_say_so() -> None:
     assert plan.reason == "the embedding as of step 5 and the head as of step 3"
 
 
+def test_copies_of_two_drivers_are_not_of_one_commit() -> None:
+    """A rebuilt S0 stands at the step of the stages, with weights of a commit before."""
+    old = Donation("embedding", 1, 5, None, 8, "of S0/1", 1)
+    new = Donation("head", 6, 5, None, 8, "of S0/2", 2)
+    plan = best(0, Witness(1, PeerId("peer-1"), 5, (old,)), Witness(6, PeerId("peer-6"), 5, (new,)))
+    assert plan.reason == "the embedding as of step 5 and the head as of step 5"
+
+
 def test_one_part_is_better_than_none_and_says_so() -> None:
     plan = best(0, keeper(1, "embedding", 4, 5), witness(6))
     assert parts_of(plan) == [("embedding", 5)]
