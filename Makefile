@@ -15,10 +15,10 @@ HAS_NEEDED := import sys; sys.exit(sys.version_info < ($(NEEDED)))
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(shell test -t 2 || echo -qq) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check clean
+.PHONY: help setup demo test containers image lint check clean
 
 help:  ## list the targets (default)
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)  ## create .venv and install the tested versions
 	@echo "$(VENV) is ready: $(BIN)/understudy --help"
@@ -26,8 +26,14 @@ setup: $(STAMP)  ## create .venv and install the tested versions
 demo: $(STAMP)  ## train a whole swarm on this machine, kill a peer, watch it go on
 	@$(BIN)/understudy local $(ARGS)
 
-test: $(STAMP)  ## run all tests
+test: $(STAMP)  ## run all tests; those in containers where an engine answers
 	@$(BIN)/python -m pytest
+
+containers: $(STAMP)  ## run the tests in containers alone
+	@$(BIN)/python -m pytest tests/containers
+
+image:  ## build the container image
+	@DOCKER_BUILDKIT=0 docker build --quiet --network host -t understudy .
 
 lint: $(STAMP)  ## ruff (rules and format) and mypy --strict
 	@$(BIN)/ruff check .

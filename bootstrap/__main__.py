@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from node.__main__ import Multiaddrs, default_identity, node, parse_listen, run
+from node.__main__ import Multiaddrs, default_identity, node, option, parse_listen, run
 from node.__main__ import main as run_command
 from node.addresses import JoinString
 from node.process import EXIT_DONE, StopSwitch
@@ -28,9 +28,9 @@ _SOURCE = f"A preset ({', '.join(PRESETS)}) or the path of a run.toml."
 
 def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
     source: Annotated[str, typer.Argument(metavar="PRESET|run.toml", help=_SOURCE)],
-    host_maddr: Annotated[Multiaddrs | None, typer.Option(help="Multiaddr to listen on. Repeatable.")] = None,
-    announce_maddr: Annotated[Multiaddrs | None, typer.Option(help="Multiaddr that others should dial.")] = None,
-    identity: Annotated[Path | None, typer.Option(help="Key file of the founder; made if missing.")] = None,
+    host_maddr: Annotated[Multiaddrs | None, option("HOST_MADDR", "Multiaddr to listen on. Repeatable.")] = None,
+    announce_maddr: Annotated[Multiaddrs | None, option("ANNOUNCE_MADDR", "Multiaddr that others should dial.")] = None,
+    identity: Annotated[Path | None, option("IDENTITY", "Key file of the founder; made if missing.")] = None,
     dir: Annotated[
         Path | None,
         typer.Option(help="Keep manifest.json and join.txt here; again with the same folder is the same run."),

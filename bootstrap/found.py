@@ -10,6 +10,7 @@ import msgspec
 
 from node.addresses import JoinString
 from node.identity import Identity
+from node.join_file import write_join
 from protocol.errors import SettingsError
 from protocol.manifest import PRESETS, RunManifest, check, decode_manifest, parse_manifest, preset
 from protocol.records import ManifestRecord
@@ -59,7 +60,7 @@ def keep_founding(folder: Path, manifest: RunManifest, join: JoinString) -> None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST_FILE).write_bytes(manifest.encode() + b"\n")
-        (folder / JOIN_FILE).write_text(f"{join}\n", encoding="utf-8")
+        write_join(folder / JOIN_FILE, join)
     except OSError as error:
         raise SettingsError(f"{folder} cannot be written: {error.strerror}; choose another --dir") from error
 

@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import uvloop
 
-from node.addresses import JoinString, parse_join, parse_multiaddr
+from node.addresses import JoinString, parse_multiaddr
+from node.join_file import read_join
 from node.process import EXIT_DONE, Main, StopSwitch, supervise
 from protocol.errors import SettingsError
 from protocol.ids import DRIVER_STAGE
@@ -19,6 +20,11 @@ from protocol.ids import DRIVER_STAGE
 Multiaddrs = list[str]
 JOIN_ADDRESSES = 4
 """Of a node's own addresses, as many go into the join string it offers."""
+
+
+def option(variable: str, help: str, min: float | None = None) -> Any:
+    """An option that the environment variable UNDERSTUDY_<variable> gives too: containers are set up that way."""
+    return typer.Option(help=help, envvar=f"UNDERSTUDY_{variable}", show_envvar=False, min=min)
 
 
 def run(main: Main, *, stops_with_stdin: bool = False) -> None:
@@ -66,6 +72,8 @@ class NodeArguments:
     device: str
     threads: int
     events: Path | None
+    wait_s: float
+    """How long the swarm may be out of reach at the start."""
 
 
 async def serve(arguments: NodeArguments, switch: StopSwitch) -> int:
@@ -95,6 +103,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch) -> int:
         announce_maddrs=config.announce_maddrs,
         initial_peers=config.join.addresses,
         is_behind_nat=config.is_behind_nat,
+        join_patience_s=arguments.wait_s,
     )
     async with Swarm.open(swarm_config, identity) as swarm:
         manifest, charter = await obtain_manifest(swarm, config.join)
@@ -114,17 +123,18 @@ async def serve(arguments: NodeArguments, switch: StopSwitch) -> int:
 
 
 def node(  # noqa: PLR0913, PLR0917 - one parameter per option
-    join: Annotated[str, typer.Option(help="The join string that 'understudy bootstrap' printed.")],
-    stage: Annotated[str, typer.Option(help="The stage to take if it is free, or 'auto'.")] = "auto",
-    host_maddr: Annotated[Multiaddrs | None, typer.Option(help="Multiaddr to listen on. Repeatable.")] = None,
-    announce_maddr: Annotated[Multiaddrs | None, typer.Option(help="Multiaddr that others should dial.")] = None,
+    join: Annotated[str, option("JOIN", "The join string that 'understudy bootstrap' printed, or @FILE.")],
+    stage: Annotated[str, option("STAGE", "The stage to take if it is free, or 'auto'.")] = "auto",
+    host_maddr: Annotated[Multiaddrs | None, option("HOST_MADDR", "Multiaddr to listen on. Repeatable.")] = None,
+    announce_maddr: Annotated[Multiaddrs | None, option("ANNOUNCE_MADDR", "Multiaddr that others should dial.")] = None,
     behind_nat: Annotated[
         bool, typer.Option("--behind-nat", help="Nobody can dial this machine: be reached through relays.")
     ] = False,
-    identity: Annotated[Path | None, typer.Option(help="Key file of this peer; made if missing.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    threads: Annotated[int, typer.Option(help="Arithmetic threads; 0 means all cores.")] = 0,
-    events: Annotated[Path | None, typer.Option(help="Append events as JSON lines to this file.")] = None,
+    identity: Annotated[Path | None, option("IDENTITY", "Key file of this peer; made if missing.")] = None,
+    device: Annotated[str, option("DEVICE", "auto, cpu, cuda, cuda:1, ...")] = "auto",
+    threads: Annotated[int, option("THREADS", "Arithmetic threads; 0 means all cores.")] = 0,
+    events: Annotated[Path | None, option("EVENTS", "Append events as JSON lines to this file.")] = None,
+    wait: Annotated[float, option("WAIT", "Seconds to wait for the join file and for the swarm to answer.", min=0)] = 0,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say everything.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say only what goes wrong.")] = False,
     stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -134,7 +144,7 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
     async def main(switch: StopSwitch) -> int:
         hosts, announced = parse_listen(host_maddr or [], announce_maddr or [])
         arguments = NodeArguments(
-            join=parse_join(join),
+            join=await read_join(join, wait),
             stage=parse_stage(stage),
             host_maddrs=hosts,
             announce_maddrs=announced,
@@ -143,6 +153,7 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
             device=device,
             threads=threads,
             events=events,
+            wait_s=wait,
         )
         from node.swarm import quiet_libraries
         from node.telemetry import configure_logging
