@@ -48,9 +48,13 @@ class Bulletin:
                 return
 
     def _note_offer(self, record: OfferRecord) -> None:
-        if record.for_stage < self._state.manifest.stage_count and self._state.membership.mark_dead(
-            record.for_stage, record.lost_incarnation, self._state.now
-        ):
+        """A witness says that a stage is lost. What we ourselves said while we held a stage is no news.
+
+        Cut off from the others we took them for dead, and such an offer outlasts our return.
+        """
+        if record.for_stage >= self._state.manifest.stage_count or record.peer == self._state.me:
+            return
+        if self._state.membership.mark_dead(record.for_stage, record.lost_incarnation, self._state.now):
             self._recognition.on_seat_changed(record.for_stage)
 
     def _note_progress(self, record: ProgressRecord) -> None:

@@ -125,10 +125,10 @@ class Fleet:
         self.join = found[0].decode()
         return seed
 
-    def volunteer(self, stage: int | None = None, join: str | None = None) -> Peer:
+    def volunteer(self, stage: int | None = None) -> Peer:
         """Start a node."""
         wanted = "auto" if stage is None else str(stage)
-        return self._start(f"node{len(self.peers)}", self.node_command(join or self.join, wanted))
+        return self._start(f"node{len(self.peers)}", self.node_command(self.join, wanted))
 
     @staticmethod
     def node_command(join: str, stage: str = "auto") -> list[str]:
@@ -154,6 +154,21 @@ class Fleet:
     @property
     def nodes(self) -> list[Peer]:
         return [peer for peer in self.peers if peer.name != "seed"]
+
+    @staticmethod
+    def pause(peer: Peer) -> None:
+        """Freeze its processes; an engine on an old kernel interface may need more than one go."""
+
+        def is_frozen() -> bool:
+            try:
+                peer.container.pause()
+            except APIError as error:
+                if "unable to freeze" not in str(error):
+                    raise
+                return False
+            return True
+
+        until(is_frozen, f"{peer.name} to freeze")
 
     def cut_off(self, peer: Peer) -> None:
         """Pull its cable."""
@@ -231,4 +246,4 @@ class Fleet:
 
     def describe(self) -> str:
         """For a failed test: the last lines of every container."""
-        return "\n".join(f"--- {peer.name} {peer.address}\n{peer.log[-1500:]}" for peer in self.peers)
+        return "\n".join(f"--- {peer.name} {peer.address}\n{peer.log[-4000:]}" for peer in self.peers)

@@ -94,7 +94,7 @@ def test_a_killed_middle_peer_is_replaced_and_comes_back_as_itself(fleet: Fleet)
 def test_a_paused_peer_is_replaced_and_gives_its_stage_up_when_it_wakes(fleet: Fleet) -> None:
     fleet.ensure_spares(1)
     sleeper = fleet.owners()[3]
-    sleeper.container.pause()
+    fleet.pause(sleeper)
     recovered = fleet.until_recovered(3, sleeper)
     assert recovered["donors"] == [2, 4]
     assert of(fleet.events(), "peer.dead", stage=3, peer=sleeper.peer_id)
@@ -150,7 +150,8 @@ def test_the_swarm_outlives_its_seed_and_admits_a_volunteer(fleet: Fleet) -> Non
     door = fleet.owners()[1]
     join = parse_join(fleet.join)
     address = f"/ip4/{door.address}/tcp/{PORT}/p2p/{door.peer_id}"
-    volunteer = fleet.volunteer(join=fleet.join.replace(",".join(join.addresses), address))
+    fleet.join = fleet.join.replace(",".join(join.addresses), address)
+    volunteer = fleet.volunteer()
     until(lambda: volunteer in fleet.spares(), "the volunteer to be a spare", START_TIMEOUT_S)
 
     lost = fleet.owners()[2]
@@ -179,13 +180,17 @@ def test_a_stopped_peer_says_goodbye(fleet: Fleet) -> None:
 
 def test_a_slow_line_costs_time_and_nobody_their_stage(fleet: Fleet, docker: DockerClient, tools_image: str) -> None:
     slow = fleet.owners()[1]
-    docker.containers.run(
+    shaper = docker.containers.run(
         tools_image,
         ["sh", "-c", SLOW],
         network_mode=f"container:{slow.container.id}",
         cap_add=["NET_ADMIN"],
-        remove=True,
+        detach=True,
     )
+    try:
+        assert shaper.wait()["StatusCode"] == 0, shaper.logs()
+    finally:
+        shaper.remove(force=True, v=True)
     began = now(fleet)
     owners = fleet.owners()
     fleet.until_trained(3, "training over a slow line")
