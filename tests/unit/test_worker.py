@@ -169,7 +169,7 @@ def until_called(host: Host) -> None:
         threading.Event().wait(0.001)
 
 
-def test_a_result_after_the_end_of_the_loop_is_nobodys() -> None:
+def test_a_result_after_the_end_of_the_loop_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
     made: list[Bench] = []
 
     async def main() -> None:
@@ -182,3 +182,4 @@ def test_a_result_after_the_end_of_the_loop_is_nobodys() -> None:
     made[0].worker.close()
     assert made[0].host.calls == [1]
     assert made[0].finished == []
+    assert caplog.records == []
