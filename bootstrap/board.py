@@ -96,6 +96,12 @@ class Board:
         self.losses.append(loss)
         self.rows[loss.stage].state = loss.what
 
+    def resumed(self, stage: int) -> None:
+        """We let it go on: unless somebody missed it meanwhile, it still serves."""
+        row = self.rows[stage]
+        if row.state == "paused":
+            row.state = "serving"
+
     def note(self, event: EventLine) -> None:
         """Take an event into account; events of one peer come in order."""
         match event["event"]:

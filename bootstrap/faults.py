@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from protocol.errors import SettingsError
 
-_KILL = re.compile(r"^(\d+)@(\d+)$")
-_PAUSE = re.compile(r"^(\d+)@(\d+):(\d+(?:\.\d+)?)$")
+_KILL = re.compile(r"(\d{1,9})@(\d{1,9})")
+_PAUSE = re.compile(r"(\d{1,9})@(\d{1,9}):(\d{1,9}(?:\.\d{1,9})?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ def parse_faults(kills: Sequence[str], pauses: Sequence[str]) -> list[Fault]:
     """Faults in order of their steps. Raises `SettingsError`."""
     faults = []
     for text in kills:
-        found = _KILL.match(text)
+        found = _KILL.fullmatch(text)
         if found is None:
             raise SettingsError(f"--kill {text!r}: use STAGE@STEP, for example 2@15")
         faults.append(Fault(int(found[1]), int(found[2])))
     for text in pauses:
-        found = _PAUSE.match(text)
+        found = _PAUSE.fullmatch(text)
         if found is None:
             raise SettingsError(f"--pause {text!r}: use STAGE@STEP:SECONDS, for example 2@15:30")
         faults.append(Fault(int(found[1]), int(found[2]), float(found[3])))
@@ -51,6 +51,8 @@ def demo_fault(last_stage: int, total_steps: int) -> Fault:
 
 def check_faults(faults: Sequence[Fault], last_stage: int, total_steps: int) -> None:
     """Every fault must be able to happen. Raises `SettingsError`."""
+    if faults and total_steps < 2:
+        raise SettingsError("a run of one step ends before anybody can be struck: use --steps 2 or more")
     for fault in faults:
         if fault.stage > last_stage:
             raise SettingsError(f"cannot {fault}: the stages are 0 to {last_stage}")

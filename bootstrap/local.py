@@ -189,6 +189,7 @@ class LocalSwarm:
             self._thaws.remove(thaw)
             _, child, victim = thaw
             child.thaw()
+            self.board.resumed(victim["stage"])
             self._note_own("fault.resumed", victim)
         for fault in [fault for fault in self._pending if fault.step <= self.board.step]:
             owner = self._peers.get(self.board.owner(fault.stage))

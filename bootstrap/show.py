@@ -18,6 +18,7 @@ from bootstrap.local import LocalPlan, LocalSwarm
 from bootstrap.view import live_view, progress_line, summary
 from node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
 from protocol.errors import SettingsError
+from protocol.manifest import RunManifest
 
 LINE_EVERY_S = 2.0
 
@@ -51,9 +52,8 @@ def plan_local(arguments: LocalArguments) -> LocalPlan:
     check_faults(faults, manifest.last_stage, manifest.step.total_steps)
     if arguments.spares < 0:
         raise SettingsError("--spares must not be negative")
-    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="understudy-"))
-    if (folder / "nodes").exists():
-        raise SettingsError(f"{folder} holds an earlier run: choose another --dir or remove it")
+    _check_machine(arguments, manifest)
+    folder = _make_folder(arguments.folder)
     return LocalPlan(
         source=arguments.source,
         manifest=manifest,
@@ -63,6 +63,32 @@ def plan_local(arguments: LocalArguments) -> LocalPlan:
         device=arguments.device,
         threads=arguments.threads,
     )
+
+
+def _check_machine(arguments: LocalArguments, manifest: RunManifest) -> None:
+    """Refuse once and now what every node would refuse later. Imports torch only where it is needed."""
+    if arguments.device != "cpu" or arguments.threads < 0:
+        from node.config import choose_device, choose_threads
+
+        choose_device(arguments.device)
+        choose_threads(arguments.threads)
+    if manifest.data.paths:
+        from node.data import Batches, open_corpus
+
+        Batches(open_corpus(manifest.data), manifest)
+
+
+def _make_folder(wanted: Path | None) -> Path:
+    """A folder for one run. Raises `SettingsError`."""
+    if wanted is None:
+        return Path(tempfile.mkdtemp(prefix="understudy-"))
+    try:
+        if (wanted / "nodes").exists():
+            raise SettingsError(f"{wanted} holds an earlier run: choose another --dir or remove it")
+        wanted.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"the folder {wanted} cannot be used: {error.strerror}; choose another --dir") from error
+    return wanted
 
 
 async def run_local(arguments: LocalArguments, switch: StopSwitch) -> int:
