@@ -1,6 +1,6 @@
 # A node in a container: see docs/operations.md.
-#   docker build -t understudy .                         arithmetic on the CPU
-#   docker build -t understudy --build-arg TORCH=cu130 . on NVIDIA GPUs: the name of one of PyTorch's indexes
+#   docker build -t understudy .                                     the torch build that pip finds by itself
+#   docker build -t understudy --build-arg TORCH_INDEX=ADDRESS .     the one of PyTorch's indexes: for CPUs, or for a CUDA
 ARG BASE=python:3.11-slim
 
 # The list alone, so that other changes of pyproject.toml do not fetch the dependencies again.
@@ -11,12 +11,12 @@ RUN python3 -c 'import tomllib; print(*tomllib.load(open("/needed/pyproject.toml
 
 # Dependencies change seldom: a layer of their own, which an upgrade of understudy need not fetch again.
 FROM ${BASE} AS dependencies
-ARG TORCH=cpu
+ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN python3 -m venv /opt/understudy
 COPY --from=needed /needed/requirements.txt /needed/constraints.txt /needed/
 RUN /opt/understudy/bin/pip install --quiet -c /needed/constraints.txt -r /needed/requirements.txt \
-    --extra-index-url "https://download.pytorch.org/whl/${TORCH}"
+    ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"}
 
 FROM dependencies AS package
 WORKDIR /build
