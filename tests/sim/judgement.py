@@ -67,8 +67,12 @@ class Judge:
 
     def __init__(self, manifest: RunManifest) -> None:
         self._manifest = manifest
+        self.is_split = False
+        """The swarm was split into parts that can each vouch for claims. Both may go on, under equal incarnations: what
+        is judged then is only that one swarm comes out of it, and that it comes to the end."""
         self._serving: dict[tuple[int, int], tuple[PeerId, float]] = {}
         """Who served each (stage, incarnation), since when."""
+        self._views: dict[PeerId, list[int]] = {}
         self._checked: set[AnyMessage | AnyRecord] = set()
         self._committed: dict[int, int] = {}
         """The last step that each incarnation of S0 committed."""
@@ -96,7 +100,7 @@ class Judge:
         served = [
             i for (stage, i), (_, since) in self._serving.items() if stage == tenure.stage and since < now - NEWS_S
         ]
-        if calm_s > NEWS_S and max(served, default=0) > tenure.incarnation:
+        if calm_s > NEWS_S and not self.is_split and max(served, default=0) > tenure.incarnation:
             raise Violation(f"{node.peer} never learned that S{tenure.stage}/{tenure.incarnation} was over")
 
     def check_message(self, message: AnyMessage) -> None:
@@ -122,6 +126,15 @@ class Judge:
         if message.stage == DRIVER_STAGE and message.step <= self._committed.get(message.incarnation, 0):
             raise Violation(f"S0 issues {message} of a step that it committed")
 
+    def check_view(self, node: SimNode) -> None:
+        """Nobody forgets an incarnation that it knew of."""
+        membership = node.core.state.membership
+        known = [membership.known_incarnation(stage) for stage in range(membership.stage_count)]
+        before = self._views.setdefault(node.peer, known)
+        if any(now < then for now, then in zip(known, before, strict=True)):
+            raise Violation(f"{node.peer} knew of incarnations {before} and now of {known}")
+        self._views[node.peer] = known
+
     # --- what nodes report ---
 
     def check_event(self, line: LogLine, node: SimNode) -> None:
@@ -142,7 +155,7 @@ class Judge:
     def _check_serving(self, line: LogLine) -> None:
         tenure = (line.fields["stage"], line.fields["incarnation"])
         holder, _ = self._serving.setdefault(tenure, (line.observer, line.time))
-        if holder != line.observer:
+        if holder != line.observer and not self.is_split:
             raise Violation(f"{line.observer} and {holder} both serve S{tenure[0]}/{tenure[1]}")
 
     def _check_committed(self, fields: Mapping[str, Any]) -> None:
@@ -195,11 +208,8 @@ class Judge:
 
     # --- the end ---
 
-    def check_outcome(self, nodes: Mapping[PeerId, SimNode], log: Sequence[LogLine], *, is_split: bool) -> None:
-        """Every step was committed, and every living owner ended with the last one applied.
-
-        Not so after a split: both sides may have gone on, and the side that gave up in the end gave up its steps.
-        """
+    def check_outcome(self, nodes: Mapping[PeerId, SimNode], log: Sequence[LogLine]) -> None:
+        """Every step was committed, and every living owner ended with the last one applied."""
         total = self._manifest.step.total_steps
         committed = [line.fields["step"] for line in log if line.name == "step.committed"]
         if sorted(set(committed)) != list(range(1, total + 1)):
@@ -208,7 +218,7 @@ class Judge:
             last = max(incarnation for owned, incarnation in self._serving if owned == stage)
             node = nodes[self._serving[stage, last][0]]
             ended_at = ended_step(node, stage, last)
-            if node.is_alive and ended_at != total and not is_split:
+            if node.is_alive and ended_at != total and not self.is_split:
                 raise Violation(f"S{stage}/{last} ended at step {ended_at}, not {total}")
 
 

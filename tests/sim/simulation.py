@@ -163,6 +163,7 @@ class Simulation:
             self.at(node.paused_until, lambda: self._timer(node, serial))
             return
         self.feed(node, TimerFired())
+        self.judge.check_view(node)
         self.at(max(node.core.deadline, self.now + 0.001), lambda: self._timer(node, serial))
 
     # --- actions ---
@@ -371,6 +372,7 @@ class Simulation:
 
     def _part(self, group: frozenset[PeerId], seconds: float) -> None:
         self._splits.append(ActiveSplit(group, self.now, self.now + seconds))
+        self.judge.is_split |= len(group) > 1 or self.manifest.stage_count == 2
         for peer in sorted(group):
             self._remark(self.nodes[peer], "(cut off)", seconds=seconds)
 
@@ -396,7 +398,7 @@ class Simulation:
         if not self.is_over and self.is_lost:
             return
         try:
-            self.judge.check_outcome(self.nodes, self.log, is_split=bool(self._splits))
+            self.judge.check_outcome(self.nodes, self.log)
         except Violation as violation:
             raise Violation(f"{violation}; {self.describe()}") from None
 

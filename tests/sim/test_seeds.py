@@ -22,7 +22,7 @@ from tests.sim.node import Violation
 from tests.sim.schedules import Schedule, harsh_schedule, schedule
 
 CHUNK = 25
-SEEDS = {"checkfree": range(10_000, 10_300), "checkfree+": range(10_000, 10_150)}
+SEEDS = {"checkfree": range(10_000, 10_250), "checkfree+": range(10_000, 10_150)}
 HARSH_SEEDS = range(10_000, 10_050)
 
 REGRESSION_SEEDS = [
@@ -84,6 +84,9 @@ HARSH_REGRESSION_SEEDS = [
     ("checkfree", 10034, "two owners that only believed each other's accusations kept a living stage dead"),
     ("checkfree", 30289, "a claim of S0 that got nowhere outdated the news that the run was over"),
     ("checkfree", 30440, "a split with a spare on each side: the side that lost did not end at the last step"),
+    ("checkfree", 31279, "forgiving a stall moved words heard on waking up into the future"),
+    ("checkfree", 31734, "an embedding of S0/1 and a head of S0/2 were taken for one commit"),
+    ("checkfree+", 31079, "a fetch that failed once left a recovery waiting for ever"),
     ("checkfree+", 30569, "a snapshot was released while the next one of the same weights was being taken"),
 ]
 
