@@ -54,9 +54,14 @@ def test_a_newer_attempt_ends_the_older() -> None:
 
 def test_an_older_attempt_changes_nothing() -> None:
     ledger = StageLedger(1, 2)
-    forwarded(ledger, 0, SECOND)
+    assert ledger.accept_forward(0, SECOND)
+    assert not ledger.finish_forward(0, FIRST)
+    assert ledger.finish_forward(0, SECOND)
     assert not ledger.accept_forward(0, FIRST)
+    assert not ledger.accept_backward(0, FIRST)
     assert ledger.accept_backward(0, SECOND)
+    assert not ledger.finish_backward(0, FIRST)
+    assert ledger.finish_backward(0, SECOND)
 
 
 def test_a_new_driver_outdates_every_attempt_of_the_one_before() -> None:
