@@ -1,0 +1,364 @@
+"""Bad input on the real command line: one line that says what is wrong and what to do, and the right exit status."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from bootstrap.__main__ import app
+from node import joining
+from node.identity import Identity
+from tests.swarm.processes import Brood, until
+
+USAGE, FAILED = 2, 1
+LISTEN = ("--host-maddr", "/ip4/127.0.0.1/tcp/0")
+PEER = "QmQxVxhUUihSfFE2PnQWxQ8Nb3gpxuh8RaQVZ4n2MwaG2W"
+DIGEST = "a" * 64
+UNDERSTUDY = str(Path(sys.executable).with_name("understudy"))
+COMMAND_TIMEOUT_S = 60.0
+
+# As `understudy node`, on a machine whose clock is ten seconds ahead.
+SKEWED_NODE = """
+import time
+real_time = time.time
+time.time = lambda: real_time() + 10.0
+from node.__main__ import main
+main()
+"""
+
+
+def join_of(address: str = f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}", digest: str = DIGEST) -> str:
+    return f"understudy:1:{digest}:tiny-{DIGEST[:12]}:{PEER}:{address}"
+
+
+@pytest.fixture(autouse=True)
+def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The commands set up logging for a process of their own; here they must leave it, and all else, as it was."""
+    root = logging.getLogger()
+    loggers = [root, *map(logging.getLogger, ("understudy", "node", "bootstrap", "hivemind", "multiaddr"))]
+    before = [(logger, logger.level, logger.handlers[:], logger.propagate) for logger in loggers]
+    yield
+    for logger, level, handlers, propagate in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+        logger.propagate = propagate
+    if "join" in request.fixturenames:
+        gc.collect()  # what a node left unclosed must show in its own test
+    assert [child for child in psutil.Process().children() if child.name() == "p2pd"] == []
+
+
+def assert_refused(arguments: list[str], complaint: str, status: int) -> None:
+    """Within this process: exactly one line, on stderr."""
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert_one_line(result.stderr, complaint)
+    assert result.stdout == ""
+    assert result.exit_code == status
+
+
+def assert_one_line(text: str, complaint: str) -> None:
+    assert text.startswith("understudy: "), text
+    assert text.count("\n") == 1, text
+    assert text.endswith("\n")
+    assert re.search(complaint, text), text
+
+
+# --- run.toml ----------------------------------------------------------------------------------
+
+RUNS: dict[str, str] = {
+    "is not valid TOML: ": "name = ",
+    "missing required field `name`": "",
+    r"matching regex .* - at `\$.name`": 'name = "a b"',
+    "unknown field `hiden_size`": 'name = "x"\n[model]\nhiden_size = 12\n',
+    r"Expected `int`, got `str` - at `\$.model.hidden_size`": 'name = "x"\n[model]\nhidden_size = "12"\n',
+    r"Expected `int` >= 8 - at `\$.model.hidden_size`": 'name = "x"\n[model]\nhidden_size = -8\n',
+    "hidden_size 130 must be a multiple of model.attention_heads 4": 'name = "x"\n[model]\nhidden_size = 130\n',
+    "must be even: rotary": 'name = "x"\n[model]\nhidden_size = 12\n',
+    r"Expected `float` > 0.0 - at `\$.optimizer.learning_rate`": 'name = "x"\n[optimizer]\nlearning_rate = nan\n',
+    "heartbeat_s < suspect_after_s < dead_after_s": 'name = "x"\n[timing]\nheartbeat_s = 9.0\n',
+    "record_lifetime_s must be at least twice": 'name = "x"\n[timing]\nrecord_refresh_s = 9.0\n',
+    "needs model.block_stages >= 2": 'name = "x"\n[model]\nblock_stages = 1\n[recovery]\nmethod = "checkfree+"\n',
+    "data.source = 'text' needs data.paths": 'name = "x"\n[data]\nsource = "text"\n',
+    "protocol version 7, this node speaks 1: install": 'name = "x"\nprotocol_version = 7\n',
+}
+
+
+@pytest.mark.parametrize("complaint", RUNS)
+@pytest.mark.parametrize("command", ["local", "bootstrap"])
+def test_a_wrong_run_toml_is_refused_with_the_place(command: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(RUNS[complaint], encoding="utf-8")
+    assert_refused([command, str(path)], complaint, USAGE)
+
+
+@pytest.mark.parametrize("command", ["local", "bootstrap"])
+def test_a_run_toml_that_is_not_there_or_not_text_is_refused(command: str, tmp_path: Path) -> None:
+    assert_refused([command, str(tmp_path / "run.toml")], "run.toml cannot be read: No such file", USAGE)
+    assert_refused([command, str(tmp_path)], "cannot be read: Is a directory", USAGE)
+    (tmp_path / "run.toml").write_bytes(b"\xff\xfe\x00")
+    assert_refused([command, str(tmp_path / "run.toml")], "is not UTF-8 text: it should be a run.toml", USAGE)
+    assert_refused([command, "huge"], "unknown preset 'huge': use one of tiny, 124m, .* or the path", USAGE)
+
+
+# --- local -------------------------------------------------------------------------------------
+
+LOCAL: dict[str, tuple[str, ...]] = {
+    "--kill '2': use STAGE@STEP, for example 2@15": ("--kill", "2"),
+    "cannot kill S9 at step 3: the stages are 0 to 4": ("--kill", "9@3"),
+    "cannot kill S2 at step 40: choose a step from 1 to 39": ("--steps", "40", "--kill", "2@40"),
+    "--pause '2@3': use STAGE@STEP:SECONDS, for example 2@15:30": ("--pause", "2@3"),
+    "cannot pause for 5 s S7 at step 3": ("--pause", "7@3:5"),
+    "--steps must be at least 1": ("--steps", "0"),
+    "--spares must not be negative": ("--spares", "-1"),
+    "--threads must not be negative; 0 means all cores": ("--threads", "-1"),
+    "device 'banana' cannot be used .* try --device cpu": ("--device", "banana"),
+}
+
+
+@pytest.mark.parametrize("complaint", LOCAL)
+def test_a_local_swarm_that_cannot_be_is_refused_before_it_starts(complaint: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert_refused(["local", "tiny", *LOCAL[complaint], "--dir", str(folder)], complaint, USAGE)
+    assert not folder.exists()
+
+
+def test_data_that_is_not_there_is_named_before_a_local_swarm_starts(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('name = "x"\n[data]\nsource = "text"\npaths = ["/no/such/text"]\n', encoding="utf-8")
+    arguments = ["local", str(path), "--dir", str(tmp_path / "run")]
+    assert_refused(arguments, "data.paths: /no/such/text does not exist", USAGE)
+    (tmp_path / "short.txt").write_text("short", encoding="utf-8")
+    path.write_text(f'name = "x"\n[data]\nsource = "text"\npaths = ["{tmp_path}/short.txt"]\n', encoding="utf-8")
+    assert_refused(arguments, "the corpus has 5 bytes to train on.*give more text", USAGE)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_hold_a_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "old" / "nodes").mkdir(parents=True)
+    assert_refused(["local", "tiny", "--dir", str(tmp_path / "old")], "holds an earlier run: choose another", USAGE)
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
+        assert_refused(["local", "tiny", "--dir", str(folder)], f"{folder} cannot be used: .*another --dir", USAGE)
+
+
+# --- node and bootstrap: the words -------------------------------------------------------------
+
+JOINS: dict[str, str] = {
+    "not a join string: it must begin with 'understudy:'; copy the whole line": "hello",
+    "version '2', this node reads version 1: install": f"understudy:2:{DIGEST}",
+    "damaged: it ends too early; copy the whole line again": join_of()[:80],
+    "its digest must be 64 hexadecimal digits": join_of(digest="a" * 63),
+    "its run id and its digest do not belong together": join_of(digest="b" * 64),
+    "it contains no address": join_of(address=""),
+    r"'/ip4/127.0.0.1/tcp/1' must end with /p2p/<PeerID>": join_of(address="/ip4/127.0.0.1/tcp/1"),
+    "unknown protocol: ipx; write it like": join_of(address=f"/ipx/127.0.0.1/tcp/1/p2p/{PEER}"),
+    "not in range": join_of(address=f"/ip4/127.0.0.1/tcp/70000/p2p/{PEER}"),
+    "has port 0": join_of(address=f"/ip4/127.0.0.1/tcp/0/p2p/{PEER}"),
+    "characters; at most": join_of(address="x" * 5000),
+}
+
+
+@pytest.mark.parametrize("complaint", JOINS)
+def test_a_damaged_join_string_is_refused_with_the_damage(complaint: str) -> None:
+    assert_refused(["node", "--join", JOINS[complaint]], complaint, USAGE)
+
+
+MADDRS: dict[str, str] = {
+    "'127.0.0.1:4001' is not an address: write it like /ip4/192.0.2.7/tcp/4001": "127.0.0.1:4001",
+    "has no port: write it like": "/ip4/127.0.0.1",
+    "must not contain /p2p/<PeerID>: it is this machine's own": f"/ip4/127.0.0.1/tcp/4001/p2p/{PEER}",
+    "udp port without /quic-v1": "/ip4/127.0.0.1/udp/4001",
+}
+
+
+@pytest.mark.parametrize("complaint", MADDRS)
+@pytest.mark.parametrize("option", ["--host-maddr", "--announce-maddr"])
+@pytest.mark.parametrize("command", ["node", "bootstrap"])
+def test_a_malformed_address_is_refused(command: str, option: str, complaint: str, tmp_path: Path) -> None:
+    first = ["node", "--join", join_of()] if command == "node" else ["bootstrap", "tiny"]
+    assert_refused([*first, option, MADDRS[complaint], "--identity", str(tmp_path / "key")], complaint, USAGE)
+
+
+NODE: dict[str, tuple[str, ...]] = {
+    "--stage 'first': use 'auto' or a stage number such as 2": ("--stage", "first"),
+    "--stage '-1': use 'auto'": ("--stage", "-1"),
+    "--threads must not be negative": ("--threads", "-1"),
+    "device 'banana' cannot be used": ("--device", "banana"),
+}
+
+
+@pytest.mark.parametrize("complaint", NODE)
+def test_settings_of_a_node_are_checked_before_it_dials(complaint: str, tmp_path: Path) -> None:
+    arguments = ["node", "--join", join_of(), "--identity", str(tmp_path / "key"), *NODE[complaint]]
+    assert_refused(arguments, complaint, USAGE)
+
+
+def damaged_file(path: Path) -> None:
+    Identity.load_or_create(path)
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def foreign_file(path: Path) -> None:
+    path.write_text("-----BEGIN PRIVATE KEY-----\n")
+
+
+def folder_instead(path: Path) -> None:
+    path.mkdir()
+
+
+IDENTITIES: dict[str, Callable[[Path], None]] = {
+    "is truncated or damaged: restore it from a backup, or delete it": damaged_file,
+    "is not an RSA identity file of libp2p: restore": foreign_file,
+    "cannot read identity file .*: Is a directory": folder_instead,
+}
+
+
+@pytest.mark.parametrize("complaint", IDENTITIES)
+@pytest.mark.parametrize("command", ["node", "bootstrap"])
+def test_a_damaged_identity_is_refused_and_not_overwritten(command: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "identity.key"
+    IDENTITIES[complaint](path)
+    before = path.read_bytes() if path.is_file() else None
+    first = ["node", "--join", join_of()] if command == "node" else ["bootstrap", "tiny"]
+    assert_refused([*first, *LISTEN, "--identity", str(path)], complaint, USAGE)
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
+# --- the network -------------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        arguments = ["--host-maddr", f"/ip4/127.0.0.1/tcp/{port}", "--identity", str(tmp_path / "key")]
+        complaint = f"port {port} is in use by another program: stop it, or choose another port with --host-maddr"
+        assert_refused(["bootstrap", "tiny", *arguments], complaint, FAILED)
+        assert_refused(["node", "--join", join_of(), *arguments], complaint, FAILED)
+
+
+def test_an_address_that_this_machine_does_not_have_is_named(tmp_path: Path) -> None:
+    arguments = ["--host-maddr", "/ip4/203.0.113.9/tcp/4001", "--identity", str(tmp_path / "key")]
+    assert_refused(
+        ["bootstrap", "tiny", *arguments], "this machine has no address 203.0.113.9: use /ip4/0.0.0.0", USAGE
+    )
+
+
+def test_a_seed_that_cannot_be_reached_is_named_with_the_reason(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"/ip4/127.0.0.1/tcp/{server.getsockname()[1]}/p2p/{PEER}"
+    arguments = ["node", "--join", join_of(address), *LISTEN, "--identity", str(tmp_path / "key")]
+    assert_refused(arguments, f"cannot reach the seed at {address}: connection refused; check the address", FAILED)
+
+
+@pytest.fixture(scope="module")
+def join(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The join string of a run that is really there, with its seed and nobody else."""
+    folder = tmp_path_factory.mktemp("seed")
+    brood = Brood(folder)
+    arguments = [UNDERSTUDY, "bootstrap", "tiny", *LISTEN, "--dir", str(folder), "--identity", str(folder / "key")]
+    seed = brood.start(arguments, folder / "seed.log")
+    path = folder / "join.txt"
+    try:
+        brood.until(path.exists, "the join string", COMMAND_TIMEOUT_S)
+        yield path.read_text(encoding="utf-8").strip()
+        brood.look()
+        seed.send_signal(signal.SIGTERM)
+        until(lambda: seed.poll() is not None, "the seed to stop", 20.0)
+        assert seed.returncode == 0, (folder / "seed.log").read_text()
+        brood.assert_gone(timeout_s=1.0)
+    finally:
+        brood.kill_all()
+
+
+def tampered(join: str) -> str:
+    """Another digit where the run id does not show it."""
+    start, digest, end = join[:13], join[13 : 13 + 64], join[13 + 64 :]
+    return start + digest[:-1] + ("0" if digest[-1] != "0" else "1") + end
+
+
+def test_a_join_string_with_another_digest_is_refused(
+    join: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "FIND_TIMEOUT_S", 1.0)
+    arguments = ["node", "--join", tampered(join), *LISTEN, "--identity", str(tmp_path / "key"), "--quiet"]
+    assert_refused(arguments, "digest .* the join string is damaged or of another run, ask for it again", USAGE)
+
+
+def test_a_run_that_nobody_knows_is_named(join: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "FIND_TIMEOUT_S", 1.0)
+    address = join.rsplit(":", 1)[1]
+    arguments = ["node", "--join", join_of(address), *LISTEN, "--identity", str(tmp_path / "key"), "--quiet"]
+    assert_refused(arguments, f"the swarm was reached, but nobody knows the run tiny-{DIGEST[:12]}", FAILED)
+
+
+def test_a_stage_that_the_run_does_not_have_is_named(join: str, tmp_path: Path) -> None:
+    arguments = ["node", "--join", join, *LISTEN, "--identity", str(tmp_path / "key"), "--stage", "99", "--quiet"]
+    assert_refused(arguments, "--stage 99: this run has the stages 0 to 4", USAGE)
+
+
+def test_an_event_file_that_cannot_be_written_is_named(join: str, tmp_path: Path) -> None:
+    arguments = ["node", "--join", join, *LISTEN, "--identity", str(tmp_path / "key"), "--quiet"]
+    complaint = f"the event file {tmp_path} cannot be written: Is a directory; choose another --events"
+    assert_refused([*arguments, "--events", str(tmp_path)], complaint, USAGE)
+
+
+# --- processes of their own --------------------------------------------------------------------
+
+
+def run_command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    brood = Brood(folder)
+    try:
+        return subprocess.run(
+            arguments,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            cwd=folder,
+            env=dict(brood.environment()),
+            check=False,
+        )
+    finally:
+        left = brood.processes()
+        brood.kill_all()
+        assert left == []
+
+
+def test_a_clock_that_differs_is_named_with_the_difference(join: str, tmp_path: Path) -> None:
+    node = ["--join", join, *LISTEN, "--identity", str(tmp_path / "key")]
+    done = run_command(sys.executable, "-W", "ignore", "-c", SKEWED_NODE, *node, folder=tmp_path)
+    assert_one_line(done.stderr, r"clock differs from the swarm's by (9|10|11)\.\d s: set the clock")
+    assert (done.returncode, done.stdout) == (FAILED, "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (UNDERSTUDY, "local", "huge"),
+        (UNDERSTUDY, "node", "--join", "hello"),
+        (sys.executable, "-m", "node", "--join", "hello"),
+        (sys.executable, "-m", "bootstrap", "huge"),
+    ],
+)
+def test_every_way_to_start_says_it_the_same_way(command: tuple[str, ...], tmp_path: Path) -> None:
+    done = run_command(*command, folder=tmp_path)
+    assert_one_line(done.stderr, "use one of|copy the whole line")
+    assert (done.returncode, done.stdout) == (USAGE, "")
+
+
+def test_a_wrong_option_is_a_wrong_usage(tmp_path: Path) -> None:
+    for arguments in (["node"], ["local", "--steps", "many"], ["frobnicate"], ["local", "--frobnicate"]):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == USAGE
+        assert "Usage: " in result.stderr
+        assert result.stdout == ""
