@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from node.addresses import JoinString, is_loopback
+from node.addresses import JoinString, told_to_others
 from node.identity import Identity
 from node.join_file import write_join
 from protocol.errors import SettingsError
@@ -73,5 +73,5 @@ def found(manifest: RunManifest, founder: Identity) -> ManifestRecord:
 
 def join_string(manifest: RunManifest, founder: Identity, addresses: Sequence[str]) -> JoinString:
     """What newcomers need. Loopback is left out if there is any other address: at best nobody answers there."""
-    reachable = tuple(address for address in addresses if not is_loopback(address)) or tuple(addresses)
+    reachable = told_to_others(addresses)
     return JoinString(manifest.run_id(), manifest.digest(), founder.peer_id, reachable)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import uvloop
 
-from node.addresses import JoinString, parse_multiaddr
+from node.addresses import JoinString, parse_multiaddr, told_to_others
 from node.join_file import read_join
 from node.process import EXIT_DONE, Main, StopSwitch, supervise
 from protocol.errors import SettingsError
@@ -114,8 +114,8 @@ async def serve(arguments: NodeArguments, switch: StopSwitch) -> int:
             if config.stage == DRIVER_STAGE:
                 raise SettingsError(f"--stage 0: {objection}")
             logger.warning("this node can take any stage but S0: %s", objection)
-        ours = JoinString(config.join.run_id, config.join.digest, config.join.founder, swarm.addresses[:JOIN_ADDRESSES])
-        logger.info("others can join through this node too: %s", ours)
+        doors = told_to_others(swarm.addresses)[:JOIN_ADDRESSES]
+        logger.info("others can join through this node too: %s", replace(config.join, addresses=doors))
         node = Node(swarm, charter, config, can_drive=objection is None)
         switch.hand_over(node.stop)
         await node.run()

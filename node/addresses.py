@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from multiaddr import Multiaddr
@@ -159,6 +160,11 @@ def peer_id_in(text: str) -> PeerId:
     if protocol.name != "p2p":
         raise SettingsError(f"address {text!r} must end with /p2p/<PeerID>: without it the peer cannot be verified")
     return PeerId(str(value))
+
+
+def told_to_others(addresses: Sequence[str]) -> tuple[str, ...]:
+    """Of a peer's own addresses those that mean something elsewhere; all, if it is on this machine only."""
+    return tuple(address for address in addresses if not is_loopback(address)) or tuple(addresses)
 
 
 def is_loopback(text: str) -> bool:
