@@ -77,6 +77,17 @@ class Judge:
         self._committed: dict[int, int] = {}
         """The last step that each incarnation of S0 committed."""
 
+    @property
+    def last_committed(self) -> int:
+        return max(self._committed.values(), default=0)
+
+    def is_latest_owner(self, node: SimNode) -> bool:
+        """The node serves a stage that nobody served after it."""
+        tenure = node.core.state.tenure
+        if tenure is None or not node.core.state.is_serving:
+            return False
+        return tenure.incarnation == max(i for stage, i in self._serving if stage == tenure.stage)
+
     # --- what nodes do ---
 
     def check_actions(self, peer: PeerId, actions: Iterable[Action]) -> None:
@@ -164,7 +175,7 @@ class Judge:
         last = self._committed.get(incarnation)
         if last is not None and step != last + 1:
             raise Violation(f"S0/{incarnation} committed step {step} after {last}")
-        known = max(self._committed.values(), default=0)
+        known = self.last_committed
         if step > known + 1:
             raise Violation(f"S0/{incarnation} committed step {step}, but step {known + 1} never was")
         self._committed[incarnation] = step

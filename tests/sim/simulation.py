@@ -121,9 +121,10 @@ class Simulation:
 
     @property
     def is_lost(self) -> bool:
-        """No owner is left: nobody holds any weights, and nobody can vouch for a recovery."""
-        owners = [node for node in self.nodes.values() if node.core.state.is_serving]
-        return not any(node.is_alive and not node.is_stopped for node in owners)
+        """No owner is left but such as were replaced: nobody can vouch for a recovery, and the run is not over."""
+        living = [node for node in self.nodes.values() if node.is_alive and not node.is_stopped]
+        is_over = self.judge.last_committed == self.manifest.step.total_steps
+        return not is_over and not any(self.judge.is_latest_owner(node) for node in living)
 
     def describe(self) -> str:
         """Where everybody stands, for the message of a violation."""
