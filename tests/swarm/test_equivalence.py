@@ -107,7 +107,7 @@ async def train_in_swarm(manifest: RunManifest, folder: Path, brood: Brood) -> W
                 stage=stage,
                 events_path=folder / f"stage-{stage}.jsonl",
             )
-            nodes.append(Node(swarm, charter, config, capacity=1.0))
+            nodes.append(Node(swarm, charter, config))
         brood.look()
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(node.run()) for node in nodes]
