@@ -188,9 +188,9 @@ class LocalSwarm:
         for thaw in [thaw for thaw in self._thaws if thaw[0] <= now]:
             self._thaws.remove(thaw)
             _, child, victim = thaw
-            child.thaw()
-            self.board.resumed(victim["stage"])
             self._note_own("fault.resumed", victim)
+            self.board.resumed(victim["stage"])
+            child.thaw()
         for fault in [fault for fault in self._pending if fault.step <= self.board.step]:
             owner = self._peers.get(self.board.owner(fault.stage))
             if owner is not None and owner.is_running and self.board.rows[fault.stage].state == "serving":
@@ -200,13 +200,14 @@ class LocalSwarm:
     def _strike_child(self, fault: Fault, child: Child) -> None:
         row = self.board.rows[fault.stage]
         victim = {"peer": row.peer, "stage": fault.stage, "incarnation": row.incarnation}
+        # The event comes first, so that whatever follows from the blow is later than it.
         if fault.pause_s is None:
-            child.kill()
             self._note_own("fault.killed", victim)
+            child.kill()
         else:
+            self._note_own("fault.paused", victim)
             child.freeze()
             self._thaws.append((time.time() + fault.pause_s, child, victim))
-            self._note_own("fault.paused", victim)
         what = "killed" if fault.pause_s is None else "paused"
         self.board.struck(Loss(fault.stage, time.time(), what, self.board.step))
 

@@ -199,8 +199,6 @@ def check(manifest: RunManifest) -> None:
         )
     if (model.hidden_size // model.attention_heads) % 2:
         raise SettingsError("model.hidden_size / model.attention_heads must be even: rotary embedding turns pairs")
-    if manifest.recovery.method == "checkfree+" and model.block_stages < 2:
-        raise SettingsError("recovery.method = 'checkfree+' swaps stages and needs model.block_stages >= 2")
     if not timing.heartbeat_s < timing.suspect_after_s < timing.dead_after_s:
         raise SettingsError("timing must satisfy heartbeat_s < suspect_after_s < dead_after_s")
     if not 2 * timing.record_refresh_s <= timing.record_lifetime_s:

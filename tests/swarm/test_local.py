@@ -32,6 +32,8 @@ intermediate_size = 48
 attention_heads = 2
 block_stages = 1
 context_length = 64
+[recovery]
+method = "checkfree"
 [step]
 microbatches = 2
 microbatch_size = 4

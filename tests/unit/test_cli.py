@@ -88,7 +88,6 @@ RUNS: dict[str, str] = {
     r"Expected `float` > 0.0 - at `\$.optimizer.learning_rate`": 'name = "x"\n[optimizer]\nlearning_rate = nan\n',
     "heartbeat_s < suspect_after_s < dead_after_s": 'name = "x"\n[timing]\nheartbeat_s = 9.0\n',
     "record_lifetime_s must be at least twice": 'name = "x"\n[timing]\nrecord_refresh_s = 9.0\n',
-    "needs model.block_stages >= 2": 'name = "x"\n[model]\nblock_stages = 1\n[recovery]\nmethod = "checkfree+"\n',
     "data.source = 'text' needs data.paths": 'name = "x"\n[data]\nsource = "text"\n',
     "protocol version 7, this node speaks 1: install": 'name = "x"\nprotocol_version = 7\n',
 }

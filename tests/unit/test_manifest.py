@@ -118,7 +118,6 @@ def test_tokens_per_step() -> None:
         ('name = "run"\nprotocol_version = 99', "speaks protocol version 99, this node speaks 1: install"),
         ('name = "run"\n[model]\nhidden_size = 130', "hidden_size 130 must be a multiple of model.attention_heads 4"),
         ('name = "run"\n[model]\nhidden_size = 132', "must be even"),
-        ('name = "run"\n[model]\nblock_stages = 1\n[recovery]\nmethod = "checkfree+"', "needs model.block_stages >= 2"),
         ('name = "run"\n[timing]\ndead_after_s = 1.0', "heartbeat_s < suspect_after_s < dead_after_s"),
         ('name = "run"\n[timing]\nrecord_refresh_s = 10.0', "at least twice timing.record_refresh_s"),
         ('name = "run"\n[data]\nsource = "text"', "needs data.paths"),
