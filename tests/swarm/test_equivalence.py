@@ -30,6 +30,7 @@ from protocol.manifest import (
     RecoverySettings,
     RunManifest,
     StepSettings,
+    TimingSettings,
     WireSettings,
     check,
 )
@@ -57,7 +58,8 @@ def manifest_of(folder: Path, method: Literal["checkfree", "checkfree+"]) -> Run
         # The gradient norms of the stages lie on both sides of this: some are clipped, some are not.
         optimizer=OptimizerSettings(warmup_steps=4, clip_norm=0.2, weight_decay=0.1),
         recovery=RecoverySettings(method=method),
-        step=StepSettings(microbatches=6, microbatch_size=2, window=4, total_steps=STEPS),
+        step=StepSettings(microbatches=6, microbatch_size=2, window=4, total_steps=STEPS, microbatch_timeout_s=100.0),
+        timing=TimingSettings(suspect_after_s=6.0, dead_after_s=12.0),
         wire=WireSettings(dtype="float32"),
     )
     check(manifest)

@@ -71,6 +71,9 @@ microbatches = 4
 microbatch_size = 2
 [wire]
 dtype = "float32"
+[timing]
+suspect_after_s = 6.0
+dead_after_s = 12.0
 """
 ACTIVATION = TensorHeader("float32", (2, 32, 32))
 STAGES = (0, 1, 2)

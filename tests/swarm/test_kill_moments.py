@@ -27,7 +27,11 @@ swapped_pairs = "average"
 [step]
 microbatches = {MICROBATCHES}
 microbatch_size = 2
+[timing]
+suspect_after_s = 6.0
+dead_after_s = 12.0
 """
+"""Deaths are noticed by refused connections; a busy machine's silence is none."""
 STAGES = (1, 2, 3, 4, 0)
 SOURCES = {
     0: ("edge copy", [1, 4]),
@@ -90,7 +94,8 @@ def assert_recovered(events: list[Event], death: Death) -> None:
 
     assert about("peer.dead", death.incarnation), death
     (recovered,) = about("stage.recovered", death.incarnation + 1)
-    assert recovered["step"] == death.step - 1, death
+    # A driver's last word may have died with it: then the stages know of one step less.
+    assert recovered["step"] in ((death.step - 1, death.step - 2) if death.stage == 0 else (death.step - 1,)), death
     assert (recovered["method"], recovered["donors"]) == SOURCES[death.stage]
     if recovered["coefficients"]:
         assert sum(recovered["coefficients"]) == pytest.approx(1.0, rel=1e-12)
