@@ -100,6 +100,7 @@ class Node:
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped: asyncio.Future[str] = self._loop.create_future()
+        self._is_hurried = asyncio.Event()
 
     async def run(self) -> str:
         """Serve until the run is done ("done") or `stop` is called ("asked")."""
@@ -109,7 +110,7 @@ class Node:
                 owned = [tasks.create_task(self._swarm.watch_daemon()), tasks.create_task(self._records.run())]
                 await self._start(tasks)
                 reason = await self._stopped
-                await self._say_goodbye()
+                await self._say_goodbye(tasks)
                 for task in owned:
                     task.cancel()
                 self._close()
@@ -121,8 +122,8 @@ class Node:
 
     def stop(self) -> None:
         """Say goodbye and end; a second call does not wait for the goodbye."""
-        if self._core.state.is_stopped and not self._stopped.done():
-            self._stopped.set_result("asked")
+        if self._stopped.done():
+            self._is_hurried.set()
         self.feed(StopRequested())
 
     async def _start(self, tasks: asyncio.TaskGroup) -> None:
@@ -132,8 +133,15 @@ class Node:
         self.feed(Started(self._config.stage))
         self._tick()
 
-    async def _say_goodbye(self) -> None:
-        """Let the last words leave before the links are closed."""
+    async def _say_goodbye(self, tasks: asyncio.TaskGroup) -> None:
+        """Let the last words leave before the links are closed, unless somebody is in a hurry."""
+        words = tasks.create_task(self._flush())
+        haste = tasks.create_task(self._is_hurried.wait())
+        await asyncio.wait((words, haste), return_when=asyncio.FIRST_COMPLETED)
+        words.cancel()
+        haste.cancel()
+
+    async def _flush(self) -> None:
         await self._records.flush(GOODBYE_TIMEOUT_S)
         await self._network.flush(GOODBYE_TIMEOUT_S)
 

@@ -1,0 +1,99 @@
+"""The node's own life: asked to stop it says goodbye and ends, and asked again it does not wait for that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from node import runtime
+from node.config import NodeConfig
+from node.runtime import Node
+from node.swarm import StoredRecord, Swarm
+from protocol.ids import PeerId
+from protocol.manifest import preset
+from protocol.records import AnyRecord, ManifestRecord, SpareRecord, decode_record
+from tests.fakes import until
+
+TIMEOUT_S = 10.0
+ME = PeerId("QmMe")
+RUN = preset("tiny")
+
+
+@dataclass
+class LonelySwarm:
+    """A swarm of one, whose DHT takes records in unless it ``is_stuck``."""
+
+    peer_id: PeerId = ME
+    stored: list[AnyRecord] = field(default_factory=list)
+    asked: int = 0
+    is_stuck: bool = False
+
+    async def watch_daemon(self) -> None:
+        await asyncio.Event().wait()
+
+    async def serve_streams(self, protocol: str, callback: object) -> None:
+        return
+
+    async def store(self, key: str, subkey: str, value: bytes, expiration: float) -> bool:
+        self.asked += 1
+        if self.is_stuck:
+            await asyncio.Event().wait()
+        self.stored.append(decode_record(key.removeprefix(f"{RUN.run_id()}/"), PeerId(subkey), value))
+        return True
+
+    async def get_many(self, keys: Collection[str]) -> dict[str, list[StoredRecord]]:
+        return {key: [] for key in keys}
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A goodbye that nobody hears would take longer than these tests allow."""
+    monkeypatch.setattr(runtime, "GOODBYE_TIMEOUT_S", 10 * TIMEOUT_S)
+
+
+@asynccontextmanager
+async def running(swarm: LonelySwarm) -> AsyncIterator[tuple[Node, asyncio.Task[str]]]:
+    """A node that has joined; it must end by itself."""
+    charter = ManifestRecord(ME, RUN.encode(), b"", b"")
+    node = Node(cast(Swarm, swarm), charter, NodeConfig(join=cast(Any, None), identity_path=Path("unused")))
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(node.run())
+        await until(lambda: swarm.asked)
+        yield node, task
+
+
+def test_asked_to_stop_it_says_goodbye_and_ends() -> None:
+    swarm = LonelySwarm()
+
+    async def main() -> None:
+        async with running(swarm) as (node, task):
+            node.stop()
+            assert await task == "asked"
+            asked = swarm.asked
+            node.stop()  # it is gone: nothing happens
+            assert swarm.asked == asked
+
+    asyncio.run(main())
+    assert [record for record in swarm.stored if isinstance(record, SpareRecord)][-1].state == "left"
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.2], ids=["at once", "during the goodbye"])
+def test_asked_twice_it_does_not_wait_for_the_goodbye(pause_s: float) -> None:
+    swarm = LonelySwarm(is_stuck=True)
+
+    async def main() -> None:
+        async with running(swarm) as (node, task):
+            node.stop()
+            done, _ = await asyncio.wait([task], timeout=pause_s)
+            assert not done, "it did not try to say goodbye"
+            node.stop()
+            assert await task == "asked"
+
+    asyncio.run(main())
+    assert swarm.stored == []
