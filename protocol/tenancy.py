@@ -109,10 +109,17 @@ class Tenancy:
         """Store again what must not expire, say again what was not acknowledged."""
         if self.donor is not None:
             self.donor.refresh()
-        if isinstance(self.host, Driver) and self._charter is not None:
+        if self._is_doorkeeper and self._charter is not None:
             self._store(msgspec.structs.replace(self._charter, peer=self._state.me))
         if self._state.tenure is None:
             self._store(self.claimant.lookout.my_record())
+
+    @property
+    def _is_doorkeeper(self) -> bool:
+        """Newcomers need the manifest. The driver publishes it, and while there is none every owner does."""
+        return self.host is not None and (
+            isinstance(self.host, Driver) or not self._state.membership.is_serving(DRIVER_STAGE)
+        )
 
     def _store(self, record: AnyRecord) -> None:
         self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))

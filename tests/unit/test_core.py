@@ -55,11 +55,12 @@ from protocol.messages import (
     Refusal,
     Withdraw,
 )
-from protocol.records import AnyRecord, ProgressRecord, SpareRecord, StageRecord, stage_key
+from protocol.records import AnyRecord, ManifestRecord, ProgressRecord, SpareRecord, StageRecord, stage_key
 from tests.sim.simulation import small_manifest
 
 ME, OTHER = PeerId("me"), PeerId("other")
 MANIFEST = small_manifest(stages=5, steps=10, microbatches=2, method="checkfree")
+CHARTER = ManifestRecord("founder", b"manifest", b"key", b"signature")
 FIRST = Attempt(1, 0)
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ class Node:
     """A core with a clock of its own."""
 
     def __init__(self) -> None:
-        self.core = Core(ME, MANIFEST)
+        self.core = Core(ME, MANIFEST, charter=CHARTER)
         self.now = 100.0
 
     def do(self, event: Any) -> list[Action]:
@@ -473,6 +474,15 @@ def test_only_the_recognised_claimant_may_fetch_what_was_offered() -> None:
     assert not node.core.may_fetch(PeerId("third"), asked)
     assert not node.core.may_fetch(OTHER, FetchRequest(3, 1, "weights of S2", 0))
     assert not node.core.may_fetch(OTHER, FetchRequest(3, 2, "other weights", 0))
+
+
+def test_an_owner_publishes_the_manifest_while_nobody_drives() -> None:
+    """Otherwise no newcomer could take S0 once the founder is gone."""
+    node, refresh_s = owner(), MANIFEST.timing.record_refresh_s
+    assert not [store for store in of(Store, node.wait(refresh_s)) if isinstance(store.record, ManifestRecord)]
+    node.hear(peer(1), Lost(0, 1))
+    published = [store.record for store in of(Store, node.wait(refresh_s)) if isinstance(store.record, ManifestRecord)]
+    assert published == [ManifestRecord(ME, CHARTER.manifest, CHARTER.founder_key, CHARTER.signature)]
 
 
 def test_silence_is_reported_and_then_declared() -> None:
