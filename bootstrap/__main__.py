@@ -110,9 +110,27 @@ def local(  # noqa: PLR0913, PLR0917 - one parameter per option
     run(main)
 
 
+def status(
+    join: Annotated[str, option("JOIN", "The join string of any peer of the swarm, or @FILE.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Go on reading until Ctrl-C.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object; with --watch one a line.")] = False,
+) -> None:
+    """Show a swarm's stages, spares, progress and what it waits for, without taking part."""
+
+    async def main(switch: StopSwitch) -> int:
+        from bootstrap.status import StatusArguments, run_status
+        from node.swarm import quiet_libraries
+
+        quiet_libraries(is_verbose=False)
+        return await run_status(StatusArguments(join, is_watching=watch, is_json=json), switch)
+
+    run(main)
+
+
 app.command()(local)
 app.command()(bootstrap)
 app.command()(node)
+app.command()(status)
 
 
 def main() -> None:

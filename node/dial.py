@@ -82,7 +82,8 @@ def _family(where: Endpoint) -> socket.AddressFamily:
 def _unreachable(failures: dict[str, str | None]) -> NetworkError:
     reasons = "; ".join(f"{address}: {reason}" for address, reason in failures.items())
     return NetworkError(
-        f"cannot reach the seed at {reasons}; check the address, that the seed is running and its port is open"
+        f"cannot reach the seed at {reasons}; check the address, that the seed is running and its port is open, "
+        "or take the join string that another node of the swarm logged"
     )
 
 

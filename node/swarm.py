@@ -117,7 +117,8 @@ class _OwnedRecordsOnly(RSASignatureValidator):  # type: ignore[misc]
 class Swarm:
     """This peer's presence in the swarm. Open it with ``async with Swarm.open(...)``."""
 
-    def __init__(self, identity: Identity, daemon: Daemon) -> None:
+    def __init__(self, identity: Identity, daemon: Daemon, *, is_reader: bool = False) -> None:
+        self._is_reader = is_reader
         self._validator = _OwnedRecordsOnly(_IdentityKey(identity))
         self._daemon = daemon
         self._streams = StreamHost(daemon)
@@ -134,7 +135,7 @@ class Swarm:
 
         Raises `SettingsError` and `NetworkError`, each saying what to do.
         """
-        if identity.path is None:
+        if identity.path is None and not config.is_reader:
             raise LocalProtocolError("p2pd reads the identity from a file: use Identity.load_or_create")
         sweep_stale_sockets()
         for address in config.host_maddrs:
@@ -143,7 +144,7 @@ class Swarm:
         if reachable and not identity.is_new:
             await check_identity_is_free(_P2PD, identity, reachable)
         daemon = await Daemon.start(config.daemon_settings(_P2PD, identity, reachable), DAEMON_TIMEOUT_S)
-        swarm = cls(identity, daemon)
+        swarm = cls(identity, daemon, is_reader=config.is_reader)
         try:
             await swarm._join(reachable)
             yield swarm
@@ -167,6 +168,7 @@ class Swarm:
         return await DHTNode.create(
             p2p=self._p2p,
             initial_peers=list(initial_peers),
+            client_mode=self._is_reader,
             num_replicas=REPLICAS,
             num_workers=LOOKUP_WORKERS,
             wait_timeout=JOIN_RPC_TIMEOUT_S,
@@ -210,6 +212,8 @@ class Swarm:
         there already. Every update needs a later expiration than the one before it.
         Raises `NetworkError`.
         """
+        if self._is_reader:
+            raise LocalProtocolError(f"record {key} was to be stored by a reader")
         if len(value) > RECORD_VALUE_BYTES_MAX or len(subkey.encode()) > SUBKEY_BYTES_MAX:
             raise LocalProtocolError(f"record {key} is too large: {len(value)} bytes, subkey {subkey!r}")
         owned_subkey = self._validator.tagged(subkey)

@@ -24,6 +24,7 @@ from node import swarm as boundary
 from node.daemon import SOCKET_FOLDER, sweep_stale_sockets
 from node.identity import Identity
 from node.swarm import Swarm, SwarmConfig, dht_time
+from node.swarm_config import reader_config
 from protocol.errors import LocalProtocolError, NetworkError, PeerRefusedError
 from protocol.ids import PeerId
 
@@ -121,6 +122,23 @@ def raises_one_line(kind: type[NetworkError], pattern: str) -> Iterator[pytest.E
     with pytest.raises(kind, match=pattern) as raised:
         yield raised
     assert "\n" not in str(raised.value)
+
+
+def test_a_reader_reads_all_and_is_known_to_nobody(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with pair(tmp_path) as (a, b):
+            expiration = dht_time() + 20
+            assert await a.store("key", "", b"value", expiration)
+            async with Swarm.open(reader_config(b.addresses), Identity.generate()) as reader:
+                (record,) = await reader.get("key")
+                assert (record.owner, record.value, record.expiration) == (a.peer_id, b"value", expiration)
+                with pytest.raises(LocalProtocolError, match="by a reader"):
+                    await reader.store("key", "", b"mine", expiration)
+                assert [len(peer._dht.protocol.routing_table.peer_id_to_uid) for peer in (a, b)] == [1, 1]
+                assert b.peer_id in {str(peer) for peer in reader._dht.protocol.routing_table.peer_id_to_uid}
+                assert list(reader._dht.protocol.storage.data) == []
+
+    run(main())
 
 
 def test_a_record_and_its_update_are_seen_by_others_at_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import re
 import signal
@@ -310,6 +311,53 @@ def test_an_event_file_that_cannot_be_written_is_named(join: str, tmp_path: Path
     arguments = ["node", "--join", join, *LISTEN, "--identity", str(tmp_path / "key"), "--quiet"]
     complaint = f"the event file {tmp_path} cannot be written: Is a directory; choose another --events"
     assert_refused([*arguments, "--events", str(tmp_path)], complaint, USAGE)
+
+
+# --- status ------------------------------------------------------------------------------------
+
+
+def test_the_status_of_a_run_that_nobody_serves_yet(join: str) -> None:
+    result = CliRunner().invoke(app, ["status", "--join", join])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("unowned") == 5
+    assert "no peer of the run publishes anything" in " ".join(result.stdout.split())
+    assert result.stderr == ""
+
+
+def test_the_status_as_json_is_one_object(join: str) -> None:
+    result = CliRunner().invoke(app, ["status", "--join", join, "--json"])
+    assert result.exit_code == 0, result.output
+    view = json.loads(result.stdout)
+    assert (view["name"], view["state"], view["holes"]) == ("tiny", "silent", [0, 1, 2, 3, 4])
+    assert result.stdout.count("\n") == 1
+
+
+def test_a_status_that_cannot_be_read_is_a_failure_of_one_line(
+    join: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "FIND_TIMEOUT_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"/ip4/127.0.0.1/tcp/{server.getsockname()[1]}/p2p/{PEER}"
+    complaint = f"cannot reach the seed at {address}: .* or take the join string that another node"
+    assert_refused(["status", "--join", join_of(address)], complaint, FAILED)
+    address = join.rsplit(":", 1)[1]
+    assert_refused(["status", "--join", join_of(address), "--json"], "nobody knows the run tiny-aaaa", FAILED)
+    assert_refused(["status", "--join", "hello"], "not a join string", USAGE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_watching_goes_on_until_asked_to_stop(join: str, tmp_path: Path, number: signal.Signals) -> None:
+    brood, log = Brood(tmp_path), tmp_path / "status.log"
+    try:
+        process = brood.start([UNDERSTUDY, "status", "--join", join, "--watch", "--json"], log)
+        brood.until(lambda: log.read_text().count("\n") >= 2, "two readings", COMMAND_TIMEOUT_S)
+        process.send_signal(number)
+        until(lambda: process.poll() is not None, "the end", 20.0)
+        assert process.returncode == 0, log.read_text()
+        assert all(json.loads(line)["state"] == "silent" for line in log.read_text().splitlines())
+        brood.assert_gone()
+    finally:
+        brood.kill_all()
 
 
 # --- processes of their own --------------------------------------------------------------------
