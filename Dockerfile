@@ -1,13 +1,16 @@
 # A node in a container: see docs/operations.md.
 #   docker build -t understudy .                                     the torch build that pip finds by itself
 #   docker build -t understudy --build-arg TORCH_INDEX=ADDRESS .     the one of PyTorch's indexes: for CPUs, or for a CUDA
+#   docker build -t understudy --build-arg EXTRA=hf .                with what data.source = "huggingface" needs
 ARG BASE=python:3.11-slim
 
 # The list alone, so that other changes of pyproject.toml do not fetch the dependencies again.
 FROM ${BASE} AS needed
+ARG EXTRA=
 COPY pyproject.toml constraints.txt /needed/
-RUN python3 -c 'import tomllib; print(*tomllib.load(open("/needed/pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-    >/needed/requirements.txt
+RUN python3 -c 'import sys, tomllib; project = tomllib.load(open("/needed/pyproject.toml", "rb"))["project"]; \
+    print(*project["dependencies"], *(project["optional-dependencies"][sys.argv[1]] if sys.argv[1] else ()), sep="\n")' \
+    "$EXTRA" >/needed/requirements.txt
 
 # Dependencies change seldom: a layer of their own, which an upgrade of understudy need not fetch again.
 FROM ${BASE} AS dependencies

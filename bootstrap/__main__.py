@@ -13,7 +13,7 @@ from node.__main__ import Multiaddrs, default_identity, node, option, parse_list
 from node.__main__ import main as run_command
 from node.addresses import JoinString
 from node.process import EXIT_DONE, StopSwitch
-from protocol.manifest import PRESETS
+from protocol.manifest import PRESETS, RunManifest
 
 app = typer.Typer(
     name="understudy",
@@ -46,11 +46,15 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
         from bootstrap.seed import serve_seed
         from node.driving_data import describe_data
         from node.identity import Identity
+        from node.read_ahead import off_the_loop
         from node.swarm import SwarmConfig, quiet_libraries
         from node.telemetry import configure_logging
 
-        known = reload_manifest(dir) if dir is not None else None
-        manifest = known or describe_data(load_manifest(source, steps))
+        def begin() -> RunManifest:
+            known = reload_manifest(dir) if dir is not None else None
+            return known or describe_data(load_manifest(source, steps))
+
+        manifest = await off_the_loop(begin)
         hosts, announced = parse_listen(host_maddr or [], announce_maddr or [])
         configure_logging(is_verbose=verbose)
         quiet_libraries(is_verbose=verbose)

@@ -72,10 +72,10 @@ def _check_machine(arguments: LocalArguments, manifest: RunManifest) -> None:
 
         choose_device(arguments.device)
         choose_threads(arguments.threads)
-    if manifest.data.paths:
-        from node.data import Batches, open_corpus
+    if manifest.data.source != "python-stdlib":
+        from node.data import open_data
 
-        Batches(open_corpus(manifest.data), manifest)
+        open_data(manifest).close()
 
 
 def _make_folder(wanted: Path | None) -> Path:

@@ -82,6 +82,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch) -> int:
     from node.driving_data import objection_to_driving
     from node.identity import Identity
     from node.joining import obtain_manifest
+    from node.read_ahead import off_the_loop
     from node.runtime import Node
     from node.swarm import Swarm, SwarmConfig
     from node.telemetry import logger
@@ -109,7 +110,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch) -> int:
         manifest, charter = await obtain_manifest(swarm, config.join)
         if config.stage is not None and config.stage > manifest.last_stage:
             raise SettingsError(f"--stage {config.stage}: this run has the stages 0 to {manifest.last_stage}")
-        objection = objection_to_driving(manifest)
+        objection = await off_the_loop(lambda: objection_to_driving(manifest))
         if objection is not None:
             if config.stage == DRIVER_STAGE:
                 raise SettingsError(f"--stage 0: {objection}")

@@ -1,8 +1,9 @@
-"""Where tokens come from: a corpus of bytes, and microbatches cut from it.
+"""Where tokens come from: microbatches of whatever source the manifest names, and a corpus of bytes.
 
-Only the peer on S0 reads data. A token is a byte, so every vocabulary (at least 256) fits. What a
-microbatch holds is a pure function of (seed, step, index): a re-issued microbatch, or a new peer
-on S0 with the same corpus, gets the same tokens. `Corpus.digest` says whether it is the same.
+Only the peer on S0 reads data. What a microbatch holds is a pure function of (seed, step, index): a
+re-issued microbatch, or a new peer on S0 with the same text, gets the same tokens. The digest says
+whether it is the same. The corpus of "python-stdlib" and "text" lies in memory, and a token of it is
+a byte, so every vocabulary (at least 256) fits; "huggingface" is node/streamed_data.py.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from node.read_ahead import ReadAhead
 from protocol.errors import LocalProtocolError, SettingsError
 from protocol.manifest import DataSettings, RunManifest
 
 Bytes = npt.NDArray[np.uint8]
+TokensAndLabels = tuple[torch.Tensor, torch.Tensor]
 
 _OFFSET_BYTES = 16
 """Random bytes per window offset: so many that the remainder by the corpus's length is as good as uniform."""
@@ -31,6 +34,39 @@ _OFFSET_BYTES = 16
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"})
 _BUILT_HERE = ("config-", "_sysconfigdata", "sitecustomize.py", "usercustomize.py")
 """Left out of the standard library, because they differ between machines with the same Python."""
+
+
+class TrainingData(Protocol):
+    """What S0 trains on, from whatever source."""
+
+    @property
+    def digest(self) -> str:
+        """Equal digests, equal microbatches."""
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether enough is held out for `validation`."""
+
+    def microbatch(self, step: int, index: int) -> TokensAndLabels:
+        """Tokens and labels, both int64 of (microbatch_size, context_length): a pure function. Raises `TextError`."""
+
+    def validation(self, index: int) -> TokensAndLabels:
+        """Held-out tokens and labels, shaped as by `microbatch`. Raises `SettingsError` if too little is held out."""
+
+    def close(self) -> None:
+        """Let go of files and threads."""
+
+
+def open_data(manifest: RunManifest, reading: ReadAhead | None = None) -> TrainingData:
+    """The text that the manifest names, read with ``reading`` if it is a stream.
+
+    Raises `SettingsError` with what to change, `TextError` if the text is out of reach.
+    """
+    if manifest.data.source == "huggingface":
+        from node.streamed_data import StreamedBatches
+
+        return StreamedBatches(manifest, reading or ReadAhead())
+    return Batches(open_corpus(manifest.data), manifest)
 
 
 class SourceFile(NamedTuple):
@@ -53,7 +89,7 @@ class Corpus:
 
 
 def open_corpus(settings: DataSettings) -> Corpus:
-    """Read the whole corpus into memory. Raises `SettingsError` with what to change.
+    """Read the whole corpus of a source of bytes into memory. Raises `SettingsError` with what to change.
 
     "python-stdlib": the sources of the running Python's standard library without its tests;
     whole files are held out. CPython 3.11: 732 files, 12 MB, opened in 0.04 s on one core (0.14 s
@@ -66,7 +102,7 @@ def open_corpus(settings: DataSettings) -> Corpus:
 
 
 class Batches:
-    """Microbatches of a run. Stateless: any order, any process, the same answer."""
+    """Microbatches of a corpus. Stateless: any order, any process, the same answer."""
 
     def __init__(self, corpus: Corpus, manifest: RunManifest) -> None:
         """Raises `SettingsError` if the corpus is too short for one window of context."""
@@ -81,11 +117,16 @@ class Batches:
             )
 
     @property
+    def digest(self) -> str:
+        """The corpus's."""
+        return self._corpus.digest
+
+    @property
     def has_validation(self) -> bool:
         """Whether enough is held out for `validation`."""
         return len(self._corpus.validation) > self._context
 
-    def microbatch(self, step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def microbatch(self, step: int, index: int) -> TokensAndLabels:
         """Tokens and labels, both int64 of (microbatch_size, context_length); labels[b, t] follows tokens[b, t].
 
         Windows start at offsets drawn with SHAKE-128 from (seed, step, index), which is the same
@@ -96,9 +137,11 @@ class Batches:
         source = hashlib.shake_128(f"data/{self._seed}/{step}/{index}".encode()).digest(_OFFSET_BYTES * self._rows)
         draws = (source[at : at + _OFFSET_BYTES] for at in range(0, len(source), _OFFSET_BYTES))
         offset_count = len(self._corpus.train) - self._context
-        return self._windows(self._corpus.train, [int.from_bytes(draw, "little") % offset_count for draw in draws])
+        return windows(
+            self._corpus.train, self._context, [int.from_bytes(draw, "little") % offset_count for draw in draws]
+        )
 
-    def validation(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def validation(self, index: int) -> TokensAndLabels:
         """Held-out tokens and labels, shaped as by `microbatch`: consecutive windows, over and over, whatever the seed.
 
         Raises `SettingsError` if too little is held out.
@@ -112,12 +155,19 @@ class Batches:
             )
         window_count = (len(self._corpus.validation) - 1) // self._context
         numbers = range(index * self._rows, (index + 1) * self._rows)
-        return self._windows(self._corpus.validation, [number % window_count * self._context for number in numbers])
+        return windows(
+            self._corpus.validation, self._context, [number % window_count * self._context for number in numbers]
+        )
 
-    def _windows(self, source: Bytes, offsets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = np.stack([source[offset : offset + self._context + 1] for offset in offsets])
-        windows = torch.from_numpy(rows).to(torch.int64)
-        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def windows(source: npt.NDArray[Any], context_length: int, offsets: Sequence[int]) -> TokensAndLabels:
+    """Cut windows out of a row of tokens: tokens from each offset on, and the labels that follow them."""
+    rows = np.stack([source[offset : offset + context_length + 1] for offset in offsets])
+    cut = torch.from_numpy(rows).to(torch.int64)
+    return cut[:, :-1].contiguous(), cut[:, 1:].contiguous()
 
 
 def _corpus(cut_files: Sequence[tuple[SourceFile, int]]) -> Corpus:

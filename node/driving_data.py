@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import msgspec
 
-from node.data import Batches, open_corpus
-from protocol.errors import SettingsError
+from node.data import open_data
+from protocol.errors import SettingsError, TextError
 from protocol.manifest import RunManifest
 
 
 def describe_data(manifest: RunManifest) -> RunManifest:
-    """The founder's manifest with the digest of its text. Raises `SettingsError`."""
-    corpus = open_corpus(manifest.data)
-    Batches(corpus, manifest)
-    return msgspec.structs.replace(manifest, data=msgspec.structs.replace(manifest.data, digest=corpus.digest))
+    """The founder's manifest with the digest of its text. Raises `SettingsError` or `TextError`."""
+    with closing(open_data(manifest)) as data:
+        return msgspec.structs.replace(manifest, data=msgspec.structs.replace(manifest.data, digest=data.digest))
 
 
 def objection_to_driving(manifest: RunManifest) -> str | None:
     """Why this machine cannot take S0, or None if it can."""
     try:
-        corpus = open_corpus(manifest.data)
-        Batches(corpus, manifest)
-    except SettingsError as error:
+        with closing(open_data(manifest)) as data:
+            digest = data.digest
+    except (SettingsError, TextError) as error:
         return str(error)
-    if manifest.data.digest and corpus.digest != manifest.data.digest:
+    if manifest.data.digest and digest != manifest.data.digest:
         return f"the text of data.source = {manifest.data.source!r} on this machine is not the founder's"
     return None

@@ -117,6 +117,7 @@ class Node:
             return reason
         finally:
             self._close()
+            self._host.close()
             self._worker.close()
             self._events.close()
 

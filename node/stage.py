@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from node.data import Batches, open_corpus
+from node.data import TrainingData, open_data
 from node.model import EMBEDDING_NAMES, HEAD_NAMES, BlockStage, EdgeStage, build_stage
 from node.optimizer import StageOptimizer
+from node.read_ahead import ReadAhead
 from node.tensors import from_wire, to_wire
 from node.weights import WeightsSnapshot, blend, load, snapshot
 from protocol.errors import LocalProtocolError, WeightsError
@@ -61,7 +62,8 @@ class StageHost:
         self._device = torch.device(device)
         self._module: BlockStage | EdgeStage | None = None
         self._optimizer: StageOptimizer | None = None
-        self._batches: Batches | None = None
+        self._batches: TrainingData | None = None
+        self._reading = ReadAhead()
         self._saved: dict[Key, Saved] = {}
         self.held: dict[str, WeightsSnapshot] = {}
         """Snapshots and copies that others may fetch, by digest. Read by the event loop."""
@@ -95,16 +97,24 @@ class StageHost:
 
     def release(self) -> None:
         """Forget the stage."""
-        self._module = self._optimizer = self._batches = None
+        self._module = self._optimizer = None
+        self.close()
+        self._batches, self._reading = None, ReadAhead()
         self._saved.clear()
         self.held.clear()
+
+    def close(self) -> None:
+        """From any thread: let go of the text. A job that waits for it fails."""
+        if self._batches is not None:
+            self._batches.close()
+        self._reading.close()
 
     # --- building ---
 
     def _install(self, module: BlockStage | EdgeStage, learning_rate_scale: float) -> None:
         self._saved.clear()
         if isinstance(module, EdgeStage) and self._batches is None:
-            self._batches = Batches(open_corpus(self._manifest.data), self._manifest)
+            self._batches = open_data(self._manifest, self._reading)
         self._module = module.to(self._device)
         self._optimizer = StageOptimizer(list(self._module.parameters()), self._manifest.optimizer, learning_rate_scale)
 

@@ -15,6 +15,10 @@ class SettingsError(UnderstudyError):
     """A person's setting, file or address is wrong. The CLI exits with status 2."""
 
 
+class TextError(UnderstudyError):
+    """The run's text cannot be read, though its settings are right: out of reach, damaged, too slow."""
+
+
 class LocalProtocolError(UnderstudyError):
     """We broke a rule of the protocol: a bug of ours."""
 

@@ -8,6 +8,7 @@ changes during a run.
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,14 @@ MANIFEST_BYTES_MAX = 16 * 1024
 Positive = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 NonNegativeFloat = Annotated[float, Meta(ge=0)]
+HubName = Annotated[str, Meta(max_length=1024)]
+ShortText = Annotated[str, Meta(max_length=256)]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_STREAMED_KEYS = (
+    "dataset", "config", "split", "column", "revision", "tokenizer", "tokenizer_revision", "end_of_text",
+    "validation_split",
+)  # fmt: skip
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -46,8 +55,23 @@ class ModelSettings(_Section, frozen=True):
 class DataSettings(_Section, frozen=True):
     """Where the driver's tokens come from. Only the peer on S0 reads data."""
 
-    source: Literal["python-stdlib", "text"] = "python-stdlib"
+    source: Literal["python-stdlib", "text", "huggingface"] = "python-stdlib"
     paths: tuple[str, ...] = ()
+    """text: UTF-8 files and folders of them."""
+    dataset: HubName = ""
+    """huggingface: a dataset of the hub, or a local folder of files that the datasets library reads."""
+    config: ShortText = ""
+    split: ShortText = "train"
+    column: ShortText = "text"
+    revision: ShortText = ""
+    """The full commit hash of a hub's dataset; a name such as "main" may mean other text tomorrow."""
+    tokenizer: HubName = ""
+    """huggingface: a model of the hub, or a local tokenizer.json or folder that holds one."""
+    tokenizer_revision: ShortText = ""
+    end_of_text: ShortText = ""
+    """huggingface: the token that ends each text, such as "<|endoftext|>"."""
+    validation_split: ShortText = ""
+    """huggingface: held out instead of a fraction of the texts."""
     validation_fraction: Annotated[float, Meta(ge=0, lt=1)] = 0.05
     digest: Annotated[str, Meta(max_length=128)] = ""
     """Hex digest of the founder's text; only who has the same text can drive. Empty: not checked."""
@@ -203,8 +227,53 @@ def check(manifest: RunManifest) -> None:
         raise SettingsError("timing must satisfy heartbeat_s < suspect_after_s < dead_after_s")
     if not 2 * timing.record_refresh_s <= timing.record_lifetime_s:
         raise SettingsError("timing.record_lifetime_s must be at least twice timing.record_refresh_s")
-    if manifest.data.source == "text" and not manifest.data.paths:
+    _check_data(manifest.data)
+
+
+def is_local(name: str) -> bool:
+    """Whether a dataset's or tokenizer's name is a path of this machine rather than a name of the hub."""
+    return name.startswith(("/", "./", "../", "~"))
+
+
+def _check_data(data: DataSettings) -> None:
+    """Rules within the table. Raises `SettingsError`."""
+    if data.source == "text" and not data.paths:
         raise SettingsError("data.source = 'text' needs data.paths: files or folders of UTF-8 text")
+    if data.source != "text" and data.paths:
+        raise SettingsError(f"data.paths belongs to data.source = 'text', not to {data.source!r}: remove it")
+    if data.source == "huggingface":
+        _check_streamed(data)
+        return
+    for field in msgspec.structs.fields(DataSettings):
+        if field.name in _STREAMED_KEYS and getattr(data, field.name) != field.default:
+            raise SettingsError(
+                f"data.{field.name} belongs to data.source = 'huggingface', not to {data.source!r}: remove it"
+            )
+
+
+def _check_streamed(data: DataSettings) -> None:
+    for key, example in (
+        ("dataset", "owner/name or a folder"),
+        ("tokenizer", "owner/name or a tokenizer.json"),
+        ("end_of_text", "the token that ends each text, such as <|endoftext|>"),
+        ("split", "such as train"),
+        ("column", "such as text"),
+    ):
+        if not getattr(data, key):
+            raise SettingsError(f"data.source = 'huggingface' needs data.{key}: {example}")
+    if data.validation_split == data.split:
+        raise SettingsError(
+            f"data.validation_split is data.split, {data.split!r}: hold out another split, or a fraction"
+        )
+    for name, key in ((data.dataset, "revision"), (data.tokenizer, "tokenizer_revision")):
+        revision = getattr(data, key)
+        if is_local(name) and revision:
+            raise SettingsError(f"data.{key}: {name} is a path of this machine and has no revisions: remove it")
+        if not is_local(name) and not _COMMIT.fullmatch(revision):
+            raise SettingsError(
+                f"data.{key} must be the full commit hash (40 hexadecimal digits) of {name}, so that its text "
+                "cannot change during the run: the hub shows it at 'Files and versions' (a path begins with / . or ~)"
+            )
 
 
 _PAPER_OPTIMIZER = {"warmup_steps": 100, "weight_decay": 0.0}

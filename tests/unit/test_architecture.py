@@ -25,6 +25,9 @@ COMPUTE = {"stage", "model", "optimizer", "weights", "data", "worker"}
 CARRIERS = {"tensors", "framing", "network", "transfer", "runtime", "config"}
 """Who computes with torch, and who names its types on their way there. Nobody else knows of it."""
 
+HUB = {"datasets", "tokenizers", "huggingface_hub", "pyarrow", "fsspec"}
+"""The packages of the extra `hf`, which a node may lack."""
+
 COMMAND_LINES = {"bootstrap/__main__.py", "node/__main__.py", "node/process.py"}
 
 
@@ -78,6 +81,19 @@ def test_hivemind_stands_behind_one_boundary(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_torch_stays_with_the_weights(name: str) -> None:
     assert "torch" not in packages(name) or name in {f"node/{module}.py" for module in COMPUTE | CARRIERS}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_may_be_missing_is_imported_where_it_is_needed(name: str) -> None:
+    assert not packages(name) & HUB or name in {"node/texts.py", "node/tokens.py"}
+    at_once = [part for part in tree_of(name).body if isinstance(part, ast.Import | ast.ImportFrom)]
+    assert not {module.partition(".")[0] for module in imported(ast.Module(list(at_once), []))} & HUB
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_threads_are_for_computing_and_for_reading(name: str) -> None:
+    threads = {"threading", "concurrent", "multiprocessing", "queue"}
+    assert not packages(name) & threads or name in {"node/worker.py", "node/read_ahead.py", "node/streamed_data.py"}
 
 
 @pytest.mark.parametrize("name", NAMES)

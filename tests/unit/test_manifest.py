@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -121,11 +123,42 @@ def test_tokens_per_step() -> None:
         ('name = "run"\n[timing]\ndead_after_s = 1.0', "heartbeat_s < suspect_after_s < dead_after_s"),
         ('name = "run"\n[timing]\nrecord_refresh_s = 10.0', "at least twice timing.record_refresh_s"),
         ('name = "run"\n[data]\nsource = "text"', "needs data.paths"),
+        ('name = "run"\n[data]\npaths = ["a"]', "data.paths belongs to data.source = 'text', not to 'python-stdlib'"),
+        ('name = "run"\n[data]\ncolumn = "words"', "data.column belongs to data.source = 'huggingface', not to"),
     ],
 )
 def test_a_mistake_is_explained(toml: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         parse_manifest(toml, "run.toml")
+
+
+def streamed(**changes: Any) -> dict[str, Any]:
+    named = {"dataset": "some/where", "revision": "a" * 40, "tokenizer": "./tokenizer.json", "end_of_text": "<|end|>"}
+    return {"name": "run", "data": {"source": "huggingface"} | named | changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": ""}, "needs data.dataset: owner/name or a folder"),
+        ({"tokenizer": ""}, "needs data.tokenizer"),
+        ({"end_of_text": ""}, "needs data.end_of_text: the token that ends each text"),
+        ({"split": ""}, "needs data.split"),
+        ({"column": ""}, "needs data.column"),
+        ({"paths": ["a"]}, "data.paths belongs to data.source = 'text', not to 'huggingface'"),
+        ({"validation_split": "train"}, "data.validation_split is data.split, 'train': hold out another"),
+        ({"revision": "main"}, r"data.revision must be the full commit hash .* of some/where"),
+        ({"revision": "a" * 41}, "data.revision must be the full commit hash"),
+        ({"tokenizer": "gpt2"}, "data.tokenizer_revision must be the full commit hash .* of gpt2"),
+        ({"dataset": "~/texts"}, "data.revision: ~/texts is a path of this machine and has no revisions"),
+        ({"tokenizer_revision": "a" * 40}, "data.tokenizer_revision: ./tokenizer.json is a path of this machine"),
+        ({"dataset": "x" * 1025}, "data.dataset"),
+    ],
+)
+def test_a_streamed_text_is_named_in_full_and_for_good(changes: dict[str, Any], message: str) -> None:
+    manifest_from_table(streamed(), "run.toml")
+    with pytest.raises(SettingsError, match=message):
+        manifest_from_table(streamed(**changes), "run.toml")
 
 
 def test_a_table_is_checked_like_a_file() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from node.data import TrainingData
 from node.model import build_block_stage, build_edge_stage, build_stage
+from node.read_ahead import ReadAhead
 from node.stage import PART_NAMES, StageHost
 from node.weights import WeightsSnapshot, blend, snapshot
-from protocol.errors import LocalProtocolError
+from protocol.errors import LocalProtocolError, TextError
 from protocol.events import (
     ApplyJob,
     BackwardJob,
@@ -321,3 +325,41 @@ def test_what_is_sent_has_the_wires_type(manifest: RunManifest) -> None:
     for tensor in (output, passed_on):
         assert (tensor.dtype, tensor.requires_grad, tensor.is_contiguous()) == (torch.bfloat16, False, True)
     assert {value.dtype for value in gradients(host).values() if value is not None} == {torch.float32}
+
+
+def test_who_waits_for_the_text_of_s0_is_not_waited_for(manifest: RunManifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that stops closes the stage while the compute thread may be waiting for a read that hangs."""
+    is_over, is_reading = threading.Event(), threading.Event()
+
+    def hang(_: RunManifest, reading: ReadAhead) -> TrainingData:
+        def read() -> TrainingData:
+            is_reading.set()
+            is_over.wait()
+            raise AssertionError
+
+        return reading.result(reading.start(read))
+
+    monkeypatch.setattr("node.stage.open_data", hang)
+    monkeypatch.setattr("node.read_ahead.CLOSE_TIMEOUT_S", 0.0)
+    host = StageHost(manifest, "cpu")
+    with ThreadPoolExecutor() as compute:
+        building = compute.submit(host.work, InitialiseJob(0, 1))
+        assert is_reading.wait(30)
+        host.close()
+        with pytest.raises(TextError, match="nobody waits"):
+            building.result(timeout=30)
+    is_over.set()
+
+
+def test_a_released_s0_lets_go_of_its_text_and_may_come_again(
+    manifest: RunManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[TrainingData] = []
+    monkeypatch.setattr("node.data.Batches.close", lambda batches: closed.extend([batches]))
+    host = host_of(manifest, 0)
+    batches = host._batches
+    host.release()
+    assert closed == [batches]
+    host.work(InitialiseJob(0, 1))
+    assert host._reading.result(host._reading.start(lambda: 1)) == 1
+    host.close()

@@ -1,0 +1,126 @@
+"""From texts to token numbers: the tokenizer that the manifest names, for data.source = "huggingface".
+
+The tokenizers package is imported where it is needed: who trains on bytes can do without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import SettingsError, TextError
+from protocol.manifest import DataSettings, is_local
+
+TokenIds = npt.NDArray[np.int32]
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+INSTALL = "pip install 'understudy[hf]'"
+
+
+class Tokens:
+    """A tokenizer and the token that ends a text."""
+
+    def __init__(self, settings: DataSettings, vocabulary_size: int) -> None:
+        """Load it. Raises `SettingsError` with what to change, `TextError` if the hub is out of reach."""
+        tokenizers = _tokenizers()
+        definition = _definition(settings)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(definition.decode("utf-8"))
+        except Exception as error:
+            raise SettingsError(f"data.tokenizer: {settings.tokenizer} is not a {TOKENIZER_FILE}: {error}") from error
+        # A tokenizer made for another context would cut or fill our texts.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # A text that spells out a special token is text.
+        self._tokenizer.encode_special_tokens = True
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        if settings.end_of_text not in vocabulary:
+            raise SettingsError(f"data.end_of_text: {settings.end_of_text!r} is not a token of {settings.tokenizer}")
+        self._end = vocabulary[settings.end_of_text]
+        needed = max(vocabulary.values()) + 1
+        if needed > vocabulary_size:
+            raise SettingsError(
+                f"the tokenizer {settings.tokenizer} has {needed} tokens, model.vocabulary_size is {vocabulary_size}: "
+                f"set model.vocabulary_size = {needed} or more"
+            )
+        self.digest = hashlib.sha256(definition).hexdigest()
+        """Of the tokenizer's file."""
+
+    def encode(self, texts: Sequence[str]) -> TokenIds:
+        """The tokens of the texts, each followed by the end token; nothing else is added. Shape (tokens,)."""
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ends = np.array([self._end], np.int32)
+        return np.concatenate(
+            [part for each in encoded for part in (np.asarray(each.ids, np.int32), ends)] or [ends[:0]]
+        )
+
+
+def save_tokenizer(settings: DataSettings, folder: Path) -> None:
+    """Write the run's tokenizer as transformers reads it: ``tokenizer.json`` and ``tokenizer_config.json``.
+
+    For data.source = "huggingface" only; ``folder`` must exist. Raises like `Tokens`, and `SettingsError` if the
+    folder cannot be written.
+    """
+    definition = _definition(settings)
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": settings.end_of_text}
+    try:
+        (folder / TOKENIZER_FILE).write_bytes(definition)
+        (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def _tokenizers() -> Any:
+    # Its own threads would ignore --threads.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise SettingsError(f"data.source = 'huggingface' needs packages that are not installed: {INSTALL}") from error
+    return tokenizers
+
+
+def _definition(settings: DataSettings) -> bytes:
+    """The bytes of the tokenizer.json, from this machine or from the hub."""
+    if is_local(settings.tokenizer):
+        path = Path(settings.tokenizer).expanduser()
+        path = path / TOKENIZER_FILE if path.is_dir() else path
+    else:
+        path = _download(settings)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"data.tokenizer: {path} cannot be read: {error.strerror}") from error
+
+
+def _download(settings: DataSettings) -> Path:
+    """Into the hub's cache on this machine. Raises `SettingsError` if there is none, `TextError` if out of reach."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            HFValidationError,
+            HTTPError,
+            LocalEntryNotFoundError,
+            RemoteEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+    except ImportError as error:
+        raise SettingsError(f"data.source = 'huggingface' needs packages that are not installed: {INSTALL}") from error
+    name = settings.tokenizer
+    try:
+        return Path(hf_hub_download(name, TOKENIZER_FILE, revision=settings.tokenizer_revision))
+    except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError, HFValidationError) as error:
+        raise SettingsError(
+            f"data.tokenizer: the hub shows no {TOKENIZER_FILE} of {name} at this revision (or it needs a login)"
+        ) from error
+    except (LocalEntryNotFoundError, HTTPError, OSError) as error:
+        raise TextError(f"the tokenizer {name} is not on this machine and the hub cannot be reached") from error
