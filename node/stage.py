@@ -200,6 +200,11 @@ class StageHost:
         return norm if norm is None or math.isfinite(norm) else None
 
     @property
+    def module(self) -> BlockStage | EdgeStage:
+        """The stage itself. Raises `LocalProtocolError` if none is held."""
+        return self._require_module()
+
+    @property
     def stage_tensors(self) -> Sequence[Tensor]:
         """The weights as they stand, for tests."""
         return [parameter.detach() for parameter in self._require_module().parameters()]

@@ -1,0 +1,92 @@
+"""One JSON file per run: what was trained, what was lost, the losses, and where all that came from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import msgspec
+import torch
+
+from benchmarks.convergence.trainer import Recovery
+from protocol.manifest import RunManifest
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where a result comes from."""
+
+    commit: str
+    versions: dict[str, str]
+    machine: str
+
+    @classmethod
+    def here(cls, device: str) -> Origin:
+        """This checkout, on this machine."""
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
+        )
+        versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+        return cls(described.stdout.strip() or "unknown", versions, _machine(device))
+
+
+class Result(msgspec.Struct, frozen=True):
+    """One run of one strategy."""
+
+    strategy: str
+    percent: int
+    """Of the stages lost per hour, as the paper counts."""
+    seed: int
+    manifest: RunManifest
+    losses: tuple[float, ...]
+    """Mean training loss in nats per token of each step, from step 1 on."""
+    validation: tuple[tuple[int, float], ...]
+    """(step, held-out loss in nats per token after it)."""
+    recoveries: tuple[Recovery, ...]
+    seconds: float
+    """That the run took, validation included; these machines were shared."""
+    origin: Origin
+
+    @property
+    def key(self) -> Run:
+        return Run(self.strategy, self.percent, self.seed)
+
+
+class Run(msgspec.Struct, frozen=True, order=True):
+    """Which run."""
+
+    strategy: str
+    percent: int
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.strategy}-at-{self.percent}-seed-{self.seed}.json"
+
+
+def write(result: Result, folder: Path) -> None:
+    """Keep a result: whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / result.key.file_name
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(msgspec.json.encode(result) + b"\n")
+    partial.replace(path)
+
+
+def read_all(folder: Path) -> dict[Run, Result]:
+    """All results of a folder. Raises `msgspec.ValidationError` for a file that is none."""
+    results = (msgspec.json.decode(path.read_bytes(), type=Result) for path in sorted(folder.glob("*-seed-*.json")))
+    return {result.key: result for result in results}
+
+
+def _machine(device: str) -> str:
+    """Processor and cores, or the accelerator."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores, 1 thread per run"

@@ -1,0 +1,75 @@
+"""The ways of recovering that are compared, each as settings of our own recovery code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from protocol.manifest import RunManifest
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """What happens to a run whose block stages are lost now and then."""
+
+    name: str
+    title: str
+    loses: Literal["none", "middle", "all"]
+    """Which block stages it can lose: none (others take its losses for it), S2..Sn-1, or S1..Sn."""
+    donors: Literal["both", "below", "none"] = "both"
+    """Whose weights a rebuilt stage gets: both nearest survivors', the lower one's, nobody's."""
+    method: Literal["checkfree", "checkfree+"] = "checkfree"
+    swapped_pairs: Literal["mirror", "average"] = "average"
+    norm_exponent: int = 2
+    is_norm_clipped: bool = False
+    """Weigh by the norm that is left after clipping, as the paper's reference code does."""
+
+    def applied_to(self, manifest: RunManifest) -> RunManifest:
+        """The manifest of a run under this strategy."""
+        settings: dict[str, Any] = {
+            "method": self.method, "swapped_pairs": self.swapped_pairs, "norm_exponent": self.norm_exponent,
+        }  # fmt: skip
+        return msgspec.structs.replace(manifest, recovery=msgspec.structs.replace(manifest.recovery, **settings))
+
+    def vulnerable(self, block_stages: int) -> tuple[int, ...]:
+        """The stages whose losses this strategy has to recover from."""
+        if self.loses == "none":
+            return ()
+        first, last = (1, block_stages) if self.loses == "all" else (2, block_stages - 1)
+        return tuple(range(first, last + 1))
+
+    def donors_of(self, stage: int, survivors: Sequence[int]) -> tuple[int, ...]:
+        """The block stages that offer their weights for a lost one: the nearest survivor on either side."""
+        below = [other for other in survivors if 0 < other < stage][-1:]
+        above = [other for other in survivors if other > stage][:1]
+        return {"both": (*below, *above), "below": tuple(below), "none": ()}[self.donors]
+
+    def offered_norm(self, squared_norm: float | None, clip_norm: float) -> float | None:
+        """The squared gradient norm that a donor states."""
+        if squared_norm is None or not self.is_norm_clipped:
+            return squared_norm
+        return min(squared_norm, clip_norm**2)
+
+
+STRATEGIES = {
+    strategy.name: strategy
+    for strategy in (
+        Strategy("none", "no failures", "none"),
+        Strategy("random", "random re-initialisation", "middle", donors="none"),
+        Strategy("copy", "copy of the previous stage", "middle", donors="below"),
+        Strategy("uniform", "uniform average", "middle", norm_exponent=0),
+        Strategy("checkfree", "CheckFree, norm squared", "middle"),
+        Strategy("checkfree-1", "CheckFree, norm", "middle", norm_exponent=1),
+        Strategy("checkfree-clipped", "CheckFree, squared norm after clipping", "middle", is_norm_clipped=True),
+        Strategy(
+            "checkfree-1-clipped", "CheckFree, norm after clipping", "middle", norm_exponent=1, is_norm_clipped=True
+        ),
+        Strategy("checkfree-all", "CheckFree, edges copied", "all"),
+        Strategy("checkfree+mirror", "CheckFree+, pairs mirrored", "all", method="checkfree+", swapped_pairs="mirror"),
+        Strategy("checkfree+", "CheckFree+, pairs averaged", "all", method="checkfree+"),
+    )
+}
+"""By name. Checkpoints and redundant computation are not here: their losses are those of "none", at other times."""

@@ -1,0 +1,155 @@
+"""What is run: the model, the rates, the seeds, and which strategy meets which rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from benchmarks.convergence.failures import lost_stages
+from benchmarks.convergence.results import Origin, Result, Run, read_all, write
+from benchmarks.convergence.strategies import STRATEGIES
+from benchmarks.convergence.trainer import Trainer
+from protocol.manifest import RunManifest, manifest_from_table, preset
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large a study is."""
+
+    manifest: RunManifest
+    """Its ``seed`` is replaced by each run's."""
+    iterations: int
+    validate_every: int
+    seeds: tuple[int, ...] = (0, 1, 2)
+    failure_factor: float = 1.0
+    """Times as many failures as the rate says: a smoke test of 20 iterations would meet none."""
+
+
+def full_scale() -> Scale:
+    """2.03 M parameters in six block stages of two layers, 2,048 tokens per iteration: ten minutes on one core."""
+    model = {
+        "hidden_size": 128, "intermediate_size": 256, "attention_heads": 4,
+        "block_stages": 6, "layers_per_stage": 2, "context_length": 128,
+    }  # fmt: skip
+    return Scale(_manifest(model, learning_rate=1e-3, warmup_steps=20), iterations=1000, validate_every=20)
+
+
+def quick_scale() -> Scale:
+    """Every strategy once, in a minute or two: does the study still run?"""
+    model = {
+        "hidden_size": 32, "intermediate_size": 64, "attention_heads": 2,
+        "block_stages": 6, "layers_per_stage": 1, "context_length": 32,
+    }  # fmt: skip
+    manifest = _manifest(model, learning_rate=3e-3, warmup_steps=5)
+    return Scale(manifest, iterations=60, validate_every=10, seeds=(0,), failure_factor=10)
+
+
+def preset_scale(name: str, iterations: int) -> Scale:
+    """A preset of the project, for machines with a GPU. Raises `SettingsError` for an unknown name."""
+    return Scale(preset(name), iterations, validate_every=20)
+
+
+def _manifest(model: dict[str, int], learning_rate: float, warmup_steps: int) -> RunManifest:
+    table = {
+        "name": "study",
+        "model": model,
+        "optimizer": {"learning_rate": learning_rate, "warmup_steps": warmup_steps},
+        "step": {"microbatches": 2, "microbatch_size": 8},
+        "wire": {"dtype": "float32"},
+    }
+    return manifest_from_table(table, "the study")
+
+
+# --- which runs ---
+
+_ORDER = (
+    (("none",), (0,)),
+    (("checkfree", "uniform", "copy", "random"), (16,)),
+    (("checkfree+",), (16, 0)),
+    (("checkfree+mirror", "checkfree-1"), (16,)),
+    (("checkfree", "checkfree+"), (10, 5)),
+    (("checkfree-all", "checkfree-clipped", "checkfree-1-clipped"), (16,)),
+)
+"""The runs that the must-have answers need come first: a study that is cut short still says something."""
+
+
+def runs(scale: Scale) -> Iterator[Run]:
+    """All runs of a study, in order of importance."""
+    for strategies, percents in _ORDER:
+        for seed in scale.seeds:
+            yield from (Run(strategy, percent, seed) for percent in percents for strategy in strategies)
+
+
+def stand_in(run: Run, results: Mapping[Run, Result]) -> Run:
+    """The run whose numbers this one must repeat to the bit, itself if there is none.
+
+    Without failures plain CheckFree is an ordinary run, and clipping the norms changes no coefficient if no
+    donor's norm was beyond the clip.
+    """
+    if run.strategy == "none" or (run.percent == 0 and STRATEGIES[run.strategy].method == "checkfree"):
+        return Run("none", 0, run.seed)
+    unclipped = Run(run.strategy.removesuffix("-clipped"), run.percent, run.seed)
+    if unclipped == run or unclipped not in results:
+        return run
+    clip = results[unclipped].manifest.optimizer.clip_norm ** 2
+    norms = (norm for recovery in results[unclipped].recoveries for norm in recovery.squared_norms)
+    return run if any(norm is None or norm > clip for norm in norms) else unclipped
+
+
+# --- running ---
+
+
+def carry_out(run: Run, scale: Scale, device: str, origin: Origin) -> Result:
+    """Train one model from beginning to end."""
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    strategy = STRATEGIES[run.strategy]
+    trainer = Trainer(scale.manifest, strategy, run.seed, device)
+    vulnerable = strategy.vulnerable(scale.manifest.model.block_stages)
+    losses, validation = [], []
+    for step in range(1, scale.iterations + 1):
+        lost = lost_stages(run.percent, run.seed, step, vulnerable, scale.failure_factor)
+        if lost:
+            trainer.lose(lost, step - 1)
+        losses.append(round(trainer.train_step(step), 5))
+        if step % scale.validate_every == 0:
+            validation.append((step, round(trainer.validation_loss(), 5)))
+    return Result(
+        strategy=run.strategy,
+        percent=run.percent,
+        seed=run.seed,
+        manifest=trainer.manifest,
+        losses=tuple(losses),
+        validation=tuple(validation),
+        recoveries=tuple(trainer.recoveries),
+        seconds=round(time.perf_counter() - began, 1),
+        origin=origin,
+    )
+
+
+def run_all(scale: Scale, folder: Path, jobs: int, device: str) -> Iterator[Result]:
+    """Carry out what is missing in ``folder``, ``jobs`` at a time, in processes of their own; keep each as it ends."""
+    missing = [run for run in runs(scale) if run not in read_all(folder)]
+    plain = [run for run in missing if not run.strategy.endswith("-clipped")]
+    yield from _run_each(plain, scale, folder, jobs, device)
+    results = read_all(folder)
+    different = [run for run in missing if run not in plain and stand_in(run, results) == run]
+    yield from _run_each(different, scale, folder, jobs, device)
+
+
+def _run_each(wanted: list[Run], scale: Scale, folder: Path, jobs: int, device: str) -> Iterator[Result]:
+    origin = Origin.here(device)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+        try:
+            for future in as_completed([pool.submit(carry_out, run, scale, device, origin) for run in wanted]):
+                result = future.result()
+                write(result, folder)
+                yield result
+        finally:
+            pool.shutdown(cancel_futures=True)

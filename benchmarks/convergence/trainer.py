@@ -1,0 +1,150 @@
+"""A whole run in one process, from the code that the swarm runs.
+
+Every stage is a `StageHost` (node/stage.py), which gets the jobs that its node's core would give it; microbatches take
+the routes of protocol/routing.py; a lost stage comes back by the ladder of protocol/recovery.py. Nothing is on a wire,
+so 1,000 iterations take minutes. As in the paper, stages are lost between iterations only.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import torch
+
+from benchmarks.convergence.strategies import Strategy
+from node.data import Batches, open_corpus
+from node.model import EdgeStage
+from node.stage import StageHost
+from node.weights import WeightsSnapshot
+from protocol.events import ApplyJob, BackwardJob, BlendJob, ForwardJob, InitialiseJob, LossJob, SnapshotJob
+from protocol.ids import DRIVER_STAGE, Attempt, Microbatch, PeerId
+from protocol.manifest import RunManifest
+from protocol.messages import Donation
+from protocol.recovery import Case, Plan, Witness, plan_recovery
+from protocol.routing import route
+
+ATTEMPT = Attempt(1, 1)
+VALIDATION_MICROBATCHES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One stage that was lost and came back."""
+
+    step: int
+    """The last step that was committed before the loss."""
+    stage: int
+    method: str
+    donors: tuple[int, ...]
+    coefficients: tuple[float, ...]
+    squared_norms: tuple[float | None, ...]
+    """Of the donors' last gradients, before clipping."""
+
+
+class Trainer:
+    """Trains one model under one strategy."""
+
+    def __init__(self, manifest: RunManifest, strategy: Strategy, seed: int, device: str = "cpu") -> None:
+        self.manifest = msgspec.structs.replace(strategy.applied_to(manifest), seed=seed)
+        self.strategy = strategy
+        self.recoveries: list[Recovery] = []
+        self.hosts = [StageHost(self.manifest, device) for _ in range(self.manifest.stage_count)]
+        self._norms: list[float | None] = [None] * len(self.hosts)
+        self._incarnations = [1] * len(self.hosts)
+        self._device = device
+        self._validation = Batches(open_corpus(self.manifest.data), self.manifest)
+        for stage, host in enumerate(self.hosts):
+            host.work(InitialiseJob(stage, 1))
+
+    # --- training ---
+
+    def train_step(self, step: int) -> float:
+        """One optimizer update of the whole model; the mean loss of its microbatches before it."""
+        count = self.manifest.step.microbatches
+        losses = [self._train_microbatch(Microbatch(step, index)) for index in range(count)]
+        self._norms = [host.work(ApplyJob(step, count)) for host in self.hosts]
+        return statistics.fmean(losses)
+
+    def _train_microbatch(self, microbatch: Microbatch) -> float:
+        edge, path = self.hosts[DRIVER_STAGE], self._route(microbatch.index)
+        activation = edge.work(ForwardJob(microbatch, ATTEMPT))
+        for stage in path:
+            activation = self.hosts[stage].work(ForwardJob(microbatch, ATTEMPT, activation))
+        loss, gradient = edge.work(LossJob(microbatch, ATTEMPT, activation, is_counted=True))
+        for stage in reversed(path):
+            gradient = self.hosts[stage].work(BackwardJob(microbatch, ATTEMPT, gradient, is_counted=True))
+        edge.work(BackwardJob(microbatch, ATTEMPT, gradient, is_counted=True))
+        return float(loss)
+
+    def _route(self, index: int) -> tuple[int, ...]:
+        return route(self.manifest.recovery.method, self.manifest.model.block_stages, index)
+
+    def validation_loss(self) -> float:
+        """Mean loss in nats over the first held-out microbatches, stages in order whatever the strategy."""
+        batches = (self._validation.validation(index) for index in range(VALIDATION_MICROBATCHES))
+        return statistics.fmean(self.loss_of(tokens, labels) for tokens, labels in batches)
+
+    @torch.no_grad()
+    def loss_of(self, tokens: torch.Tensor, labels: torch.Tensor) -> float:
+        """The loss of one batch, both int64 (batch, context), with the weights as they stand."""
+        edge, *blocks = (host.module for host in self.hosts)
+        assert isinstance(edge, EdgeStage)
+        hidden = edge.embed(tokens.to(self._device))
+        for block in blocks:
+            hidden = block(hidden)
+        return float(edge.loss(hidden, labels.to(self._device)))
+
+    # --- losing stages ---
+
+    def lose(self, stages: Sequence[int], step: int) -> None:
+        """These stages vanish after ``step`` was committed, and come back as the strategy says."""
+        survivors = [stage for stage in range(len(self.hosts)) if stage not in stages]
+        for stage in stages:
+            self.hosts[stage].release()
+        for stage in stages:
+            self._incarnations[stage] += 1
+            self._recover(stage, survivors, step)
+
+    def _recover(self, stage: int, survivors: Sequence[int], step: int) -> None:
+        donors = self.strategy.donors_of(stage, survivors)
+        copies = {donor: self._snapshot(donor, step) for donor in donors}
+        witnesses = tuple(self._witness(donor, copies[donor], step) for donor in donors)
+        case = Case(stage, self.manifest.model.block_stages, witnesses, self.manifest.recovery)
+        plan, _ = plan_recovery(case)
+        self._rebuild(stage, plan, copies)
+        norms = tuple(self._norms[source.stage] for source in plan.sources)
+        sources = tuple(source.stage for source in plan.sources)
+        self.recoveries.append(Recovery(step, stage, plan.method, sources, plan.coefficients, norms))
+
+    def _snapshot(self, stage: int, step: int) -> WeightsSnapshot:
+        """A donor's weights, copied as the donor's node would."""
+        host = self.hosts[stage]
+        _, digest = host.work(SnapshotJob(step))
+        copy = host.held[digest]
+        host.held.clear()
+        assert isinstance(copy, WeightsSnapshot)
+        return copy
+
+    def _witness(self, stage: int, copy: WeightsSnapshot, step: int) -> Witness:
+        norm = self.strategy.offered_norm(self._norms[stage], self.manifest.optimizer.clip_norm)
+        donation = Donation("stage", stage, step, norm, copy.payload_bytes, copy.digest)
+        return Witness(stage, PeerId(f"S{stage}"), step, (donation,))
+
+    def _rebuild(self, stage: int, plan: Plan, copies: dict[int, WeightsSnapshot]) -> None:
+        host, incarnation = self.hosts[stage], self._incarnations[stage]
+        if not plan.sources:
+            # The ladder's last rung gives the run's own initial weights back. Here they are drawn anew.
+            fresh = StageHost(
+                msgspec.structs.replace(self.manifest, seed=self.manifest.seed + 1000 * incarnation), self._device
+            )
+            fresh.work(InitialiseJob(stage, incarnation))
+            _, digest = fresh.work(SnapshotJob(0))
+            copies, plan = {stage: fresh.held[digest]}, replace(plan, coefficients=(1.0,))
+        payloads = tuple(copies[source.stage] for source in plan.sources) or (copies[stage],)
+        scale = self.manifest.recovery.learning_rate_scale
+        reason = host.work(BlendJob(stage, incarnation, payloads, plan.coefficients, scale))
+        if reason is not None:
+            raise RuntimeError(f"S{stage} could not be rebuilt: {reason}")
