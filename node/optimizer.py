@@ -31,8 +31,8 @@ class StageOptimizer:
         self.learning_rate_scale = learning_rate_scale
         self._settings = settings
         self._parameters = list(parameters)
-        self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._mean_squares = [torch.zeros_like(parameter) for parameter in self._parameters]
+        self.means = [torch.zeros_like(parameter) for parameter in self._parameters]
+        self.mean_squares = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._counts = [torch.zeros((), device=parameter.device) for parameter in self._parameters]
         self._updates = 0
 
@@ -76,6 +76,17 @@ class StageOptimizer:
         for parameter in self._parameters:
             parameter.grad = None
 
+    @property
+    def age(self) -> int:
+        """Updates so far, those of an adopted state included."""
+        return self._updates
+
+    def set_age(self, updates: int) -> None:
+        """Go on as after so many updates: no warm-up that is over, no correction of moments that are not young."""
+        self._updates = updates
+        for count in self._counts:
+            count.fill_(updates)
+
     def _update(self, gradients: list[Tensor], rate: float) -> None:
         """One AdamW update, by torch's functional form and its fused kernel.
 
@@ -89,8 +100,8 @@ class StageOptimizer:
             adamw(
                 [parameter.detach() for parameter in self._parameters],
                 gradients,
-                self._means,
-                self._mean_squares,
+                self.means,
+                self.mean_squares,
                 [],
                 self._counts,
                 fused=True,

@@ -193,16 +193,22 @@ class StageHost:
 
     def _apply(self, step: int, counted: int) -> float | None:
         """Update the weights; everything saved for this step and before is outdated."""
-        if self._optimizer is None:
-            raise LocalProtocolError("a commit came to a node without a stage")
+        optimizer = self.optimizer
         self._saved = {key: saved for key, saved in self._saved.items() if key[0].step > step}
-        norm = self._optimizer.apply(step, counted)
+        norm = optimizer.apply(step, counted)
         return norm if norm is None or math.isfinite(norm) else None
 
     @property
     def module(self) -> BlockStage | EdgeStage:
         """The stage itself. Raises `LocalProtocolError` if none is held."""
         return self._require_module()
+
+    @property
+    def optimizer(self) -> StageOptimizer:
+        """Of the stage. Raises `LocalProtocolError` if none is held."""
+        if self._optimizer is None:
+            raise LocalProtocolError("a commit came to a node without a stage")
+        return self._optimizer
 
     @property
     def stage_tensors(self) -> Sequence[Tensor]:

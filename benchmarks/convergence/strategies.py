@@ -26,6 +26,8 @@ class Strategy:
     norm_exponent: int = 2
     is_norm_clipped: bool = False
     """Weigh by the norm that is left after clipping, as the paper's reference code does."""
+    improvement: Literal["none", "moments", "probe", "regression", "decay"] = "none"
+    """What is tried on top of the paper, see benchmarks/convergence/improvements.py."""
 
     def applied_to(self, manifest: RunManifest) -> RunManifest:
         """The manifest of a run under this strategy."""
@@ -68,6 +70,10 @@ STRATEGIES = {
             "checkfree-1-clipped", "CheckFree, norm after clipping", "middle", norm_exponent=1, is_norm_clipped=True
         ),
         Strategy("checkfree-all", "CheckFree, edges copied", "all"),
+        Strategy("checkfree-moments", "CheckFree, Adam's moments blended too", "middle", improvement="moments"),
+        Strategy("checkfree-probe", "CheckFree, coefficients by a probe", "middle", improvement="probe"),
+        Strategy("checkfree-regression", "CheckFree, then regression", "middle", improvement="regression"),
+        Strategy("checkfree-decay", "CheckFree, raised rate decays", "middle", improvement="decay"),
         Strategy("checkfree+mirror", "CheckFree+, pairs mirrored", "all", method="checkfree+", swapped_pairs="mirror"),
         Strategy("checkfree+", "CheckFree+, pairs averaged", "all", method="checkfree+"),
     )

@@ -72,6 +72,7 @@ _ORDER = (
     (("none",), (0,)),
     (("checkfree", "uniform", "copy", "random"), (16,)),
     (("checkfree+",), (16, 0)),
+    (("checkfree-regression", "checkfree-moments", "checkfree-probe", "checkfree-decay"), (16,)),
     (("checkfree+mirror", "checkfree-1"), (16,)),
     (("checkfree", "checkfree+"), (10, 5)),
     (("checkfree-all", "checkfree-clipped", "checkfree-1-clipped"), (16,)),

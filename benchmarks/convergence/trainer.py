@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 import msgspec
 import torch
 
+from benchmarks.convergence.improvements import Memory, blend_moments, decayed, probe
 from benchmarks.convergence.strategies import Strategy
 from node.data import Batches, open_corpus
-from node.model import EdgeStage
+from node.model import BlockStage, EdgeStage
 from node.stage import StageHost
 from node.weights import WeightsSnapshot
 from protocol.events import ApplyJob, BackwardJob, BlendJob, ForwardJob, InitialiseJob, LossJob, SnapshotJob
@@ -54,8 +55,10 @@ class Trainer:
         self.hosts = [StageHost(self.manifest, device) for _ in range(self.manifest.stage_count)]
         self._norms: list[float | None] = [None] * len(self.hosts)
         self._incarnations = [1] * len(self.hosts)
+        self._recovered_at: dict[int, int] = {}
+        self._memories = [Memory(self.manifest.step.microbatches) for _ in self.hosts]
         self._device = device
-        self._validation = Batches(open_corpus(self.manifest.data), self.manifest)
+        self._batches = Batches(open_corpus(self.manifest.data), self.manifest)
         for stage, host in enumerate(self.hosts):
             host.work(InitialiseJob(stage, 1))
 
@@ -63,6 +66,8 @@ class Trainer:
 
     def train_step(self, step: int) -> float:
         """One optimizer update of the whole model; the mean loss of its microbatches before it."""
+        if self.strategy.improvement == "decay":
+            self._decay_rates(step)
         count = self.manifest.step.microbatches
         losses = [self._train_microbatch(Microbatch(step, index)) for index in range(count)]
         self._norms = [host.work(ApplyJob(step, count)) for host in self.hosts]
@@ -72,7 +77,8 @@ class Trainer:
         edge, path = self.hosts[DRIVER_STAGE], self._route(microbatch.index)
         activation = edge.work(ForwardJob(microbatch, ATTEMPT))
         for stage in path:
-            activation = self.hosts[stage].work(ForwardJob(microbatch, ATTEMPT, activation))
+            source, activation = activation, self.hosts[stage].work(ForwardJob(microbatch, ATTEMPT, activation))
+            self._memories[stage].remember(source, activation)
         loss, gradient = edge.work(LossJob(microbatch, ATTEMPT, activation, is_counted=True))
         for stage in reversed(path):
             gradient = self.hosts[stage].work(BackwardJob(microbatch, ATTEMPT, gradient, is_counted=True))
@@ -84,7 +90,7 @@ class Trainer:
 
     def validation_loss(self) -> float:
         """Mean loss in nats over the first held-out microbatches, stages in order whatever the strategy."""
-        batches = (self._validation.validation(index) for index in range(VALIDATION_MICROBATCHES))
+        batches = (self._batches.validation(index) for index in range(VALIDATION_MICROBATCHES))
         return statistics.fmean(self.loss_of(tokens, labels) for tokens, labels in batches)
 
     @torch.no_grad()
@@ -114,7 +120,11 @@ class Trainer:
         witnesses = tuple(self._witness(donor, copies[donor], step) for donor in donors)
         case = Case(stage, self.manifest.model.block_stages, witnesses, self.manifest.recovery)
         plan, _ = plan_recovery(case)
+        if self.strategy.improvement == "probe":
+            plan = self._probe(stage, plan, copies, step)
         self._rebuild(stage, plan, copies)
+        self._improve(stage, plan)
+        self._recovered_at[stage] = step
         norms = tuple(self._norms[source.stage] for source in plan.sources)
         sources = tuple(source.stage for source in plan.sources)
         self.recoveries.append(Recovery(step, stage, plan.method, sources, plan.coefficients, norms))
@@ -148,3 +158,30 @@ class Trainer:
         reason = host.work(BlendJob(stage, incarnation, payloads, plan.coefficients, scale))
         if reason is not None:
             raise RuntimeError(f"S{stage} could not be rebuilt: {reason}")
+
+    # --- beyond the paper ---
+
+    def _probe(self, stage: int, plan: Plan, copies: dict[int, WeightsSnapshot], step: int) -> Plan:
+        """The plan with the coefficients that do best on a microbatch of the last step."""
+        tokens, labels = self._batches.microbatch(step, 0)
+
+        def loss_with(coefficients: tuple[float, ...]) -> float:
+            self._rebuild(stage, replace(plan, coefficients=coefficients), copies)
+            return self.loss_of(tokens, labels)
+
+        return replace(plan, coefficients=probe(plan.coefficients, loss_with)) if len(plan.sources) == 2 else plan
+
+    def _improve(self, stage: int, plan: Plan) -> None:
+        host = self.hosts[stage]
+        match self.strategy.improvement:
+            case "moments":
+                donors = [self.hosts[source.stage].optimizer for source in plan.sources]
+                blend_moments(host.optimizer, donors, plan.coefficients)
+            case "regression":
+                assert isinstance(host.module, BlockStage)
+                self._memories[stage].regress(host.module, self.manifest.optimizer)
+
+    def _decay_rates(self, step: int) -> None:
+        for stage, since in self._recovered_at.items():
+            scale = self.manifest.recovery.learning_rate_scale
+            self.hosts[stage].optimizer.learning_rate_scale = decayed(scale, step - since)

@@ -1,0 +1,69 @@
+"""Four ideas beyond the paper, tried on a stage that was just blended. docs/results.md says which of them won.
+
+Each takes only what a swarm would have at that moment: the neighbours' optimizer state, one microbatch, and the
+activations that went into and came out of the lost stage, which its neighbours computed or received.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+from torch import Tensor
+
+from node.model import BlockStage
+from node.optimizer import StageOptimizer
+from node.weights import blend
+from protocol.manifest import OptimizerSettings
+
+PROBE_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of the lower neighbour: tried beside the formula's."""
+REGRESSION_STEPS = 4
+"""Of how many committed steps the neighbours still hold activations."""
+REGRESSION_UPDATES = 40
+REGRESSION_RATE = 1e-3
+DECAY_ITERATIONS = 100
+
+
+def blend_moments(optimizer: StageOptimizer, donors: Sequence[StageOptimizer], coefficients: Sequence[float]) -> None:
+    """Begin with the neighbours' Adam moments, weighted like their weights, at the age of the younger one."""
+    for own, theirs in (
+        (optimizer.means, [donor.means for donor in donors]),
+        (optimizer.mean_squares, [donor.mean_squares for donor in donors]),
+    ):
+        for moment, blended in zip(own, blend(theirs, coefficients), strict=True):
+            moment.copy_(blended)
+    optimizer.set_age(min(donor.age for donor in donors))
+
+
+def probe(formula: Sequence[float], loss_with: Callable[[tuple[float, ...]], float]) -> tuple[float, ...]:
+    """Of the formula's coefficients and a few others those with the least loss on one microbatch."""
+    candidates = [tuple(formula), *((share, 1.0 - share) for share in PROBE_SHARES)]
+    return min(candidates, key=loss_with)
+
+
+class Memory:
+    """What went into a stage and came out of it in the last steps: float32 of (batch, context, hidden) each."""
+
+    def __init__(self, microbatches: int) -> None:
+        self._pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=REGRESSION_STEPS * microbatches)
+
+    def remember(self, source: Tensor, output: Tensor) -> None:
+        self._pairs.append((source.detach(), output.detach()))
+
+    def regress(self, module: BlockStage, settings: OptimizerSettings) -> None:
+        """Fit the stage to what it used to do: mean squared error relative to what the stage changed."""
+        fitting = msgspec.structs.replace(settings, learning_rate=REGRESSION_RATE, warmup_steps=5)
+        optimizer = StageOptimizer(list(module.parameters()), fitting)
+        for update in range(1, REGRESSION_UPDATES + 1):
+            source, output = self._pairs[update % len(self._pairs)]
+            error = (module(source) - output).square().mean() / (output - source).square().mean()
+            error.backward()
+            optimizer.apply(update, 1)
+
+
+def decayed(scale: float, iterations_since: int) -> float:
+    """The scale of a recovered stage's learning rate, on its way back to one."""
+    left = max(0.0, 1.0 - iterations_since / DECAY_ITERATIONS)
+    return 1.0 + (scale - 1.0) * left
