@@ -9,16 +9,17 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+QUICK := build/study-quick
 NEEDED := 3, 11
 HAS_NEEDED := import sys; sys.exit(sys.version_info < ($(NEEDED)))
 # pip draws its progress where somebody watches; a log gets the lines of the setup, and errors.
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(shell test -t 2 || echo -qq) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test containers image lint check clean
+.PHONY: help setup demo test containers image study study-quick lint check clean
 
 help:  ## list the targets (default)
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)  ## create .venv and install the tested versions
 	@echo "$(VENV) is ready: $(BIN)/understudy --help"
@@ -34,6 +35,15 @@ containers: $(STAMP)  ## run the tests in containers alone
 
 image:  ## build the container image
 	@DOCKER_BUILDKIT=0 docker build --quiet --network host -t understudy .
+
+study: $(STAMP)  ## compare the ways of recovering (hours; resumes where it was stopped), write docs/results.md
+	@$(BIN)/python -m benchmarks.convergence run
+	@$(BIN)/python -m benchmarks.convergence report
+
+study-quick: $(STAMP)  ## the same with a toy model: does the study still run?
+	@rm -rf $(QUICK) && mkdir -p $(QUICK) && cp docs/results.md $(QUICK)
+	@$(BIN)/python -m benchmarks.convergence run --quick --folder $(QUICK)
+	@$(BIN)/python -m benchmarks.convergence report --folder $(QUICK) --page $(QUICK)/results.md --pictures $(QUICK)
 
 lint: $(STAMP)  ## ruff (rules and format) and mypy --strict
 	@$(BIN)/ruff check .

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.convergence.results import read_all
 from benchmarks.convergence.study import full_scale, preset_scale, quick_scale, run_all, runs
 
 RESULTS = Path("docs/results")
+PAGE = Path("docs/results.md")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -37,6 +39,43 @@ def run(
         last = result.validation[-1][1]
         lost = len(result.recoveries)
         typer.echo(f"{result.key.file_name}: {lost} stages lost, held-out loss {last:.3f}, {result.seconds:.0f} s")
+
+
+@app.command()
+def live(
+    folder: Folder = RESULTS,
+    steps: Annotated[int, typer.Option(min=20, help="Steps of both runs.")] = 300,
+    percent: Annotated[int, typer.Option(help="Stages lost per hour in the second run: 5, 10 or 16.")] = 16,
+    schedule: Annotated[int, typer.Option(help="Seed of the failures.")] = 5,
+) -> None:
+    """Train two live swarms of preset tiny, one in peace and one with peers killed."""
+    from benchmarks.convergence.live import run_live, write_live
+
+    for rate in (0, percent):
+        result = run_live("tiny", rate, schedule, steps)
+        write_live(result, folder)
+        typer.echo(f"{rate} %: {len(result.recoveries)} killed, last loss {result.steps[-1][1]:.3f}")
+
+
+@app.command()
+def report(
+    folder: Folder = RESULTS,
+    page: Annotated[Path, typer.Option(help="Its tables are brought up to date.")] = PAGE,
+    pictures: Annotated[Path, typer.Option(help="Where the pictures go.")] = PAGE.parent,
+) -> None:
+    """Write tables and pictures from the results that are there."""
+    from benchmarks.convergence.live import read_live
+    from benchmarks.convergence.plots import draw_all
+    from benchmarks.convergence.report import write_page
+
+    results = read_all(folder)
+    if not any(run.strategy == "none" for run in results):
+        typer.echo(f"{folder} has no result of a run without failures: make some with 'run' first", err=True)
+        raise typer.Exit(1)
+    live = read_live(folder)
+    write_page(page, results, live)
+    for path in draw_all(results, live, pictures):
+        typer.echo(path)
 
 
 if __name__ == "__main__":

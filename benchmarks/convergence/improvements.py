@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import msgspec
+import torch
 from torch import Tensor
 
 from node.model import BlockStage
@@ -52,6 +53,7 @@ class Memory:
     def remember(self, source: Tensor, output: Tensor) -> None:
         self._pairs.append((source.detach(), output.detach()))
 
+    @torch.enable_grad()
     def regress(self, module: BlockStage, settings: OptimizerSettings) -> None:
         """Fit the stage to what it used to do: mean squared error relative to what the stage changed."""
         fitting = msgspec.structs.replace(settings, learning_rate=REGRESSION_RATE, warmup_steps=5)

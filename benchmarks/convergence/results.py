@@ -47,6 +47,8 @@ class Result(msgspec.Struct, frozen=True):
     seconds: float
     """That the run took, validation included; these machines were shared."""
     origin: Origin
+    failure_factor: float = 1.0
+    """Times as many failures as the rate says."""
 
     @property
     def key(self) -> Run:

@@ -55,6 +55,7 @@ class Trainer:
         self.hosts = [StageHost(self.manifest, device) for _ in range(self.manifest.stage_count)]
         self._norms: list[float | None] = [None] * len(self.hosts)
         self._incarnations = [1] * len(self.hosts)
+        self._missing: set[int] = set()
         self._recovered_at: dict[int, int] = {}
         self._memories = [Memory(self.manifest.step.microbatches) for _ in self.hosts]
         self._device = device
@@ -110,9 +111,11 @@ class Trainer:
         survivors = [stage for stage in range(len(self.hosts)) if stage not in stages]
         for stage in stages:
             self.hosts[stage].release()
+        self._missing = set(stages)
         for stage in stages:
             self._incarnations[stage] += 1
             self._recover(stage, survivors, step)
+            self._missing.remove(stage)
 
     def _recover(self, stage: int, survivors: Sequence[int], step: int) -> None:
         donors = self.strategy.donors_of(stage, survivors)
@@ -162,14 +165,16 @@ class Trainer:
     # --- beyond the paper ---
 
     def _probe(self, stage: int, plan: Plan, copies: dict[int, WeightsSnapshot], step: int) -> Plan:
-        """The plan with the coefficients that do best on a microbatch of the last step."""
+        """The plan with the coefficients that do best on a microbatch of the last step, if only this stage is lost."""
+        if len(plan.sources) < 2 or self._missing != {stage}:
+            return plan
         tokens, labels = self._batches.microbatch(step, 0)
 
         def loss_with(coefficients: tuple[float, ...]) -> float:
             self._rebuild(stage, replace(plan, coefficients=coefficients), copies)
             return self.loss_of(tokens, labels)
 
-        return replace(plan, coefficients=probe(plan.coefficients, loss_with)) if len(plan.sources) == 2 else plan
+        return replace(plan, coefficients=probe(plan.coefficients, loss_with))
 
     def _improve(self, stage: int, plan: Plan) -> None:
         host = self.hosts[stage]

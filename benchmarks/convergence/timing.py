@@ -1,0 +1,97 @@
+"""From iterations to hours, as the paper models it; every assumption is a constant of this file.
+
+The hours are those of the paper's 500M model (its Table 2), because hours of a model that trains in ten minutes say
+nothing: how many iterations each strategy needs comes from our runs, what an iteration costs from the paper, what a
+recovery costs from our live swarm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.convergence.failures import lost_stages
+
+ITERATION_S = 91.32
+"""The paper's, without failures and without swapping."""
+CHECKPOINT_ITERATION_S = 91.35
+"""Saving every 100 iterations costs the paper 0.03 s per iteration."""
+REDUNDANT_ITERATION_S = 151.04
+"""Every stage also computes its successor's forward pass (Bamboo, as the paper measured it)."""
+
+BANDWIDTH_BYTES_PER_S = 500e6 / 8
+"""The paper's 500 Mbit/s between nodes."""
+STAGE_BYTES = 4 * 4 * (4 * 1024**2 + 3 * 1024 * 2752)
+"""float32 weights of a stage of the 500M preset: four layers of hidden size 1024."""
+STANDSTILL_S = 1.2
+"""Detect, claim, blend, rejoin: the live swarm's median without the fetch (docs/experiments.md, ten recoveries)."""
+RECOMPUTED_ITERATIONS = 0.5
+"""Of the iteration that was under way when a stage was lost, as much is computed again on average."""
+
+ITERATIONS_MAX = 20_000
+"""A run that needs more than this is said not to arrive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What it took to get somewhere."""
+
+    iterations: float
+    failures: int
+    seconds: float
+
+    @property
+    def hours(self) -> float:
+        return self.seconds / 3600
+
+
+def recovery_s(donors: float) -> float:
+    """Seconds that a swarm stands still for one lost stage; its new owner's line carries all donors' weights."""
+    return STANDSTILL_S + donors * STAGE_BYTES / BANDWIDTH_BYTES_PER_S + RECOMPUTED_ITERATIONS * ITERATION_S
+
+
+def restore_s() -> float:
+    """Seconds to fetch a stage's checkpoint, weights and Adam's two moments, from storage."""
+    return STANDSTILL_S + 3 * STAGE_BYTES / BANDWIDTH_BYTES_PER_S
+
+
+def going_on(iterations: float, donors: list[int]) -> Cost:
+    """A strategy that never rolls back: ``donors`` holds the number of donors of each recovery on the way."""
+    seconds = iterations * ITERATION_S + sum(recovery_s(count) for count in donors)
+    return Cost(iterations, len(donors), seconds)
+
+
+def redundant(iterations: float) -> Cost:
+    """Redundant computation: the losses of a run without failures, at the price of slower iterations."""
+    return Cost(iterations, 0, iterations * REDUNDANT_ITERATION_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Churn:
+    """The failures of a run, see failures.py."""
+
+    percent: int
+    seed: int
+    stages: tuple[int, ...]
+    factor: float = 1.0
+
+    def fails(self, iteration: int) -> bool:
+        return bool(lost_stages(self.percent, self.seed, iteration, self.stages, self.factor))
+
+
+def checkpointed(steps: float, every: int, churn: Churn) -> Cost | None:
+    """Roll all stages back to the last multiple of ``every`` steps whenever one is lost; None if that never arrives.
+
+    A microbatch is a pure function of its step, so a step computed again gives the same weights to the bit
+    (tests/unit/test_convergence.py): the losses are those of a run without failures, only later.
+    """
+    step = iteration = failures = 0
+    while step < steps:
+        iteration += 1
+        if iteration > ITERATIONS_MAX:
+            return None
+        if churn.fails(iteration):
+            failures += 1
+            step -= step % every
+        step += 1
+    reached = iteration - (step - steps)
+    return Cost(reached, failures, reached * CHECKPOINT_ITERATION_S + failures * restore_s())

@@ -1,0 +1,338 @@
+"""The study's trainer computes what the swarm computes, and its arithmetic of failures, time and tables holds."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from benchmarks.convergence.curves import checkpoint_costs, cost_of, find, first_step, loss_at, target_loss
+from benchmarks.convergence.failures import RATES, lost_stages
+from benchmarks.convergence.improvements import decayed, probe
+from benchmarks.convergence.report import fill_in, parts
+from benchmarks.convergence.results import Origin, Result, Run, read_all, write
+from benchmarks.convergence.strategies import STRATEGIES
+from benchmarks.convergence.study import Scale, carry_out, full_scale, quick_scale, runs, stand_in
+from benchmarks.convergence.timing import (
+    CHECKPOINT_ITERATION_S,
+    ITERATION_S,
+    ITERATIONS_MAX,
+    Churn,
+    checkpointed,
+    going_on,
+    recovery_s,
+)
+from benchmarks.convergence.trainer import Recovery, Trainer
+from node.data import Batches, open_corpus
+from node.model import UnsplitModel
+from node.optimizer import StageOptimizer
+from protocol.errors import SettingsError
+from protocol.manifest import RunManifest
+
+torch.set_num_threads(1)
+
+ORIGIN = Origin("abc", {}, "a machine")
+MIDDLE = (2, 3, 4, 5)
+
+
+def manifest() -> RunManifest:
+    return quick_scale().manifest
+
+
+def weights(trainer: Trainer, stage: int) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in trainer.hosts[stage].module.parameters()]
+
+
+def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(left, right, strict=True))
+
+
+# --- failures ---
+
+
+def test_a_stage_lost_at_one_rate_is_lost_at_every_higher_one() -> None:
+    low, high = ({(i, s) for i in range(1, 2000) for s in lost_stages(p, 7, i, MIDDLE, 1.0)} for p in (5, 16))
+    assert low
+    assert low < high
+
+
+def test_failures_do_not_depend_on_which_stages_are_asked_about() -> None:
+    for iteration in range(1, 500):
+        every = lost_stages(16, 3, iteration, (1, 2, 3, 4, 5, 6), 1.0)
+        assert lost_stages(16, 3, iteration, MIDDLE, 1.0) == tuple(stage for stage in every if stage in MIDDLE)
+
+
+@pytest.mark.parametrize("percent", [5, 10, 16])
+def test_failures_come_as_often_as_the_rate_says(percent: int) -> None:
+    iterations = 20_000
+    lost = sum(len(lost_stages(percent, 1, iteration, MIDDLE, 1.0)) for iteration in range(1, iterations))
+    expected = RATES[percent] * len(MIDDLE) * iterations
+    assert abs(lost - expected) < 4 * expected**0.5
+
+
+def test_nothing_is_lost_before_there_is_anything_to_lose() -> None:
+    assert lost_stages(16, 0, 1, MIDDLE, 1000.0) == ()
+    assert lost_stages(16, 0, 2, MIDDLE, 1000.0) == MIDDLE
+
+
+# --- the trainer ---
+
+
+def test_without_failures_it_trains_the_unsplit_model() -> None:
+    trainer = Trainer(manifest(), STRATEGIES["none"], 0)
+    unsplit, batches = UnsplitModel(manifest().model, 0), Batches(open_corpus(manifest().data), trainer.manifest)
+    optimizers = [StageOptimizer(list(stage.parameters()), manifest().optimizer) for stage in unsplit.stages]
+    for step in range(1, 4):
+        losses = [unsplit(*batches.microbatch(step, index)) for index in range(2)]
+        torch.stack(losses).sum().backward()
+        for optimizer in optimizers:
+            optimizer.apply(step, 2)
+        assert trainer.train_step(step) == sum(loss.item() for loss in losses) / 2
+    for stage, module in enumerate(unsplit.stages):
+        assert same(weights(trainer, stage), [parameter.detach() for parameter in module.parameters()])
+
+
+def test_swapped_routes_train_another_model() -> None:
+    swapped, plain = (Trainer(manifest(), STRATEGIES[name], 0) for name in ("checkfree+", "none"))
+    for trainer in (swapped, plain):
+        trainer.train_step(1)
+    assert not same(weights(swapped, 1), weights(plain, 1))
+
+
+def test_steps_that_are_computed_again_give_the_same_weights_to_the_bit() -> None:
+    """What lets the losses of checkpointing be read off a run without failures."""
+    trainer = Trainer(manifest(), STRATEGIES["none"], 0)
+    for step in (1, 2, 3):
+        trainer.train_step(step)
+    checkpoint = copy.deepcopy(trainer.hosts)
+    straight = [trainer.train_step(step) for step in (4, 5, 6)]
+    final = [weights(trainer, stage) for stage in range(7)]
+    trainer.hosts = checkpoint
+    assert [trainer.train_step(step) for step in (4, 5, 6)] == straight
+    assert all(same(weights(trainer, stage), final[stage]) for stage in range(7))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "stage", "shares"),
+    [
+        ("uniform", 3, {2: 0.5, 4: 0.5}),
+        ("copy", 3, {2: 1.0}),
+        ("checkfree+mirror", 1, {2: 1.0}),
+        ("checkfree+mirror", 6, {5: 1.0}),
+        ("checkfree+mirror", 2, {1: 1.0}),
+        ("checkfree-all", 6, {5: 1.0}),
+    ],
+)
+def test_a_lost_stage_comes_back_as_the_strategy_says(strategy: str, stage: int, shares: dict[int, float]) -> None:
+    trainer = Trainer(manifest(), STRATEGIES[strategy], 0)
+    trainer.train_step(1)
+    donors = {donor: weights(trainer, donor) for donor in shares}
+    trainer.lose((stage,), 1)
+    for position, tensor in enumerate(weights(trainer, stage)):
+        expected = torch.stack([share * donors[donor][position] for donor, share in shares.items()]).sum(0)
+        torch.testing.assert_close(tensor, expected)
+    (recovery,) = trainer.recoveries
+    assert dict(zip(recovery.donors, recovery.coefficients, strict=True)) == pytest.approx(shares)
+
+
+@pytest.mark.parametrize(("strategy", "power"), [("checkfree", 1.0), ("checkfree-1", 0.5)])
+def test_checkfree_weighs_by_the_norms_of_the_neighbours(strategy: str, power: float) -> None:
+    trainer = Trainer(manifest(), STRATEGIES[strategy], 0)
+    trainer.train_step(1)
+    trainer.lose((4,), 1)
+    (recovery,) = trainer.recoveries
+    low, high = (norm**power for norm in recovery.squared_norms if norm is not None)
+    assert recovery.donors == (3, 5)
+    assert recovery.coefficients == pytest.approx((low / (low + high), high / (low + high)))
+
+
+def test_norms_after_clipping_weigh_the_same_when_all_are_clipped() -> None:
+    tight = msgspec.structs.replace(manifest(), optimizer=msgspec.structs.replace(manifest().optimizer, clip_norm=1e-6))
+    trainer = Trainer(tight, STRATEGIES["checkfree-clipped"], 0)
+    trainer.train_step(1)
+    trainer.lose((4,), 1)
+    assert trainer.recoveries[0].coefficients == (0.5, 0.5)
+
+
+def test_a_random_stage_has_weights_that_nobody_had() -> None:
+    trainer = Trainer(manifest(), STRATEGIES["random"], 0)
+    first = weights(trainer, 3)
+    trainer.train_step(1)
+    trainer.lose((3,), 1)
+    assert not same(weights(trainer, 3), first)
+    assert weights(trainer, 3)[0].std() == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize("strategy", ["checkfree", "checkfree-probe", "checkfree-regression", "checkfree-moments"])
+def test_two_adjacent_losses_take_the_nearest_survivors(strategy: str) -> None:
+    trainer = Trainer(manifest(), STRATEGIES[strategy], 0)
+    trainer.train_step(1)
+    trainer.lose((3, 4), 1)
+    assert [recovery.donors for recovery in trainer.recoveries] == [(2, 5), (2, 5)]
+
+
+# --- improvements ---
+
+
+def test_blended_moments_are_the_neighbours_and_as_old_as_the_younger() -> None:
+    trainer = Trainer(manifest(), STRATEGIES["checkfree-moments"], 0)
+    for step in (1, 2, 3):
+        trainer.train_step(step)
+    low, high = (trainer.hosts[stage].optimizer.mean_squares[0].clone() for stage in (2, 4))
+    trainer.lose((3,), 3)
+    share, rest = trainer.recoveries[0].coefficients
+    optimizer = trainer.hosts[3].optimizer
+    torch.testing.assert_close(optimizer.mean_squares[0], share * low + rest * high)
+    assert optimizer.age == 3
+    assert optimizer.learning_rate(4) == pytest.approx(1.1 * trainer.hosts[2].optimizer.learning_rate(4))
+
+
+def test_regression_brings_a_stage_closer_to_what_it_did() -> None:
+    """Measured on text that it has not seen, at full rate from the first step on: a young stage does little."""
+    at_once = msgspec.structs.replace(manifest().optimizer, warmup_steps=0)
+    lively = msgspec.structs.replace(manifest(), optimizer=at_once)
+    tokens, _ = Batches(open_corpus(lively.data), lively).validation(0)
+    distances = {}
+    for name in ("checkfree", "checkfree-regression"):
+        trainer = Trainer(lively, STRATEGIES[name], 0)
+        for step in range(1, 7):
+            trainer.train_step(step)
+        with torch.no_grad():
+            source = trainer.hosts[2].module(trainer.hosts[1].module(trainer.hosts[0].module.embed(tokens)))
+            expected = trainer.hosts[3].module(source)
+            trainer.lose((3,), 6)
+            distances[name] = (trainer.hosts[3].module(source) - expected).square().mean().item()
+    assert distances["checkfree-regression"] < 0.6 * distances["checkfree"]
+
+
+def test_a_probe_takes_the_coefficients_with_the_least_loss() -> None:
+    assert probe((0.9, 0.1), lambda coefficients: abs(coefficients[0] - 0.3)) == (0.25, 0.75)
+    assert probe((0.3, 0.7), lambda coefficients: abs(coefficients[0] - 0.3)) == (0.3, 0.7)
+
+
+def test_a_raised_rate_decays_to_the_runs() -> None:
+    assert decayed(1.1, 0) == pytest.approx(1.1)
+    assert decayed(1.1, 50) == pytest.approx(1.05)
+    assert decayed(1.1, 5000) == 1.0
+
+
+# --- time ---
+
+
+class Scripted(Churn):
+    """Fails at given iterations."""
+
+    def __init__(self, *iterations: int) -> None:
+        object.__setattr__(self, "iterations", frozenset(iterations))
+
+    def fails(self, iteration: int) -> bool:
+        return iteration in self.iterations  # type: ignore[attr-defined]
+
+
+def test_checkpointing_pays_what_lies_behind_the_checkpoint_again() -> None:
+    assert checkpointed(10, 5, Scripted()).iterations == 10
+    # Steps 1..7, then back to 5: 6, 7 again, 8, 9, 10.
+    cost = checkpointed(10, 5, Scripted(8))
+    assert (cost.iterations, cost.failures) == (12, 1)
+    assert cost.seconds > 12 * CHECKPOINT_ITERATION_S
+
+
+def test_checkpointing_may_never_arrive() -> None:
+    assert checkpointed(10, 5, Scripted(*range(4, ITERATIONS_MAX, 4))) is None
+
+
+def test_going_on_pays_iterations_and_standstills() -> None:
+    cost = going_on(100, [2, 1])
+    assert cost.seconds == pytest.approx(100 * ITERATION_S + recovery_s(2) + recovery_s(1))
+
+
+# --- curves and tables ---
+
+
+def result(strategy: str, percent: int, seed: int, losses: list[float], *recoveries: Recovery) -> Result:
+    validation = tuple((10 * (number + 1), loss) for number, loss in enumerate(losses))
+    steps = tuple(loss for loss in losses for _ in range(10))
+    return Result(strategy, percent, seed, manifest(), steps, validation, recoveries, 1.0, ORIGIN)
+
+
+def results(*found: Result) -> dict[Run, Result]:
+    return {each.key: each for each in found}
+
+
+def test_between_two_measurements_a_curve_is_a_line() -> None:
+    curve = [(10, 4.0), (20, 3.0), (30, 2.0)]
+    assert loss_at(curve, 25) == 2.5
+    assert first_step(curve, 2.5) == 25
+    assert first_step(curve, 1.0) is None
+    assert first_step([(10, 4.0), (20, 4.5), (30, 3.5)], 4.0) == 25
+
+
+def test_what_needs_no_run_stands_in_for_what_it_repeats() -> None:
+    calm = result("checkfree", 16, 0, [3.0], Recovery(3, 2, "checkfree", (1, 3), (0.5, 0.5), (0.9, 0.9)))
+    clipped = Run("checkfree-clipped", 16, 0)
+    assert stand_in(Run("none", 16, 0), {}) == Run("none", 0, 0)
+    assert stand_in(Run("checkfree", 0, 1), {}) == Run("none", 0, 1)
+    assert stand_in(Run("checkfree+", 0, 1), {}) == Run("checkfree+", 0, 1)
+    assert stand_in(clipped, {}) == clipped
+    assert stand_in(clipped, results(calm)) == Run("checkfree", 16, 0)
+    loud = result("checkfree", 16, 0, [3.0], Recovery(3, 2, "checkfree", (1, 3), (0.5, 0.5), (0.9, 1.1)))
+    assert stand_in(clipped, results(loud)) == clipped
+
+
+def test_costs_count_the_failures_on_the_way_only() -> None:
+    early = Recovery(5, 2, "checkfree", (1, 3), (0.5, 0.5), (1.0, 1.0))
+    late = Recovery(29, 2, "checkfree", (1, 3), (0.5, 0.5), (1.0, 1.0))
+    cost = cost_of(result("checkfree", 16, 0, [4.0, 3.0, 2.0], early, late), 3.0)
+    assert cost is not None
+    assert (cost.iterations, cost.failures) == (20, 1)
+    assert cost_of(result("checkfree", 16, 0, [4.0, 3.0]), 1.0) is None
+
+
+def test_the_tables_say_what_is_missing() -> None:
+    found = results(result("none", 0, 0, [4.0, 3.0, 2.0]), result("uniform", 16, 0, [4.0, 3.9, 3.8]))
+    assert target_loss(found) == pytest.approx(3.65)
+    tables = parts(found, [])
+    assert "none arrived" in tables["order"]
+    assert "not run" in tables["cost"]
+    assert tables["swapping"] == "not run"
+    assert "abc" in tables["origin"]
+    assert find(found, "checkfree", 5) == []
+    assert checkpoint_costs(found, 3.65, 100, 0)[0].iterations == pytest.approx(13.5)
+
+
+def test_a_page_is_filled_in_between_its_marks() -> None:
+    page = "before <!-- a -->old<!-- /a --> after"
+    assert fill_in(page, {"a": "new"}) == "before <!-- a -->\n\nnew\n\n<!-- /a --> after"
+    assert fill_in(fill_in(page, {"a": "x"}), {"a": "new"}) == fill_in(page, {"a": "new"})
+    for broken in ("no mark", "<!-- a -->", "<!-- /a --><!-- a -->", page + page):
+        with pytest.raises(SettingsError, match="needs the marks"):
+            fill_in(broken, {"a": "new"})
+
+
+# --- runs ---
+
+
+def test_a_run_is_repeated_by_its_file(tmp_path: Path) -> None:
+    quick = quick_scale()
+    short = Scale(quick.manifest, 6, 3, failure_factor=40)
+    run = Run("checkfree", 16, 0)
+    first = carry_out(run, short, "cpu", ORIGIN)
+    assert first.recoveries
+    assert [step for step, _ in first.validation] == [3, 6]
+    write(first, tmp_path)
+    (tmp_path / "half-at-16-seed-0.partial").write_text("{")
+    assert read_all(tmp_path) == {run: first}
+    again = carry_out(run, short, "cpu", ORIGIN)
+    assert (again.losses, again.recoveries) == (first.losses, first.recoveries)
+
+
+def test_every_strategy_meets_16_percent_and_four_strategies_every_rate() -> None:
+    planned = set(runs(full_scale()))
+    assert {run.strategy for run in planned} == set(STRATEGIES)
+    for seed in (0, 1, 2):
+        assert {Run(name, 16, seed) for name in STRATEGIES if name != "none"} <= planned
+        assert {Run(name, percent, seed) for name in ("checkfree", "checkfree+") for percent in (5, 10)} <= planned
+        assert {Run("none", 0, seed), Run("checkfree+", 0, seed)} <= planned
