@@ -42,6 +42,7 @@ from protocol.events import (
     PeerUnreachable,
     Read,
     RecordsRead,
+    ReleaseHold,
     ReleaseSnapshot,
     ReleaseStage,
     Run,
@@ -94,7 +95,7 @@ class Node:
         self._network = Network(swarm, rules, self._message_came, self._peer_gone)
         self._fetch_protocol = fetch_protocol(rules)
         self._fetcher = Fetcher(swarm, rules, manifest.model, self._worker)
-        self._weights = WeightsServer(self._core.may_fetch, self._host.held.get)
+        self._weights = WeightsServer(self._core.may_fetch, self._host.find_held)
         self._records = _Records(swarm, self._run_id, self.feed)
         self._fetches: dict[tuple[int, int], list[asyncio.Task[None]]] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -189,7 +190,7 @@ class Node:
                 self._network.send(peer, message, payload)
             case Run(job):
                 self._worker.run(job)
-            case Discard() | Keep() | ReleaseSnapshot() | ReleaseStage():
+            case Discard() | Keep() | ReleaseHold() | ReleaseSnapshot() | ReleaseStage():
                 self._worker.tend(action)
             case Store() | Read():
                 self._records.add(action)

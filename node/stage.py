@@ -19,18 +19,21 @@ from node.model import EMBEDDING_NAMES, HEAD_NAMES, BlockStage, EdgeStage, build
 from node.optimizer import StageOptimizer
 from node.read_ahead import ReadAhead
 from node.tensors import from_wire, to_wire
-from node.weights import WeightsSnapshot, blend, load, snapshot
+from node.weights import HeldCopy, WeightsSnapshot, blend, load, snapshot
 from protocol.errors import LocalProtocolError, WeightsError
 from protocol.events import (
     ApplyJob,
     BackwardJob,
     BlendJob,
+    DigestJob,
     Discard,
     ForwardJob,
+    HoldJob,
     InitialiseJob,
     Job,
     Keep,
     LossJob,
+    ReleaseHold,
     ReleaseSnapshot,
     SnapshotJob,
 )
@@ -67,6 +70,8 @@ class StageHost:
         self._saved: dict[Key, Saved] = {}
         self.held: dict[str, WeightsSnapshot] = {}
         """Snapshots and copies that others may fetch, by digest. Read by the event loop."""
+        self._holds: dict[int, HeldCopy] = {}
+        """What is held for exporters, by step."""
 
     # --- jobs ---
 
@@ -81,6 +86,8 @@ class StageHost:
                 return self._backward(job)
             case ApplyJob() | SnapshotJob():
                 return self._apply(job.step, job.counted) if isinstance(job, ApplyJob) else self._snapshot(job.part)
+            case HoldJob() | DigestJob():
+                return self._hold(job.step) if isinstance(job, HoldJob) else self._digest_more(job.step)
             case InitialiseJob() | BlendJob():
                 return self._build(job)
 
@@ -95,11 +102,21 @@ class StageHost:
     def release_snapshot(self, release: ReleaseSnapshot) -> None:
         self.held.pop(release.digest, None)
 
+    def release_hold(self, release: ReleaseHold) -> None:
+        self._holds.pop(release.step, None)
+
+    def find_held(self, digest: str) -> WeightsSnapshot | None:
+        """What others may fetch under this digest. For the event loop."""
+        whole = (copy.whole for copy in tuple(self._holds.values()))
+        found = (snapshot for snapshot in whole if snapshot is not None and snapshot.digest == digest)
+        return self.held.get(digest) or next(found, None)
+
     def release(self) -> None:
         """Forget the stage."""
         self._module = self._optimizer = None
         self.close()
         self._batches, self._reading = None, ReadAhead()
+        self._holds.clear()
         self._saved.clear()
         self.held.clear()
 
@@ -136,6 +153,15 @@ class StageHost:
         copy = snapshot(self._require_module(), PART_NAMES[part])
         self.held[copy.digest] = copy
         return copy.payload_bytes, copy.digest
+
+    def _hold(self, step: int) -> None:
+        """A plain copy: this is all that training waits for when somebody exports."""
+        self._holds[step] = HeldCopy(self._require_module())
+
+    def _digest_more(self, step: int) -> tuple[int, str] | None:
+        copy = self._holds.get(step)
+        whole = copy.digest_next() if copy is not None else None
+        return None if whole is None else (whole.payload_bytes, whole.digest)
 
     def _require_module(self) -> BlockStage | EdgeStage:
         if self._module is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -118,14 +118,43 @@ class WeightsBuffer:
         return WeightsSnapshot(self.specs, self.tensors)
 
 
+class HeldCopy:
+    """A module's weights, copied to the CPU now; their digests are computed later, a tensor at a time."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._specs: list[TensorSpec] = []
+        self._tensors = {name: _copied(parameter) for name, parameter in module.named_parameters()}
+        self._names = list(self._tensors)
+        self.whole: WeightsSnapshot | None = None
+        """Ready to be sent, once every digest is there."""
+
+    def digest_next(self) -> WeightsSnapshot | None:
+        """One more tensor; what is whole after the last."""
+        if self.whole is None:
+            name = self._names[len(self._specs)]
+            self._specs.append(_spec(name, self._tensors[name]))
+            if len(self._specs) == len(self._names):
+                self.whole = WeightsSnapshot(tuple(self._specs), tuple(self._tensors.values()))
+        return self.whole
+
+
 def snapshot(module: nn.Module, names: Sequence[str] = ()) -> WeightsSnapshot:
     """Copy a module's parameters, or those of the given names, to the CPU: later training does not touch the copy."""
-    specs, tensors = [], []
-    for name, parameter in _selected(module, names):
-        tensor = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu").copy_(parameter.detach())
-        tensors.append(tensor)
-        specs.append(TensorSpec(name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), _digest(tensor)))
-    return WeightsSnapshot(tuple(specs), tuple(tensors))
+    tensors = {name: _copied(parameter) for name, parameter in _selected(module, names)}
+    return described(tensors)
+
+
+def described(tensors: Mapping[str, Tensor]) -> WeightsSnapshot:
+    """Contiguous CPU tensors by name, with their digests, as they are: not copied."""
+    return WeightsSnapshot(tuple(_spec(name, tensor) for name, tensor in tensors.items()), tuple(tensors.values()))
+
+
+def _copied(parameter: Tensor) -> Tensor:
+    return torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu").copy_(parameter.detach())
+
+
+def _spec(name: str, tensor: Tensor) -> TensorSpec:
+    return TensorSpec(name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), _digest(tensor))
 
 
 def check_specs(specs: Sequence[TensorSpec], module: nn.Module, names: Sequence[str] = ()) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from node.stage import StageHost
-from protocol.events import Discard, Job, Keep, ReleaseSnapshot, ReleaseStage
+from protocol.events import Discard, Job, Keep, ReleaseHold, ReleaseSnapshot, ReleaseStage
 
 Finished = Callable[[Job, Any], None]
 Failed = Callable[[BaseException], None]
@@ -30,7 +30,7 @@ class Worker:
         """Queue a job; ``on_finished(job, result)`` follows on the event loop."""
         self._submit(lambda: self._host.work(job), lambda result: self._on_finished(job, result))
 
-    def tend(self, action: Discard | Keep | ReleaseSnapshot | ReleaseStage) -> None:
+    def tend(self, action: Discard | Keep | ReleaseHold | ReleaseSnapshot | ReleaseStage) -> None:
         """Keep or free memory once the jobs given before are done."""
         match action:
             case Discard():
@@ -39,6 +39,8 @@ class Worker:
                 self._submit(lambda: self._host.keep(action))
             case ReleaseSnapshot():
                 self._submit(lambda: self._host.release_snapshot(action))
+            case ReleaseHold():
+                self._submit(lambda: self._host.release_hold(action))
             case ReleaseStage():
                 self._submit(self._host.release)
 

@@ -43,6 +43,9 @@ from protocol.messages import (
     Forward,
     Grant,
     Heartbeat,
+    Held,
+    Hold,
+    LetGo,
     Lost,
     Refusal,
     Withdraw,
@@ -103,6 +106,8 @@ class Core:
         host, donor = self._tenancy.host, self._tenancy.donor
         if isinstance(host, Driver) and host.copier.may_fetch(peer, request):
             return True
+        if host is not None and host.pipe.holds.may_fetch(peer, request):
+            return True
         return donor is not None and donor.may_fetch(peer, request)
 
     def _dispatch(self, event: Event) -> None:
@@ -139,8 +144,10 @@ class Core:
             self._tenancy.refresh()
         if self._tenancy.host is None:
             self._tenancy.claimant.on_tick()
-        elif isinstance(self._tenancy.host, Driver):
-            self._tenancy.host.on_tick()
+        else:
+            self._tenancy.host.pipe.holds.on_tick()
+            if isinstance(self._tenancy.host, Driver):
+                self._tenancy.host.on_tick()
         self._tenancy.finish_if_done()
 
     # --- messages ---
@@ -158,6 +165,8 @@ class Core:
                 self._recognition.on_gossip(peer, message)
             case Claim() | Withdraw() | Grant() | Refusal():
                 self._on_claim_message(peer, message)
+            case Hold() | LetGo():
+                self._on_hold_message(peer, message)
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} has no place on a link")
 
@@ -228,6 +237,19 @@ class Core:
             return
         self._tenancy.donor.on_claim(peer, claim)
         self.state.is_view_changed = True
+
+    def _on_hold_message(self, peer: PeerId, message: Hold | LetGo) -> None:
+        """What exporters ask of the owner of a stage."""
+        host = self._tenancy.host
+        if isinstance(message, LetGo):
+            if host is not None:
+                host.pipe.holds.let_go(peer, message.step)
+        elif host is None:
+            tenure = (message.stage, message.incarnation)
+            self.state.send(peer, Held(*tenure, message.step, "not mine", self.state.committed))
+        else:
+            host.pipe.holds.on_hold(peer, message, host.step)
+            host.pump()
 
     def _on_fetch_ended(self, event: Fetched | FetchFailed) -> None:
         """Fetches of an owner are copies of S0's weights; all others are of our claim."""

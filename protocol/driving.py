@@ -239,6 +239,7 @@ class Driver:
     def _close_step(self) -> None:
         """Apply our own part, tell the stages, open the next step."""
         self.pipe.queue.push(ApplyJob(self._ledger.step, self._ledger.counted))
+        self.pipe.holds.closed(self._ledger.step)
         self._ledger = self._open_step(self._ledger.step + 1)
         self.pipe.forget_before(self._ledger.step)
         self._step_began = self._state.now

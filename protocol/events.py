@@ -167,6 +167,20 @@ class SnapshotJob:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldJob:
+    """Copy the weights for exporters; they are as they were after ``step``. No digests yet. Result: nothing."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class DigestJob:
+    """Compute the digest of the held copy's next tensor. Result: None; after the last (payload_bytes, digest)."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class InitialiseJob:
     """Build the stage from the run's seed, and load the parts of S0 of which there are copies."""
 
@@ -187,7 +201,7 @@ class BlendJob:
     learning_rate_scale: float
 
 
-Job = ForwardJob | LossJob | BackwardJob | ApplyJob | SnapshotJob | InitialiseJob | BlendJob
+Job = ForwardJob | LossJob | BackwardJob | ApplyJob | SnapshotJob | HoldJob | DigestJob | InitialiseJob | BlendJob
 
 
 # --- actions: what to do ----------------------------------------------------------------------
@@ -271,6 +285,13 @@ class ReleaseSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseHold:
+    """Free the copy that was held for exporters."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class CloseLinks:
     """Close the links to a peer that is gone, or that broke the protocol."""
 
@@ -303,6 +324,7 @@ Action = (
     | ReleaseStage
     | Keep
     | ReleaseSnapshot
+    | ReleaseHold
     | CloseLinks
     | Emit
     | Stop

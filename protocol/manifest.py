@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from protocol.errors import SettingsError
-from protocol.ids import STAGES_MAX
+from protocol.ids import DRIVER_STAGE, STAGES_MAX
 
 PROTOCOL_VERSION = 1
 MANIFEST_BYTES_MAX = 16 * 1024
@@ -50,6 +50,13 @@ class ModelSettings(_Section, frozen=True):
     context_length: Annotated[int, Meta(ge=2, le=1 << 20)] = 128
     rope_theta: PositiveFloat = 10000.0
     norm_epsilon: PositiveFloat = 1e-5
+
+    def stage_bytes(self, stage: int) -> int:
+        """Bytes of a stage's weights in float32."""
+        hidden, intermediate = self.hidden_size, self.intermediate_size
+        if stage == DRIVER_STAGE:
+            return 4 * (2 * self.vocabulary_size * hidden + hidden)
+        return 4 * self.layers_per_stage * (4 * hidden * hidden + 3 * hidden * intermediate + 2 * hidden)
 
 
 class DataSettings(_Section, frozen=True):

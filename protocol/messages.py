@@ -189,6 +189,40 @@ class EdgeCopyKept(Message, frozen=True, tag="edge_copy_kept"):
     digest: Digest
 
 
+class Hold(Message, frozen=True, tag="hold"):
+    """From an exporter to the owner of this tenure: hold your weights as they are after ``step`` for me.
+
+    Said again it renews the lease; an owner whose holder falls silent lets go by itself.
+    """
+
+    stage: StageNumber
+    incarnation: Incarnation
+    step: StepNumber
+
+
+HoldStatus = Literal["noted", "held", "passed", "full", "not mine"]
+"""Of an asked-for step: it is still to come; its weights are held; they are gone; too many are held
+already; the tenure is not, or no longer, the asked peer's."""
+
+
+class Held(Message, frozen=True, tag="held"):
+    """The answer to `Hold`, and news when its status changes. ``committed``: the last step closed here."""
+
+    stage: StageNumber
+    incarnation: Incarnation
+    step: StepNumber
+    status: HoldStatus
+    committed: StepNumber
+    payload_bytes: ByteCount = 0
+    digest: Digest = ""
+
+
+class LetGo(Message, frozen=True, tag="let_go"):
+    """The exporter needs the weights of ``step`` no more."""
+
+    step: StepNumber
+
+
 class Forward(Message, frozen=True, tag="forward"):
     """An activation for the next stage of the microbatch's route."""
 
@@ -272,6 +306,9 @@ AnyMessage = (
     | CommitAck
     | EdgeCopy
     | EdgeCopyKept
+    | Hold
+    | Held
+    | LetGo
     | Forward
     | Backward
     | FetchRequest

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from protocol.errors import RemoteProtocolError
 from protocol.events import ApplyJob, BackwardJob, Discard, ForwardJob, Job, JobDone, LossJob, Payload, Run
+from protocol.holding import Holds
 from protocol.ids import DRIVER_STAGE, Microbatch, PeerId
 from protocol.messages import Backward, Commit, CommitAck, DataMessage, Forward
 from protocol.node_state import NodeState
@@ -24,6 +25,7 @@ class Pipe:
     def __init__(self, state: NodeState) -> None:
         self._state = state
         self.queue = WorkQueue()
+        self.holds = Holds(state, self.queue)
         self._parked: dict[int, list[tuple[DataMessage, Payload]]] = {}
 
     def route(self, index: int) -> Route:
@@ -140,6 +142,7 @@ class BlockStage:
         counted = self._ledger.advance()
         self.pipe.forget_before(self._ledger.step)
         self.pipe.queue.push(ApplyJob(closing, counted))
+        self.pipe.holds.closed(closing)
         self.pump()
 
     def _acknowledge(self, driver: PeerId) -> None:

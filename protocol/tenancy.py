@@ -11,7 +11,7 @@ import msgspec
 from protocol.claiming import Claimant, OpenClaim
 from protocol.donating import Donor
 from protocol.driving import FINAL_PROGRESS_LIFETIME_S, Driver
-from protocol.events import ApplyJob, JobDone, ReleaseStage, SnapshotJob, Stop, Store
+from protocol.events import ApplyJob, DigestJob, HoldJob, JobDone, ReleaseStage, SnapshotJob, Stop, Store
 from protocol.ids import DRIVER_STAGE
 from protocol.lookout import Lookout
 from protocol.neighbourhood import Neighbourhood
@@ -56,6 +56,10 @@ class Tenancy:
                 self.donor.on_snapshot(*event.result)
             elif isinstance(self.host, Driver):
                 self.host.copier.on_snapshot(event.job.part, *event.result)
+            self.host.pump()
+        elif isinstance(event.job, HoldJob | DigestJob) and self.host is not None:
+            self.host.pipe.queue.finished()
+            self.host.pipe.holds.on_job_done(event.job, event.result)
             self.host.pump()
         elif self.host is not None:
             self.host.on_job_done(event)
@@ -125,7 +129,7 @@ class Tenancy:
         self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
 
     def finish_if_done(self) -> None:
-        if self.host is None or not self._state.is_run_done:
+        if self.host is None or not self._state.is_run_done or self.host.pipe.holds.is_wanted:
             return
         if isinstance(self.host, Driver):
             is_over = self.host.is_done
@@ -144,6 +148,8 @@ class Tenancy:
             self.host.on_neighbour_step(total)
             if self.host.step > total or (is_doubtful and self._has_company):
                 return
+        if self.host is not None and self.host.pipe.holds.is_wanted:
+            return
         self.leave("done")
 
     def leave(self, reason: str) -> None:

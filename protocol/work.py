@@ -10,7 +10,17 @@ import heapq
 from collections.abc import Callable
 from itertools import count
 
-from protocol.events import ApplyJob, BackwardJob, ForwardJob, Job, LossJob, Priority, SnapshotJob
+from protocol.events import (
+    ApplyJob,
+    BackwardJob,
+    DigestJob,
+    ForwardJob,
+    HoldJob,
+    Job,
+    LossJob,
+    Priority,
+    SnapshotJob,
+)
 from protocol.ids import Microbatch
 
 JOBS_AHEAD = 2
@@ -18,10 +28,12 @@ JOBS_AHEAD = 2
 
 _PRIORITY: dict[type, Priority] = {
     ApplyJob: Priority.APPLY,
+    HoldJob: Priority.APPLY,  # between two updates, in the order that they were pushed
     SnapshotJob: Priority.SNAPSHOT,
     BackwardJob: Priority.BACKWARD,
     LossJob: Priority.LOSS,
     ForwardJob: Priority.FORWARD,
+    DigestJob: Priority.COPY,
 }
 
 

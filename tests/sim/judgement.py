@@ -35,6 +35,7 @@ REQUIRED_FIELDS: dict[str, set[str]] = {
     "microbatch.reissued": {*_TENURE, "index", "attempt", "reason"},
     "step.committed": {*_TENURE, "loss", "tokens", "seconds"},
     "weights.published": {*_TENURE, "for_stage", "bytes", "squared_gradient_norm"},
+    "weights.held": {*_TENURE, "bytes", "digest", "seconds"},
     "stage.claimed": {*_TENURE, "why", "witnesses"},
     "stage.recovered": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds"},
     "edge.copied": {*_TENURE, "part", "to_stage", "bytes", "seconds", "digest"},
@@ -87,6 +88,9 @@ class Judge:
         if tenure is None or not node.core.state.is_serving:
             return False
         return tenure.incarnation == max(i for stage, i in self._serving if stage == tenure.stage)
+
+    def who_served(self, stage: int, incarnation: int) -> PeerId | None:
+        return self._serving.get((stage, incarnation), (None, 0.0))[0]
 
     # --- what nodes do ---
 

@@ -15,12 +15,15 @@ from protocol.events import (
     ApplyJob,
     BackwardJob,
     BlendJob,
+    DigestJob,
     Discard,
     ForwardJob,
+    HoldJob,
     InitialiseJob,
     Job,
     Keep,
     LossJob,
+    ReleaseHold,
     ReleaseSnapshot,
     ReleaseStage,
     SnapshotJob,
@@ -78,6 +81,10 @@ class Hosting:
     saved: dict[tuple[Any, Any], Activation] = field(default_factory=dict)
 
 
+def held_digest(copy: Snapshot) -> str:
+    return f"held by {copy.peer} at {copy.step}: {copy.weights!r}"
+
+
 class SimNode:
     """A core and its body. The simulation owns time and delivery."""
 
@@ -92,6 +99,9 @@ class SimNode:
         self.timer_serial = 0
         self.hosting: Hosting | None = None
         self.snapshots: dict[str, Snapshot] = {}
+        self.holds: dict[int, Snapshot] = {}
+        """What is held for exporters, by step."""
+        self.half_digested: set[int] = set()
         self.past: list[Hosting] = []
 
     @property
@@ -120,8 +130,10 @@ class SimNode:
                 return self._backward(job)
             case ApplyJob():
                 return self._apply(job)
-            case SnapshotJob(part=part):
-                return self._snapshot(part)
+            case HoldJob(step):
+                self._hold(step)
+            case SnapshotJob() | DigestJob():
+                return self._snapshot(job.part) if isinstance(job, SnapshotJob) else self._digest(job.step)
         return None
 
     def _host(self, hosting: Hosting) -> None:
@@ -132,7 +144,12 @@ class SimNode:
         if self.hosting is not None:
             self.past.append(self.hosting)
         self.hosting = None
-        self.snapshots = {}
+        self.snapshots, self.holds = {}, {}
+
+    def fetchable(self, digest: str) -> Snapshot:
+        """What is behind a digest that was offered."""
+        held = {held_digest(copy): copy for copy in self.holds.values()}
+        return {**held, **self.snapshots}[digest]
 
     def _forward(self, job: ForwardJob) -> Activation:
         hosting = self.hosting
@@ -217,6 +234,24 @@ class SimNode:
         self.snapshots[digest] = Snapshot(self.peer, hosting.stage, step, hosting.weights, norm)
         return 8, digest
 
+    def _hold(self, step: int) -> None:
+        """The weights may be copied for a step when they are as it left them, at no other time."""
+        hosting = self.hosting
+        assert hosting is not None
+        stands_at = hosting.applied[-1] if hosting.applied else self.core.state.committed
+        if stands_at != step:
+            raise Violation(f"S{hosting.stage} holds its weights of step {stands_at} for step {step}")
+        norm = hosting.squared_gradient_norm
+        self.holds[step] = Snapshot(self.peer, hosting.stage, step, hosting.weights, norm)
+
+    def _digest(self, step: int) -> tuple[int, str] | None:
+        copy = self.holds.get(step)
+        if copy is None or step not in self.half_digested:
+            self.half_digested.add(step)
+            return None
+        manifest = self.core.state.manifest
+        return manifest.model.stage_bytes(copy.stage), held_digest(copy)
+
     def last_committed(self, stage: int, incarnation: int) -> int | None:
         """The last step that was applied in a tenure."""
         for hosting in [*self.past, self.hosting]:
@@ -224,7 +259,7 @@ class SimNode:
                 return hosting.applied[-1] if hosting.applied else None
         return None
 
-    def perform(self, action: Discard | Keep | ReleaseSnapshot | ReleaseStage) -> None:
+    def perform(self, action: Discard | Keep | ReleaseHold | ReleaseSnapshot | ReleaseStage) -> None:
         """Actions that only touch the body."""
         if isinstance(action, ReleaseStage):
             self.release()
@@ -232,5 +267,7 @@ class SimNode:
             self.snapshots[action.digest] = action.payload
         elif isinstance(action, ReleaseSnapshot):
             del self.snapshots[action.digest]
+        elif isinstance(action, ReleaseHold):
+            self.holds.pop(action.step, None)
         elif self.hosting is not None:
             self.hosting.saved.pop((action.microbatch, action.attempt), None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from protocol.manifest import RunManifest
 from tests.sim.faults import CALM, Fault, Weather, harsh_faults, random_faults
-from tests.sim.simulation import Simulation, build, replace_settings, small_manifest
+from tests.sim.simulation import S, Simulation, build, replace_settings, small_manifest
 
 LIMIT_S = 900.0
 """Simulated seconds after which a run counts as stuck."""
@@ -31,11 +31,14 @@ class Schedule:
     spares: int
     weather: Weather
 
+    def staged(self, kind: type[S]) -> S:
+        """The swarm before its first event."""
+        faults = list(self.faults)
+        return build(self.seed, faults, manifest=self.manifest, spares=self.spares, weather=self.weather, kind=kind)
+
     def run(self) -> Simulation:
         """Run it to the end. Raises `Violation` if an invariant breaks."""
-        simulation = build(
-            self.seed, list(self.faults), manifest=self.manifest, spares=self.spares, weather=self.weather
-        )
+        simulation = self.staged(Simulation)
         simulation.run(LIMIT_S)
         simulation.check_outcome()
         return simulation

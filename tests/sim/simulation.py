@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from protocol.core import Core
 from protocol.events import (
@@ -30,6 +30,7 @@ from protocol.events import (
     PeerUnreachable,
     Read,
     RecordsRead,
+    ReleaseHold,
     ReleaseSnapshot,
     ReleaseStage,
     Run,
@@ -191,7 +192,7 @@ class Simulation:
             case Stop():
                 node.is_stopped = True
                 self.judge.check_stopped(node, self.now, self.now - self._calm_since)
-            case Discard() | Keep() | ReleaseSnapshot() | ReleaseStage():
+            case Discard() | Keep() | ReleaseHold() | ReleaseSnapshot() | ReleaseStage():
                 self._later(node, lambda: node.perform(action))
             case CancelFetches() | CloseLinks():
                 pass
@@ -316,7 +317,7 @@ class Simulation:
         elif not donor.core.may_fetch(node.peer, request):
             self.feed(node, FetchFailed(fetch.claim, fetch.donor, fetch.digest, "refused"))
         else:
-            self.feed(node, Fetched(fetch.claim, fetch.donor, fetch.digest, donor.snapshots[fetch.digest]))
+            self.feed(node, Fetched(fetch.claim, fetch.donor, fetch.digest, donor.fetchable(fetch.digest)))
 
     # --- faults ---
 
@@ -428,9 +429,14 @@ def replace_settings(section: Any, **changes: Any) -> Any:
     return msgspec.structs.replace(section, **changes)
 
 
-def build(seed: int, faults: list[Fault], *, manifest: RunManifest, spares: int, weather: Weather = CALM) -> Simulation:
+S = TypeVar("S", bound="Simulation")
+
+
+def build(
+    seed: int, faults: list[Fault], *, manifest: RunManifest, spares: int, weather: Weather = CALM, kind: type[S]
+) -> S:
     """A swarm with one node per stage and some spares that come a little later."""
-    simulation = Simulation(manifest, seed, faults, weather)
+    simulation = kind(manifest, seed, faults, weather)
     for stage in range(manifest.stage_count):
         simulation.add_node(f"peer-{stage}", wanted_stage=stage)
     for number in range(spares):

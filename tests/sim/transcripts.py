@@ -10,9 +10,9 @@
        0.024 peer-2    peer.serving       S2/1
 
 Lines of the script: ``swarm`` (once, first; ``edges`` is the period of copies of S0, none if left out),
-``kill``, ``pause``, ``partition``, ``cut``, ``split`` and ``join``. A fault strikes at its trigger: the first
-time that the owner of ``stage`` comes to ``moment`` in ``step``, plus ``after`` seconds; ``victim`` names
-another stage to be hit. Names in parentheses are what the simulator adds to what the nodes report.
+``kill``, ``pause``, ``partition``, ``cut``, ``split``, ``join`` and ``export``. A fault strikes at its trigger:
+the first time that the owner of ``stage`` comes to ``moment`` in ``step``, plus ``after`` seconds; ``victim``
+names another stage to be hit. Names in parentheses are what the simulator adds to what the nodes report.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from protocol.exporting import ExportWish
+from tests.sim.exports import ExportSimulation
 from tests.sim.faults import CALM, CutLink, Fault, Kill, Partition, Pause, Split, Trigger, Weather
 from tests.sim.judgement import LogLine
 from tests.sim.simulation import Simulation, build, small_manifest
 
 RULE = "----\n"
 LIMIT_S = 300.0
+COMERS = ("join", "export")
 
 HIDDEN = {"peer", "stage", "incarnation", "observer", "observer_stage", "tokens", "seconds", "bytes", "why", "loss"} | {
     "fetch_seconds",
@@ -58,7 +61,7 @@ class Scenario:
     def _stage(self) -> Simulation:
         lines = [line.split() for line in self.script]
         swarm = words(lines[0][1:])
-        faults = [fault(verb, words(rest)) for verb, *rest in lines[1:] if verb != "join"]
+        faults = [fault(verb, words(rest)) for verb, *rest in lines[1:] if verb not in COMERS]
         simulation = build(
             int(swarm.get("seed", "1")),
             faults,
@@ -71,11 +74,15 @@ class Scenario:
             ),
             spares=int(swarm["spares"]),
             weather=weather(swarm),
+            kind=ExportSimulation,
         )
         for verb, *rest in lines[1:]:
+            coming = words(rest) if verb in COMERS else {}
             if verb == "join":
-                joining = words(rest)
-                simulation.add_node(joining["name"], at=float(joining["at"]))
+                simulation.add_node(coming["name"], at=float(coming["at"]))
+            elif verb == "export":
+                wish = ExportWish(is_last=coming.get("step") == "last")
+                simulation.add_exporter(coming["name"], at=float(coming["at"]), wish=wish)
         return simulation
 
     def rewritten(self, transcript: str) -> str:
@@ -133,7 +140,8 @@ def tell(line: LogLine) -> str:
 
 def is_told(line: LogLine, name: str) -> bool:
     """The standing step is told where a step is what the event is about."""
-    return name != "step" or line.name in {"step.committed", "stage.recovered", "microbatch.reissued", "edge.copied"}
+    is_about_steps = line.name in {"step.committed", "stage.recovered", "microbatch.reissued", "edge.copied"}
+    return name != "step" or is_about_steps or line.name.startswith(("export.", "weights.held"))
 
 
 def show(value: Any) -> str:

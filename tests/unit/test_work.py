@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.events import ApplyJob, BackwardJob, ForwardJob, Job, LossJob, SnapshotJob
+from protocol.events import ApplyJob, BackwardJob, DigestJob, ForwardJob, HoldJob, Job, LossJob, SnapshotJob
 from protocol.ids import Attempt, Microbatch
 from protocol.work import JOBS_AHEAD, WorkQueue
 
@@ -68,3 +68,10 @@ def test_outdated_jobs_are_dropped_and_the_order_stays() -> None:
     queue = queue_of(forward(2), backward(1), forward(1), forward(0))
     queue.purge(lambda job: isinstance(job, ForwardJob) and job.microbatch.index == 1)
     assert drain(queue) == [backward(1), forward(0), forward(2)]
+
+
+def test_a_copy_for_exporters_is_made_right_after_its_step() -> None:
+    copy = HoldJob(3)
+    jobs = drain(queue_of(forward(0, 4), backward(0, 4), DigestJob(2), ApplyJob(3, 2), copy, ApplyJob(4, 2)))
+    assert jobs[:3] == [ApplyJob(3, 2), copy, ApplyJob(4, 2)]
+    assert jobs[-1] == DigestJob(2), "digests are for when there is nothing else to do"

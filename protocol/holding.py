@@ -1,0 +1,146 @@
+"""Holding weights still for exporters: the owner's side of an export.
+
+An exporter asks every owner for its weights as they are after one and the same step (`Hold`). Whoever
+is not there yet takes note and copies them between that step's update and the next, so training waits
+for a plain copy in memory and for nothing else; the digests are computed when the compute thread has
+nothing better to do. What is held is leased: an exporter that says nothing more is forgotten.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from protocol.errors import RemoteProtocolError
+from protocol.events import DigestJob, HoldJob, ReleaseHold
+from protocol.ids import PeerId
+from protocol.messages import FetchRequest, Held, Hold, HoldStatus
+from protocol.node_state import NodeState
+from protocol.work import WorkQueue
+
+HOLDS_MAX = 3
+"""Steps asked for at a time; each costs a copy of the stage's weights."""
+HOLDERS_MAX = 8
+"""Exporters of one step."""
+HOLD_LEASE_S = 120.0
+"""Held this long after the exporter's last word: so long it may take to start an interrupted export again."""
+
+LINGER_S = 10.0
+"""After the run's last step an owner stays this long for an exporter that says nothing more."""
+
+
+@dataclass(slots=True)
+class HeldStep:
+    """The weights after one step, for those who asked for them."""
+
+    asked_at: float
+    leases: dict[PeerId, float] = field(default_factory=dict)
+    """Until when, by exporter."""
+    is_ordered: bool = False
+    """The copy is ordered, so it is of this step whatever comes."""
+    payload_bytes: int = 0
+    digest: str = ""
+    """Empty until the copy is made and its digest known."""
+
+
+class Holds:
+    """What an owner holds for exporters."""
+
+    def __init__(self, state: NodeState, queue: WorkQueue) -> None:
+        self._state, self._queue = state, queue
+        self._held: dict[int, HeldStep] = {}
+
+    @property
+    def is_wanted(self) -> bool:
+        """An exporter that spoke just now has use for weights that we have: the run's end can wait for it."""
+        horizon = self._state.now + HOLD_LEASE_S - LINGER_S
+        return any(held.is_ordered and max(held.leases.values()) > horizon for held in self._held.values())
+
+    def on_hold(self, peer: PeerId, message: Hold, open_step: int) -> None:
+        """Note the wish, or renew its lease. ``open_step``: all before it are closed here, their updates queued."""
+        total = self._state.manifest.step.total_steps
+        if 0 < total < message.step:
+            raise RemoteProtocolError(f"step {message.step} is beyond the run's last")
+        tenure = self._state.tenure
+        if tenure is None or (tenure.stage, tenure.incarnation) != (message.stage, message.incarnation):
+            self._answer(peer, message, "not mine", open_step)
+        elif message.step not in self._held and message.step < open_step - 1:
+            self._answer(peer, message, "passed", open_step)
+        elif self._lease(peer, message.step):
+            if message.step == open_step - 1:
+                self.closed(message.step)
+            self._answer(peer, message, self._status(message.step), open_step)
+        else:
+            self._answer(peer, message, "full", open_step)
+
+    def _lease(self, peer: PeerId, step: int) -> bool:
+        """Whether there is room for this wish."""
+        held = self._held.get(step)
+        if held is None:
+            if len(self._held) >= HOLDS_MAX:
+                return False
+            held = self._held[step] = HeldStep(self._state.now)
+        if peer not in held.leases and len(held.leases) >= HOLDERS_MAX:
+            return False
+        held.leases[peer] = self._state.now + HOLD_LEASE_S
+        return True
+
+    def _status(self, step: int) -> HoldStatus:
+        return "held" if self._held[step].digest else "noted"
+
+    def _answer(self, peer: PeerId, asked: Hold, status: HoldStatus, open_step: int) -> None:
+        held = self._held.get(asked.step)
+        what = (held.payload_bytes, held.digest) if held is not None and status == "held" else (0, "")
+        self._state.send(peer, Held(asked.stage, asked.incarnation, asked.step, status, open_step - 1, *what))
+
+    # --- the copy ---
+
+    def closed(self, step: int) -> None:
+        """The step's update is queued, and no later one: the place for a copy is right behind it."""
+        held = self._held.get(step)
+        if held is not None and not held.is_ordered:
+            held.is_ordered = True
+            self._queue.push(HoldJob(step))
+
+    def on_job_done(self, job: HoldJob | DigestJob, result: tuple[int, str] | None) -> None:
+        """One more piece of work on a copy is done."""
+        held = self._held.get(job.step)
+        if held is None:
+            self._state.act(ReleaseHold(job.step))
+        elif result is None:
+            self._queue.push(DigestJob(job.step))
+        elif not held.digest:
+            held.payload_bytes, held.digest = result
+            self._tell_holders(job.step, held)
+
+    def _tell_holders(self, step: int, held: HeldStep) -> None:
+        seconds = self._state.now - held.asked_at
+        self._state.emit("weights.held", step=step, bytes=held.payload_bytes, digest=held.digest, seconds=seconds)
+        news = Held(self._state.stage, self._state.incarnation, step, "held", step, held.payload_bytes, held.digest)
+        for peer in held.leases:
+            self._state.send(peer, news)
+
+    def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
+        """Whether the peer asks for what we hold for it."""
+        tenure = self._state.tenure
+        if tenure is None or (tenure.stage, tenure.incarnation) != (request.stage, request.incarnation):
+            return False
+        return any(held.digest == request.digest and peer in held.leases for held in self._held.values())
+
+    # --- the end ---
+
+    def let_go(self, peer: PeerId, step: int) -> None:
+        """The exporter has what it wanted, or wants something else."""
+        held = self._held.get(step)
+        if held is not None and held.leases.pop(peer, None) is not None and not held.leases:
+            self._release(step)
+
+    def on_tick(self) -> None:
+        """Forget exporters that fell silent."""
+        for step, held in list(self._held.items()):
+            for peer in [peer for peer, until in held.leases.items() if until <= self._state.now]:
+                self.let_go(peer, step)
+
+    def _release(self, step: int) -> None:
+        held = self._held.pop(step)
+        if held.is_ordered:
+            self._state.act(ReleaseHold(step))

@@ -1,0 +1,196 @@
+"""The owner's side of an export: what is held, for whom, how long, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocol.core import Core
+from protocol.errors import RemoteProtocolError
+from protocol.events import DigestJob, HoldJob, Job, MessageReceived, ReleaseHold, Send
+from protocol.holding import HOLD_LEASE_S, HOLDERS_MAX, HOLDS_MAX, LINGER_S, Holds
+from protocol.ids import PeerId, Tenure
+from protocol.membership import Membership
+from protocol.messages import FetchRequest, Held, Hold, LetGo
+from protocol.node_state import NodeState
+from protocol.work import WorkQueue
+from tests.sim.simulation import small_manifest
+
+ME, EXPORTER, OTHER = PeerId("me"), PeerId("exporter"), PeerId("other")
+MANIFEST = small_manifest(stages=5, steps=10)
+OPEN_STEP = 6
+"""The owner of S2/3 committed step 5."""
+
+
+class Owner:
+    """The holds of S2/3 and their surroundings."""
+
+    def __init__(self) -> None:
+        membership = Membership(MANIFEST.stage_count, MANIFEST.timing)
+        self.state = NodeState(ME, MANIFEST, membership, now=100.0, tenure=Tenure(2, 3, ME), tenure_state="serving")
+        self.queue = WorkQueue()
+        self.holds = Holds(self.state, self.queue)
+
+    def ask(self, step: int, peer: PeerId = EXPORTER, tenure: tuple[int, int] = (2, 3)) -> Held:
+        self.state.actions = []
+        self.holds.on_hold(peer, Hold(*tenure, step), OPEN_STEP)
+        (send,) = [action for action in self.state.actions if isinstance(action, Send)]
+        assert send.peer == peer
+        assert isinstance(send.message, Held)
+        return send.message
+
+    def jobs(self) -> list[Job]:
+        found = []
+        while (job := self.queue.pop()) is not None:
+            found.append(job)
+            self.queue.finished()
+        return found
+
+    def copied(self, step: int) -> None:
+        self.holds.on_job_done(HoldJob(step), None)
+        self.holds.on_job_done(DigestJob(step), None)
+        self.holds.on_job_done(DigestJob(step), (80, "digest"))
+
+
+def test_a_step_to_come_is_noted_and_copied_when_it_is_closed() -> None:
+    owner = Owner()
+    assert owner.ask(7) == Held(2, 3, 7, "noted", 5)
+    assert owner.jobs() == []
+    owner.holds.closed(6)
+    assert owner.jobs() == []
+    owner.holds.closed(7)
+    assert owner.jobs() == [HoldJob(7)]
+
+
+def test_the_step_just_closed_is_copied_at_once_and_once_only() -> None:
+    owner = Owner()
+    assert owner.ask(5).status == "noted"
+    owner.ask(5)
+    owner.ask(5, OTHER)
+    assert owner.jobs() == [HoldJob(5)]
+
+
+def test_digests_follow_one_by_one_and_all_holders_are_told() -> None:
+    owner = Owner()
+    owner.ask(5)
+    owner.ask(5, OTHER)
+    owner.jobs()
+    owner.holds.on_job_done(HoldJob(5), None)
+    assert owner.jobs() == [DigestJob(5)]
+    owner.holds.on_job_done(DigestJob(5), None)
+    assert owner.jobs() == [DigestJob(5)]
+    owner.state.actions = []
+    owner.holds.on_job_done(DigestJob(5), (80, "digest"))
+    news = Held(2, 3, 5, "held", 5, 80, "digest")
+    sends = [action for action in owner.state.actions if isinstance(action, Send)]
+    assert sends == [Send(EXPORTER, news), Send(OTHER, news)]
+    assert owner.ask(5) == news
+
+
+def test_a_step_that_is_past_is_gone() -> None:
+    assert Owner().ask(4) == Held(2, 3, 4, "passed", 5)
+
+
+def test_what_is_held_stays_although_training_goes_on() -> None:
+    owner = Owner()
+    owner.ask(5)
+    owner.copied(5)
+    owner.state.actions = []
+    owner.holds.on_hold(EXPORTER, Hold(2, 3, 5), OPEN_STEP + 9)
+    (send,) = owner.state.actions
+    assert isinstance(send, Send)
+    assert send.message == Held(2, 3, 5, "held", OPEN_STEP + 8, 80, "digest")
+
+
+@pytest.mark.parametrize("tenure", [(1, 3), (2, 2), (2, 4)])
+def test_another_tenure_is_not_ours_to_give(tenure: tuple[int, int]) -> None:
+    owner = Owner()
+    assert owner.ask(7, tenure=tenure).status == "not mine"
+    assert not owner.holds.may_fetch(EXPORTER, FetchRequest(*tenure, "", 0))
+
+
+def test_a_step_beyond_the_end_breaks_the_protocol() -> None:
+    with pytest.raises(RemoteProtocolError):
+        Owner().ask(11)
+
+
+def test_no_more_steps_are_held_than_there_is_room_for() -> None:
+    owner = Owner()
+    for step in range(6, 6 + HOLDS_MAX):
+        assert owner.ask(step).status == "noted"
+    assert owner.ask(6 + HOLDS_MAX).status == "full"
+    owner.holds.let_go(EXPORTER, 6)
+    assert owner.ask(6 + HOLDS_MAX).status == "noted"
+
+
+def test_no_more_exporters_are_noted_than_there_is_room_for() -> None:
+    owner = Owner()
+    for number in range(HOLDERS_MAX):
+        assert owner.ask(7, PeerId(f"exporter-{number}")).status == "noted"
+    assert owner.ask(7, OTHER).status == "full"
+    assert owner.ask(7, PeerId("exporter-0")).status == "noted"
+
+
+def test_only_who_asked_may_fetch() -> None:
+    owner = Owner()
+    request = FetchRequest(2, 3, "digest", 0)
+    owner.ask(5)
+    assert not owner.holds.may_fetch(EXPORTER, FetchRequest(2, 3, "other", 0))
+    owner.copied(5)
+    assert owner.holds.may_fetch(EXPORTER, request)
+    assert not owner.holds.may_fetch(OTHER, request)
+    assert not owner.holds.may_fetch(EXPORTER, FetchRequest(2, 2, "digest", 0))
+    owner.holds.let_go(EXPORTER, 5)
+    assert not owner.holds.may_fetch(EXPORTER, request)
+
+
+def test_a_copy_is_freed_when_nobody_wants_it_any_more() -> None:
+    owner = Owner()
+    owner.ask(5)
+    owner.ask(5, OTHER)
+    owner.copied(5)
+    owner.state.actions = []
+    owner.holds.let_go(OTHER, 7)
+    owner.holds.let_go(EXPORTER, 5)
+    assert owner.state.actions == []
+    owner.holds.let_go(OTHER, 5)
+    assert owner.state.actions == [ReleaseHold(5)]
+
+
+def test_a_copy_made_for_nobody_is_freed() -> None:
+    owner = Owner()
+    owner.holds.on_job_done(HoldJob(5), None)
+    assert owner.state.actions == [ReleaseHold(5)]
+
+
+def test_an_exporter_that_says_nothing_more_is_forgotten() -> None:
+    owner = Owner()
+    owner.ask(5)
+    owner.state.now += HOLD_LEASE_S - 1.0
+    owner.ask(5)
+    owner.state.now += HOLD_LEASE_S - 1.0
+    owner.state.actions = []
+    owner.holds.on_tick()
+    assert owner.state.actions == []
+    owner.state.now += 1.0
+    owner.holds.on_tick()
+    assert owner.state.actions == [ReleaseHold(5)]
+
+
+def test_the_end_of_the_run_waits_for_exporters_that_speak_and_can_be_served() -> None:
+    owner = Owner()
+    assert not owner.holds.is_wanted
+    owner.ask(7)
+    assert not owner.holds.is_wanted
+    owner.holds.closed(7)
+    assert owner.holds.is_wanted
+    owner.state.now += LINGER_S
+    assert not owner.holds.is_wanted
+    owner.ask(7)
+    assert owner.holds.is_wanted
+
+
+def test_a_spare_holds_nothing() -> None:
+    core = Core(ME, MANIFEST)
+    asked = [MessageReceived(EXPORTER, Hold(2, 3, 5)), MessageReceived(EXPORTER, LetGo(5))]
+    sends = [action for event in asked for action in core.handle(event, 100.0) if isinstance(action, Send)]
+    assert sends == [Send(EXPORTER, Held(2, 3, 5, "not mine", 0))]
