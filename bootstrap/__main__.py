@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from node import export_command
 from node.__main__ import Multiaddrs, default_identity, node, option, parse_listen, run
 from node.__main__ import main as run_command
 from node.addresses import JoinString
+from node.generate_command import generate
 from node.process import EXIT_DONE, StopSwitch
 from protocol.manifest import PRESETS, RunManifest
 
@@ -89,6 +91,7 @@ def local(  # noqa: PLR0913, PLR0917 - one parameter per option
         list[str] | None, typer.Option(metavar="STAGE@STEP:SECONDS", help="SIGSTOP an owner for a while.")
     ] = None,
     dir: Annotated[Path | None, typer.Option(help="Where events, logs and identities go.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Write the weights after the last step to this folder.")] = None,
     device: Annotated[str, typer.Option(help="Device of every node.")] = "cpu",
     threads: Annotated[int, typer.Option(help="Arithmetic threads of every node.")] = 1,
 ) -> None:
@@ -108,6 +111,7 @@ def local(  # noqa: PLR0913, PLR0917 - one parameter per option
             folder=dir,
             device=device,
             threads=threads,
+            export_folder=export,
         )
         return await run_local(arguments, switch)
 
@@ -135,6 +139,8 @@ app.command()(local)
 app.command()(bootstrap)
 app.command()(node)
 app.command()(status)
+app.command()(export_command.export)
+app.command()(generate)
 
 
 def main() -> None:

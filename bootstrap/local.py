@@ -27,6 +27,8 @@ JOIN_TIMEOUT_S = 60.0
 SPARES_AFTER_STAGES_S = 120.0
 LEAVE_TIMEOUT_S = 20.0
 """For nodes to leave by themselves after the last step."""
+EXPORT_TIMEOUT_S = 900.0
+"""For the weights after the last step to be fetched and written."""
 LISTEN = "/ip4/127.0.0.1/tcp/0"
 
 
@@ -43,6 +45,8 @@ class LocalPlan:
     folder: Path
     device: str = "cpu"
     threads: int = 1
+    export_folder: Path | None = None
+    """Where the weights after the last step go."""
 
 
 class EventTail:
@@ -80,6 +84,7 @@ class LocalSwarm:
         self._on_change = on_change
         self._seed: Child | None = None
         self._nodes: list[Child] = []
+        self._exporter: Child | None = None
         self._peers: dict[str, Child] = {}
         self._pending = list(plan.faults)
         self._thaws: list[tuple[float, Child, dict[str, Any]]] = []
@@ -98,9 +103,13 @@ class LocalSwarm:
             for stage in range(self.plan.manifest.stage_count):
                 await self._start_node(f"stage-{stage}", str(stage))
             await self._watch(lambda: self._is_complete, SPARES_AFTER_STAGES_S, "every stage to be served")
+            await self._start_exporter()
             for number in range(self.plan.spares):
                 await self._start_node(f"spare-{number}", "auto")
             await self._watch(lambda: not self.board.missing_steps and not self._thaws, None, "")
+            if self._exporter is not None:
+                exporter = self._exporter
+                await self._watch(lambda: not exporter.is_running, EXPORT_TIMEOUT_S, "the export of the last step")
             await self._watch(lambda: not any(node.is_running for node in self._nodes), LEAVE_TIMEOUT_S, None)
         finally:
             await self._end()
@@ -129,12 +138,24 @@ class LocalSwarm:
         arguments += ["--device", self.plan.device, "--threads", str(self.plan.threads)]
         self._nodes.append(await Child.start(name, "node", arguments, Path(f"{files}.log")))
 
+    async def _start_exporter(self) -> None:
+        """Early, so that nobody leaves with the last step before it is exported."""
+        if self.plan.export_folder is not None:
+            arguments = [str(self.plan.export_folder), "--join", self.join, "--last", "--host-maddr", LISTEN]
+            log_path = self._nodes_folder / "export.log"
+            self._exporter = await Child.start("export", "node.export_command", arguments, log_path)
+
+    @property
+    def _guests(self) -> list[Child]:
+        """Who is neither the seed nor a node of the run's stages."""
+        return [self._exporter] if self._exporter else []
+
     async def _end(self) -> None:
         """Leave no process and no socket behind."""
-        for child in [*self._nodes, *([self._seed] if self._seed else [])]:
+        for child in [*self._nodes, *self._guests, *([self._seed] if self._seed else [])]:
             child.thaw()
         async with asyncio.TaskGroup() as tasks:
-            for child in self._nodes:
+            for child in [*self._nodes, *self._guests]:
                 tasks.create_task(child.stop())
         if self._seed is not None:
             await self._seed.stop()
@@ -177,7 +198,7 @@ class LocalSwarm:
 
     def _check_children(self) -> None:
         """A child that failed although we did nothing to it is a failure of the swarm."""
-        for child in [*self._nodes, *([self._seed] if self._seed else [])]:
+        for child in [*self._nodes, *self._guests, *([self._seed] if self._seed else [])]:
             if child.exit_status not in (None, 0) and not child.is_struck:
                 raise NetworkError(f"{child.name} failed: {child.last_line}")
 

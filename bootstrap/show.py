@@ -39,6 +39,7 @@ class LocalArguments:
     folder: Path | None
     device: str
     threads: int
+    export_folder: Path | None
 
 
 def plan_local(arguments: LocalArguments) -> LocalPlan:
@@ -54,6 +55,7 @@ def plan_local(arguments: LocalArguments) -> LocalPlan:
         raise SettingsError("--spares must not be negative")
     _check_machine(arguments, manifest)
     folder = _make_folder(arguments.folder)
+    _check_export(arguments.export_folder)
     return LocalPlan(
         source=arguments.source,
         manifest=manifest,
@@ -62,6 +64,7 @@ def plan_local(arguments: LocalArguments) -> LocalPlan:
         folder=folder,
         device=arguments.device,
         threads=arguments.threads,
+        export_folder=arguments.export_folder,
     )
 
 
@@ -76,6 +79,12 @@ def _check_machine(arguments: LocalArguments, manifest: RunManifest) -> None:
         from node.data import open_data
 
         open_data(manifest).close()
+
+
+def _check_export(wanted: Path | None) -> None:
+    """Refuse now what the exporter would refuse later. Raises `SettingsError`."""
+    if wanted is not None and wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
+        raise SettingsError(f"--export {wanted}: it is there already and not empty; choose another folder")
 
 
 def _make_folder(wanted: Path | None) -> Path:
@@ -110,6 +119,8 @@ async def run_local(arguments: LocalArguments, switch: StopSwitch) -> int:
     for line in summary(board):
         console.print(line, highlight=False, soft_wrap=True)
     is_whole = not board.missing_steps
+    if plan.export_folder is not None and plan.export_folder.exists():
+        console.print(f"The model is in {plan.export_folder}", highlight=False, soft_wrap=True)
     return EXIT_DONE if is_whole or switch.is_pressed else EXIT_FAILED
 
 

@@ -7,7 +7,6 @@ One event loop, one compute thread, one p2pd. Everything that runs belongs to th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -17,14 +16,15 @@ import torch
 
 from node.config import NodeConfig
 from node.network import LinkRules, Network
+from node.records import Records
 from node.stage import StageHost
-from node.swarm import Swarm, dht_time
+from node.swarm import Swarm
 from node.telemetry import EventLog
 from node.tensors import activation_header
 from node.transfer import Fetcher, WeightsServer, fetch_protocol
 from node.worker import Worker
 from protocol.core import Core
-from protocol.errors import NetworkError, RemoteProtocolError, UnderstudyError
+from protocol.errors import UnderstudyError
 from protocol.events import (
     Action,
     CancelFetches,
@@ -41,7 +41,6 @@ from protocol.events import (
     MessageReceived,
     PeerUnreachable,
     Read,
-    RecordsRead,
     ReleaseHold,
     ReleaseSnapshot,
     ReleaseStage,
@@ -56,7 +55,7 @@ from protocol.events import (
 from protocol.ids import PeerId
 from protocol.manifest import decode_manifest
 from protocol.messages import AnyMessage
-from protocol.records import RECORDS_PER_KEY_MAX, AnyRecord, ManifestRecord, decode_record, encode_record, key_of
+from protocol.records import ManifestRecord
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ class Node:
         self._fetch_protocol = fetch_protocol(rules)
         self._fetcher = Fetcher(swarm, rules, manifest.model, self._worker)
         self._weights = WeightsServer(self._core.may_fetch, self._host.find_held)
-        self._records = _Records(swarm, self._run_id, self.feed)
+        self._records = Records(swarm, self._run_id, self.feed)
         self._fetches: dict[tuple[int, int], list[asyncio.Task[None]]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -227,72 +226,3 @@ class Node:
             self.feed(FetchFailed(fetch.claim, fetch.donor, fetch.digest, str(error)))
         else:
             self.feed(Fetched(fetch.claim, fetch.donor, fetch.digest, weights))
-
-
-class _Records:
-    """The core's reads and stores, done one batch at a time; a later store of a key replaces an earlier."""
-
-    def __init__(self, swarm: Swarm, run_id: str, feed: Any) -> None:
-        self._swarm, self._prefix, self._feed = swarm, run_id, feed
-        self._stores: dict[str, Store] = {}
-        self._reads: dict[str, None] = {}
-        self._is_due = asyncio.Event()
-        self._is_idle = asyncio.Event()
-
-    def add(self, action: Store | Read) -> None:
-        if isinstance(action, Store):
-            self._stores[key_of(action.record)] = action
-        else:
-            self._reads |= dict.fromkeys(action.keys)
-        self._is_due.set()
-        self._is_idle.clear()
-
-    async def run(self) -> None:
-        """Stores go before reads, so that we read what we stored."""
-        while True:
-            await self._is_due.wait()
-            self._is_due.clear()
-            stores, self._stores = self._stores, {}
-            reads, self._reads = self._reads, {}
-            async with asyncio.TaskGroup() as tasks:
-                for store in stores.values():
-                    tasks.create_task(self._store(store))
-            if reads:
-                await self._read(list(reads))
-            if not self._is_due.is_set():
-                self._is_idle.set()
-
-    async def flush(self, timeout_s: float) -> None:
-        """Wait until everything asked for so far is done, or the time is over."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._is_idle.wait()
-
-    async def _store(self, store: Store) -> None:
-        record = store.record
-        key = f"{self._prefix}/{key_of(record)}"
-        expiration = dht_time() + store.lifetime_s
-        try:
-            await self._swarm.store(key, record.peer, encode_record(record), expiration)
-        except NetworkError as error:
-            logger.warning("%s", error)
-
-    async def _read(self, keys: list[str]) -> None:
-        try:
-            found = await self._swarm.get_many([f"{self._prefix}/{key}" for key in keys])
-        except NetworkError as error:
-            logger.warning("%s", error)
-            return
-        for key in keys:
-            records = found[f"{self._prefix}/{key}"][:RECORDS_PER_KEY_MAX]
-            self._feed(RecordsRead(key, tuple(self._decode(key, records))))
-
-    @staticmethod
-    def _decode(key: str, stored: list[Any]) -> list[AnyRecord]:
-        records = []
-        for entry in stored:
-            try:
-                records.append(decode_record(key, entry.owner, entry.value))
-            except RemoteProtocolError as error:
-                logger.debug("ignored: %s", error)
-        return records

@@ -18,10 +18,10 @@ from node.model import BlockStage, EdgeStage
 from node.network import OPEN_TIMEOUT_S, LinkRules, Streams
 from node.stage import PART_NAMES
 from node.weights import WeightsBuffer, WeightsSnapshot, check_specs
-from node.worker import Worker
+from node.worker import ComputeThread
 from protocol.errors import NetworkError, PeerRefusedError, RemoteProtocolError, WeightsError
 from protocol.events import Fetch
-from protocol.ids import PeerId
+from protocol.ids import DRIVER_STAGE, PeerId
 from protocol.manifest import ModelSettings
 from protocol.messages import FetchEnd, FetchHeader, FetchRefused, FetchRequest
 from protocol.wire import FETCH_MESSAGE_BYTES_MAX
@@ -78,18 +78,20 @@ class WeightsServer:
 
 
 class Fetcher:
-    """Fetches donations for the claims of this node."""
+    """Fetches donations for the claims of this node, or whole stages for an export."""
 
-    def __init__(self, streams: Streams, rules: LinkRules, model: ModelSettings, worker: Worker) -> None:
+    def __init__(self, streams: Streams, rules: LinkRules, model: ModelSettings, thread: ComputeThread) -> None:
         self.streams, self.protocol = streams, fetch_protocol(rules)
         self.model = model
-        self._worker = worker
+        self.on_bytes: Callable[[Fetch, int], None] = lambda fetch, count: None
+        """Told of bytes as they come."""
+        self._thread = thread
 
     async def fetch(self, fetch: Fetch) -> WeightsSnapshot:
         """The donor's verified weights. Raises an `UnderstudyError` that says why they will not come."""
         transfer = _Transfer(self, fetch)
         await transfer.run()
-        snapshot: WeightsSnapshot = await self._worker.call(transfer.freeze)
+        snapshot: WeightsSnapshot = await self._thread.call(transfer.freeze)
         if snapshot.digest != fetch.digest:
             raise WeightsError("the donor sent other weights than it offered")
         return snapshot
@@ -150,7 +152,7 @@ class _Transfer:
     def _template(self) -> nn.Module:
         """What we are about to build, without its memory."""
         with torch.device("meta"):
-            if self._fetch.part == "stage":
+            if self._fetch.part == "stage" and self._fetch.claim[0] != DRIVER_STAGE:
                 return BlockStage(self._fetcher.model, self._fetch.claim[0])
             return EdgeStage(self._fetcher.model)
 
@@ -161,6 +163,7 @@ class _Transfer:
             async with asyncio.timeout(SILENCE_TIMEOUT_S):
                 count = await read_some(reader, buffer.writable()[:CHUNK_BYTES])
             buffer.advance(count)
+            self._fetcher.on_bytes(self._fetch, count)
         async with asyncio.timeout(SILENCE_TIMEOUT_S):
             end = await read_message(reader)
         if end is None:

@@ -16,15 +16,30 @@ Finished = Callable[[Job, Any], None]
 Failed = Callable[[BaseException], None]
 
 
-class Worker:
+class ComputeThread:
+    """The thread itself: one, so that what it is given happens strictly in turn."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """Run something on the compute thread, in turn."""
+        return await asyncio.wrap_future(self._thread.submit(function))
+
+    def close(self) -> None:
+        """Drop what is pending and wait for the job that is running."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+class Worker(ComputeThread):
     """Runs jobs on a `StageHost`, strictly in the order they were given."""
 
     def __init__(self, host: StageHost, threads: int, on_finished: Finished, on_failed: Failed) -> None:
+        super().__init__()
         self._host = host
         self._loop = asyncio.get_running_loop()
         self._on_finished, self._on_failed = on_finished, on_failed
         torch.set_num_threads(threads)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
 
     def run(self, job: Job) -> None:
         """Queue a job; ``on_finished(job, result)`` follows on the event loop."""
@@ -43,14 +58,6 @@ class Worker:
                 self._submit(lambda: self._host.release_hold(action))
             case ReleaseStage():
                 self._submit(self._host.release)
-
-    async def call(self, function: Callable[[], Any]) -> Any:
-        """Run something else on the compute thread, in turn."""
-        return await asyncio.wrap_future(self._thread.submit(function))
-
-    def close(self) -> None:
-        """Drop what is pending and wait for the job that is running."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, work: Callable[[], Any], then: Callable[[Any], None] | None = None) -> None:
         future = self._thread.submit(work)

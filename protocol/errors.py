@@ -35,5 +35,9 @@ class PeerRefusedError(NetworkError):
     """The peer's machine answered that nobody listens there: the peer is gone, not slow."""
 
 
+class StorageError(UnderstudyError):
+    """This machine's disk does not take or give what it should: full, read-only, damaged."""
+
+
 class WeightsError(UnderstudyError):
     """Weights are unusable: not finite, of the wrong shape, or their digest does not match."""

@@ -1,4 +1,4 @@
-"""With no failure, five peers compute what the unsplit model computes in one process."""
+"""With no failure, five peers compute what the unsplit model computes in one process, and an export is that model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ import uvloop
 from bootstrap.found import found, join_string
 from node.config import NodeConfig
 from node.data import Batches, open_corpus
+from node.export_folder import ExportFolder
+from node.exporter import ExportRun
+from node.generation import ExportedModel
 from node.identity import Identity
 from node.model import UnsplitModel
 from node.optimizer import StageOptimizer
 from node.runtime import Node
 from node.swarm import Swarm, SwarmConfig
+from protocol.exporting import ExportWish
 from protocol.manifest import (
     DataSettings,
     ModelSettings,
@@ -66,6 +70,7 @@ def manifest_of(folder: Path, method: Literal["checkfree", "checkfree+"]) -> Run
     return manifest
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers", "ignore::FutureWarning:transformers")
 @pytest.mark.parametrize("method", ["checkfree", "checkfree+"])
 def test_five_peers_compute_what_one_computes(
     tmp_path: Path, brood: Brood, monkeypatch: pytest.MonkeyPatch, method: Literal["checkfree", "checkfree+"]
@@ -90,7 +95,29 @@ def test_five_peers_compute_what_one_computes(
                 tensor, wanted, rtol=1e-4, atol=1e-6, msg=lambda text, stage=stage: f"S{stage}: {text}"
             )
     assert losses == pytest.approx(expected_losses, rel=1e-4)
-    assert len(brood.sockets) >= 5
+    assert len(brood.sockets) >= 6
+    assert_export_is_the_model(tmp_path / "export", manifest, weights)
+
+
+def assert_export_is_the_model(folder: Path, manifest: RunManifest, weights: Weights) -> None:
+    """To the bit; and transformers computes the pipeline's logits from it, on text that was held out."""
+    from transformers import AutoModelForCausalLM
+
+    assert not folder.with_name("export.partial").exists()
+    exported = ExportedModel(folder)
+    model = UnsplitModel(manifest.model, manifest.seed)
+    for stage, (module, tensors) in enumerate(zip(model.stages, weights, strict=True)):
+        for (name, parameter), tensor in zip(module.named_parameters(), tensors, strict=True):
+            assert torch.equal(exported.tensors[name], tensor), f"S{stage}: {name}"
+            parameter.data.copy_(tensor)
+    tokens, _ = Batches(open_corpus(manifest.data), manifest).validation(0)
+    with torch.inference_mode():
+        hidden = model.edge.embed(tokens)
+        for block in model.blocks:
+            hidden = block(hidden)
+        expected = model.edge.logits(hidden)
+        theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)(tokens).logits
+    torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=0)
 
 
 async def train_in_swarm(manifest: RunManifest, folder: Path, brood: Brood) -> Weights:
@@ -110,9 +137,14 @@ async def train_in_swarm(manifest: RunManifest, folder: Path, brood: Brood) -> W
                 events_path=folder / f"stage-{stage}.jsonl",
             )
             nodes.append(Node(swarm, charter, config))
+        export_folder = stack.enter_context(ExportFolder.reserved(folder / "export", manifest.digest()))
+        guest = await stack.enter_async_context(opened(folder, manifest.stage_count, seeds))
+        export = ExportRun(guest, manifest, export_folder, ExportWish(is_last=True))
         brood.look()
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(node.run()) for node in nodes]
+            exporting = tasks.create_task(export.run())
+        assert exporting.result() == folder / "export"
         assert [task.result() for task in running] == ["done"] * len(nodes)
         return [[tensor.clone() for tensor in node._host.stage_tensors] for node in nodes]
 

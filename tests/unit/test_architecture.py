@@ -21,8 +21,8 @@ IMPURE = {
 }  # fmt: skip
 """What protocol/ must not know of: everything that has a clock, a thread, a file or a mind of its own."""
 
-COMPUTE = {"stage", "model", "optimizer", "weights", "data", "worker"}
-CARRIERS = {"tensors", "framing", "network", "transfer", "runtime", "config"}
+COMPUTE = {"stage", "model", "optimizer", "weights", "data", "worker", "generation"}
+CARRIERS = {"tensors", "framing", "network", "transfer", "runtime", "config", "export_folder"}
 """Who computes with torch, and who names its types on their way there. Nobody else knows of it."""
 
 HUB = {"datasets", "tokenizers", "huggingface_hub", "pyarrow", "fsspec"}

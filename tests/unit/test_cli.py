@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from bootstrap.__main__ import app
 from node import joining
 from node.identity import Identity
+from protocol import exporting
 from tests.swarm.processes import Brood, until
 
 USAGE, FAILED = 2, 1
@@ -358,6 +359,40 @@ def test_watching_goes_on_until_asked_to_stop(join: str, tmp_path: Path, number:
         brood.assert_gone()
     finally:
         brood.kill_all()
+
+
+# --- exports and what is made of them ----------------------------------------------------------
+
+
+def test_a_folder_that_cannot_take_an_export_is_refused_before_anybody_is_dialled(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    complaint = f"{tmp_path} is there already and not empty: choose another folder, or remove it"
+    assert_refused(["export", "--join", join_of(), str(tmp_path)], complaint, USAGE)
+    assert_refused(["local", "tiny", "--export", str(tmp_path)], f"--export {tmp_path}: it is there already", USAGE)
+    below = tmp_path / "thesis.txt" / "out"
+    assert_refused(["export", "--join", join_of(), str(below)], f"{below} cannot be written", USAGE)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_without_a_last_step_has_no_last_weights(join: str, tmp_path: Path) -> None:
+    arguments = ["export", "--join", join, *LISTEN, "--last", str(tmp_path / "out")]
+    assert_refused(arguments, "--last: this run has no last step", USAGE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_owners_has_nothing_to_export(join: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "NOBODY_S", 1.5)
+    result = CliRunner().invoke(app, ["export", "--join", join, *LISTEN, str(tmp_path / "out")])
+    waiting, complaint = result.stderr.splitlines()
+    assert waiting == "Waiting for an owner of S0, S1, S2, S3, S4."
+    assert_one_line(f"{complaint}\n", "nobody serves any stage of this run: it is over, or its swarm is gone")
+    assert result.exit_code == FAILED
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_an_export_can_write(tmp_path: Path) -> None:
+    complaint = f"{tmp_path}/config.json cannot be read .*: name a folder that 'understudy export' wrote"
+    assert_refused(["generate", str(tmp_path)], complaint, USAGE)
 
 
 # --- processes of their own --------------------------------------------------------------------

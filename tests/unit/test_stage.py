@@ -21,12 +21,15 @@ from protocol.events import (
     ApplyJob,
     BackwardJob,
     BlendJob,
+    DigestJob,
     Discard,
     ForwardJob,
+    HoldJob,
     InitialiseJob,
     Job,
     Keep,
     LossJob,
+    ReleaseHold,
     ReleaseSnapshot,
     SnapshotJob,
 )
@@ -215,6 +218,42 @@ def test_a_norm_that_is_no_number_is_none_and_moves_nothing(manifest: RunManifes
 
 
 # --- snapshots and building --------------------------------------------------------------------
+
+
+def test_what_is_held_is_copied_at_once_and_digested_bit_by_bit(manifest: RunManifest) -> None:
+    """Training goes on between the copy and its last digest, and leaves the copy alone."""
+    host = host_of(manifest, 1)
+    expected = snapshot(build_stage(MODEL, 1, SEED))
+    assert host.work(HoldJob(0)) is None
+    with torch.no_grad():
+        for parameter in host._require_module().parameters():
+            parameter.add_(1.0)
+    for _ in range(len(expected.specs) - 1):
+        assert host.work(DigestJob(0)) is None
+        assert host.find_held(expected.digest) is None
+    assert host.work(DigestJob(0)) == (expected.payload_bytes, expected.digest)
+    assert host.work(DigestJob(0)) == (expected.payload_bytes, expected.digest)
+    found = host.find_held(expected.digest)
+    assert found is not None
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found.tensors, expected.tensors, strict=True))
+    assert host.find_held("unknown") is None
+    host.release_hold(ReleaseHold(0))
+    host.release_hold(ReleaseHold(0))
+    assert host.find_held(expected.digest) is None
+    assert host.work(DigestJob(0)) is None
+
+
+def test_a_held_copy_and_a_donation_of_the_same_weights_are_freed_apart(manifest: RunManifest) -> None:
+    host = host_of(manifest, 1)
+    _, digest = host.work(SnapshotJob(0))
+    host.work(HoldJob(0))
+    while (held := host.work(DigestJob(0))) is None:
+        pass
+    assert held[1] == digest
+    host.release_snapshot(ReleaseSnapshot(digest))
+    assert host.find_held(digest) is not None
+    host.release()
+    assert host.find_held(digest) is None
 
 
 def test_a_snapshot_stays_as_it_was_until_it_is_released(manifest: RunManifest) -> None:

@@ -121,6 +121,22 @@ def test_a_part_of_the_edge_stage_arrives_too(part: Part) -> None:
     assert_same(fetch(FakeStreams(serve=Donor(held).serve), held, part), held)
 
 
+def test_the_whole_edge_stage_is_fetched_as_stage_0() -> None:
+    held = snapshot(build_stage(SETTINGS, 0, 1))
+    received: list[WeightsSnapshot] = []
+    counted: list[int] = []
+
+    async def main() -> None:
+        streams = FakeStreams(serve=Donor(held).serve)
+        async with claimant(streams) as fetcher:
+            fetcher.on_bytes = lambda fetch, count: counted.append(count)
+            received.append(await fetcher.fetch(Fetch((0, 1), DONOR, "stage", held.digest, held.payload_bytes)))
+
+    asyncio.run(main())
+    assert_same(received[0], held)
+    assert sum(counted) == held.payload_bytes
+
+
 def test_a_part_is_not_taken_for_another() -> None:
     held = donation("head")
     with pytest.raises(WeightsError):

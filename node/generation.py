@@ -1,0 +1,105 @@
+"""Text from an export, with the project's own model code.
+
+No cache of keys and values: every token computes the window again. That is slow for long contexts and
+simple; whoever wants speed loads the export with transformers.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from node.export_folder import load_shard, ordered_stage
+from node.hugging_face import BYTE_VALUES, INDEX_FILE, read_config
+from node.model import BlockStage, EdgeStage
+from node.weights import check_specs
+from protocol.errors import SettingsError, StorageError
+
+
+class ShardIndex(msgspec.Struct, frozen=True):
+    """model.safetensors.index.json."""
+
+    weight_map: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to write."""
+
+    tokens: int = 200
+    temperature: float = 0.8
+    """Zero: always the likeliest byte."""
+    seed: int = 0
+
+
+class ExportedModel:
+    """All stages of an export, in one process."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `SettingsError`, `StorageError` or `WeightsError`, each saying what is wrong with the folder."""
+        self.settings = read_config(folder).model_settings()
+        with torch.device("meta"):
+            self._edge = EdgeStage(self.settings)
+            self._blocks = [BlockStage(self.settings, stage) for stage in range(1, self.settings.block_stages + 1)]
+        self.tensors = load_tensors(folder)
+        """By the names that LlamaForCausalLM gives them."""
+        modules: list[nn.Module] = [self._edge, *self._blocks]
+        for stage, module in enumerate(modules):
+            weights = ordered_stage(self.tensors, self.settings, stage, folder)
+            check_specs(weights.specs, module)
+            names = [spec.name for spec in weights.specs]
+            module.load_state_dict(dict(zip(names, weights.tensors, strict=True)), assign=True)
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """int64 (batch, context) -> float32 (batch, context, vocabulary)."""
+        hidden = self._edge.embed(tokens)
+        for block in self._blocks:
+            hidden = block(hidden)
+        return self._edge.logits(hidden)
+
+    def write(self, prompt: str, wish: Wish) -> Iterator[str]:
+        """The continuation, piece by piece. The same wish gives the same text, on the same machine."""
+        generator = torch.Generator().manual_seed(wish.seed)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        tokens = list(prompt.encode("utf-8")) or [ord("\n")]
+        for _ in range(wish.tokens):
+            window = torch.tensor([tokens[-self.settings.context_length :]])
+            # A token is a byte: the rest of a larger vocabulary was never trained.
+            token = choose(self.logits(window)[0, -1, :BYTE_VALUES], wish.temperature, generator)
+            tokens.append(token)
+            yield decoder.decode(bytes([token]))
+        yield decoder.decode(b"", final=True)
+
+
+def use_threads(count: int) -> None:
+    """Arithmetic threads of this process."""
+    torch.set_num_threads(count)
+
+
+def choose(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
+    """One of the tokens, at random by their probabilities at this temperature."""
+    if temperature == 0:
+        return int(logits.argmax())
+    return int(torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator))
+
+
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of an export, by name. Raises `SettingsError` and `StorageError`."""
+    path = folder / INDEX_FILE
+    try:
+        index = msgspec.json.decode(path.read_bytes(), type=ShardIndex)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: is {folder} an export that was finished? ({error})") from error
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(index.weight_map.values())):
+        if Path(name).name != name:
+            raise StorageError(f"{path} names {name}, which lies outside of the folder")
+        tensors |= load_shard(folder / name)
+    return tensors
