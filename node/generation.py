@@ -6,20 +6,24 @@ simple; whoever wants speed loads the export with transformers.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from node.export_folder import load_shard, ordered_stage
-from node.hugging_face import BYTE_VALUES, INDEX_FILE, read_config
+from node.hugging_face import INDEX_FILE, read_config
 from node.model import BlockStage, EdgeStage
+from node.tokens import TOKENIZER_FILE
 from node.weights import check_specs
 from protocol.errors import SettingsError, StorageError
+
+HALF_CHARACTER = "\ufffd"
+"""What a decoder puts where the bytes of a character are not complete yet."""
 
 
 class ShardIndex(msgspec.Struct, frozen=True):
@@ -55,6 +59,9 @@ class ExportedModel:
             check_specs(weights.specs, module)
             names = [spec.name for spec in weights.specs]
             module.load_state_dict(dict(zip(names, weights.tensors, strict=True)), assign=True)
+        self._tokenizer = read_tokenizer(folder)
+        highest = max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self._token_count = min(highest + 1, self.settings.vocabulary_size)
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor) -> Tensor:
@@ -67,15 +74,31 @@ class ExportedModel:
     def write(self, prompt: str, wish: Wish) -> Iterator[str]:
         """The continuation, piece by piece. The same wish gives the same text, on the same machine."""
         generator = torch.Generator().manual_seed(wish.seed)
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        tokens = list(prompt.encode("utf-8")) or [ord("\n")]
+        tokens = self._tokenizer.encode(prompt).ids or self._tokenizer.encode("\n").ids
+        written = len(self._decode(tokens))
         for _ in range(wish.tokens):
             window = torch.tensor([tokens[-self.settings.context_length :]])
-            # A token is a byte: the rest of a larger vocabulary was never trained.
-            token = choose(self.logits(window)[0, -1, :BYTE_VALUES], wish.temperature, generator)
+            # The rows that no token uses were never trained.
+            token = choose(self.logits(window)[0, -1, : self._token_count], wish.temperature, generator)
             tokens.append(token)
-            yield decoder.decode(bytes([token]))
-        yield decoder.decode(b"", final=True)
+            text = self._decode(tokens)
+            if not text.endswith(HALF_CHARACTER):
+                yield text[written:]
+                written = len(text)
+        yield self._decode(tokens)[written:]
+
+    def _decode(self, tokens: list[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
+        return text
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The export's tokenizer. Raises `SettingsError`."""
+    path = folder / TOKENIZER_FILE
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:
+        raise SettingsError(f"{path} is not a tokenizer: copy the one of the run there ({error})") from error
 
 
 def use_threads(count: int) -> None:

@@ -7,6 +7,7 @@ the configuration, the index of the shards, the tokenizer and the model card.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +17,13 @@ from msgspec import Meta
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from protocol.errors import SettingsError
+from node.tokens import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, save_tokenizer
+from protocol.errors import SettingsError, TextError
 from protocol.manifest import ModelSettings, RunManifest
 
+logger = logging.getLogger(__name__)
+
 CONFIG_FILE, INDEX_FILE, CARD_FILE = "config.json", "model.safetensors.index.json", "README.md"
-TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 BYTE_VALUES = 256
 
 
@@ -138,7 +141,10 @@ def tokenizer_config(settings: ModelSettings) -> dict[str, Any]:
 def card(manifest: RunManifest, step: int) -> str:
     """README.md: where these weights come from, and how to use them."""
     model, data = manifest.model, manifest.data
-    source = data.source if not data.paths else f"{data.source}: {', '.join(data.paths)}"
+    source = ": ".join(filter(None, (data.source, data.dataset, ", ".join(data.paths), data.revision)))
+    tokens_are = "a token is a byte, so ids above 255 are unused"
+    if data.tokenizer:
+        tokens_are = "tokenizer " + " ".join(filter(None, (data.tokenizer, data.tokenizer_revision)))
     tokens = step * manifest.tokens_per_step
     return f"""---
 library_name: transformers
@@ -160,7 +166,7 @@ These are its weights after one and the same optimizer step, fetched from the pe
 | text | {source} (digest `{data.digest or "not recorded"}`) |
 | layers, width, heads | {model.block_stages * model.layers_per_stage}, {model.hidden_size}, {model.attention_heads} |
 | context | {model.context_length} tokens |
-| vocabulary | {model.vocabulary_size} rows; a token is a byte, so ids above 255 are unused |
+| vocabulary | {model.vocabulary_size} rows; {tokens_are} |
 | weights | float32 |
 
 The manifest digest names the run's settings: it is part of the join string that its founder gave out.
@@ -180,16 +186,31 @@ Without transformers: `understudy generate DIR --prompt "def "`. A run that goes
 """
 
 
+def write_tokenizer(folder: Path, manifest: RunManifest) -> None:
+    """The run's tokenizer. Raises `SettingsError` or `TextError` if it cannot be had on this machine."""
+    if manifest.data.source == "huggingface":
+        save_tokenizer(manifest.data, folder)
+        return
+    (folder / TOKENIZER_FILE).write_text(tokenizer().to_str(pretty=True), encoding="utf-8")
+    about = json.dumps(tokenizer_config(manifest.model), indent=2)
+    (folder / TOKENIZER_CONFIG_FILE).write_text(f"{about}\n", encoding="utf-8")
+
+
 def write_small_files(folder: Path, manifest: RunManifest, step: int, files: Mapping[str, str]) -> None:
-    """Everything but the weights. ``files``: which shard holds which tensor. Raises `OSError`."""
+    """Everything but the weights. ``files``: which shard holds which tensor. Raises `OSError`.
+
+    A tokenizer that cannot be had here is no reason to lose the weights: it is left out, with a warning.
+    """
     model = manifest.model
     total_bytes = sum(model.stage_bytes(stage) for stage in range(manifest.stage_count))
     tables = {
         CONFIG_FILE: config(model),
         INDEX_FILE: index(files, total_bytes),
-        TOKENIZER_CONFIG_FILE: tokenizer_config(model),
     }
     for name, table in tables.items():
         (folder / name).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    (folder / TOKENIZER_FILE).write_text(tokenizer().to_str(pretty=True), encoding="utf-8")
+    try:
+        write_tokenizer(folder, manifest)
+    except (SettingsError, TextError) as error:
+        logger.warning("the export has no tokenizer: %s", error)
     (folder / CARD_FILE).write_text(card(manifest, step), encoding="utf-8")

@@ -25,7 +25,7 @@ COMPUTE = {"stage", "model", "optimizer", "weights", "data", "worker", "generati
 CARRIERS = {"tensors", "framing", "network", "transfer", "runtime", "config", "export_folder"}
 """Who computes with torch, and who names its types on their way there. Nobody else knows of it."""
 
-HUB = {"datasets", "tokenizers", "huggingface_hub", "pyarrow", "fsspec"}
+HUB = {"datasets", "huggingface_hub", "pyarrow", "fsspec"}
 """The packages of the extra `hf`, which a node may lack."""
 
 COMMAND_LINES = {"bootstrap/__main__.py", "node/__main__.py", "node/process.py"}

@@ -175,6 +175,8 @@ def test_a_choice_follows_the_probabilities() -> None:
         ("model.safetensors.index.json", '{"weight_map": {"x": "../x.safetensors"}}', "outside"),
         ("model.safetensors.index.json", '{"weight_map": {"x": "gone.safetensors"}}', "cannot be read"),
         ("model.safetensors.index.json", '{"weight_map": {}}', "lacks"),
+        ("tokenizer.json", None, "not a tokenizer"),
+        ("tokenizer.json", "{}", "not a tokenizer"),
         ("model-00002-of-00004.safetensors", "nonsense", "cannot be read"),
     ],
 )
