@@ -22,10 +22,10 @@ BANDWIDTH_BYTES_PER_S = 500e6 / 8
 """The paper's 500 Mbit/s between nodes."""
 STAGE_BYTES = 4 * 4 * (4 * 1024**2 + 3 * 1024 * 2752)
 """float32 weights of a stage of the 500M preset: four layers of hidden size 1024."""
-STANDSTILL_S = 1.2
-"""Detect, claim, blend, rejoin: the live swarm's median without the fetch (docs/experiments.md, ten recoveries)."""
+STANDSTILL_S = 0.22
+"""Detect, claim, blend: the sum of their medians in ten recoveries of a live swarm (docs/experiments.md)."""
 RECOMPUTED_ITERATIONS = 0.5
-"""Of the iteration that was under way when a stage was lost, as much is computed again on average."""
+"""Of the iteration that was under way when a stage was lost, as much is computed again on average: the rejoin."""
 
 ITERATIONS_MAX = 20_000
 """A run that needs more than this is said not to arrive."""
