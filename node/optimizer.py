@@ -29,12 +29,13 @@ class StageOptimizer:
         self, parameters: Iterable[nn.Parameter], settings: OptimizerSettings, learning_rate_scale: float = 1.0
     ) -> None:
         self.learning_rate_scale = learning_rate_scale
+        self.age = 0
+        """Updates so far."""
         self._settings = settings
         self._parameters = list(parameters)
         self.means = [torch.zeros_like(parameter) for parameter in self._parameters]
         self.mean_squares = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._counts = [torch.zeros((), device=parameter.device) for parameter in self._parameters]
-        self._updates = 0
+        self.counts = [torch.zeros((), device=parameter.device) for parameter in self._parameters]
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step of the run, counted from 1: linear warm-up, then constant.
@@ -45,7 +46,7 @@ class StageOptimizer:
         if step < 1:
             raise LocalProtocolError(f"steps count from 1, not {step}")
         full = self._settings.learning_rate * self.learning_rate_scale
-        age = min(step, self._updates + 1)
+        age = min(step, self.age + 1)
         if age >= self._settings.warmup_steps:
             return full
         return full * age / self._settings.warmup_steps
@@ -76,17 +77,6 @@ class StageOptimizer:
         for parameter in self._parameters:
             parameter.grad = None
 
-    @property
-    def age(self) -> int:
-        """Updates so far, those of an adopted state included."""
-        return self._updates
-
-    def set_age(self, updates: int) -> None:
-        """Go on as after so many updates: no warm-up that is over, no correction of moments that are not young."""
-        self._updates = updates
-        for count in self._counts:
-            count.fill_(updates)
-
     def _update(self, gradients: list[Tensor], rate: float) -> None:
         """One AdamW update, by torch's functional form and its fused kernel.
 
@@ -95,7 +85,7 @@ class StageOptimizer:
         one core of an AMD EPYC, torch 2.13, loop / foreach / fused: tiny 0.83 / 0.43 / 0.16,
         124m 29.5 / 39.7 / 11.1.
         """
-        self._updates += 1
+        self.age += 1
         with torch.no_grad():
             adamw(
                 [parameter.detach() for parameter in self._parameters],
@@ -103,7 +93,7 @@ class StageOptimizer:
                 self.means,
                 self.mean_squares,
                 [],
-                self._counts,
+                self.counts,
                 fused=True,
                 amsgrad=False,
                 beta1=self._settings.beta1,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from node.model import BlockStage
 from node.optimizer import StageOptimizer
+from node.tensors import from_wire
 from node.weights import blend
 from protocol.manifest import OptimizerSettings
 
@@ -28,14 +29,19 @@ DECAY_ITERATIONS = 100
 
 
 def blend_moments(optimizer: StageOptimizer, donors: Sequence[StageOptimizer], coefficients: Sequence[float]) -> None:
-    """Begin with the neighbours' Adam moments, weighted like their weights, at the age of the younger one."""
+    """Begin with the neighbours' Adam moments, weighted like their weights, at the age of the younger one.
+
+    Such an optimizer is not young, so it does not warm up again.
+    """
     for own, theirs in (
         (optimizer.means, [donor.means for donor in donors]),
         (optimizer.mean_squares, [donor.mean_squares for donor in donors]),
     ):
-        for moment, blended in zip(own, blend(theirs, coefficients), strict=True):
-            moment.copy_(blended)
-    optimizer.set_age(min(donor.age for donor in donors))
+        for state, blended in zip(own, blend(theirs, coefficients), strict=True):
+            state.copy_(blended)
+    optimizer.age = min(donor.age for donor in donors)
+    for count in optimizer.counts:
+        count.fill_(optimizer.age)
 
 
 def probe(formula: Sequence[float], loss_with: Callable[[tuple[float, ...]], float]) -> tuple[float, ...]:
@@ -45,7 +51,11 @@ def probe(formula: Sequence[float], loss_with: Callable[[tuple[float, ...]], flo
 
 
 class Memory:
-    """What went into a stage and came out of it in the last steps: float32 of (batch, context, hidden) each."""
+    """What went into a stage and came out of it in the last steps, as its neighbours would hold it.
+
+    The stage before keeps what it sent, the one behind what it received; today's nodes drop both at the commit.
+    Tensors are those of the wire: (batch, context, hidden).
+    """
 
     def __init__(self, microbatches: int) -> None:
         self._pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=REGRESSION_STEPS * microbatches)
@@ -53,13 +63,16 @@ class Memory:
     def remember(self, source: Tensor, output: Tensor) -> None:
         self._pairs.append((source.detach(), output.detach()))
 
-    @torch.enable_grad()
-    def regress(self, module: BlockStage, settings: OptimizerSettings) -> None:
+    def forget(self) -> None:
+        """A neighbour is gone, and with it one half of every pair."""
+        self._pairs.clear()
+
+    def regress(self, module: BlockStage, settings: OptimizerSettings, device: torch.device) -> None:
         """Fit the stage to what it used to do: mean squared error relative to what the stage changed."""
         fitting = msgspec.structs.replace(settings, learning_rate=REGRESSION_RATE, warmup_steps=5)
         optimizer = StageOptimizer(list(module.parameters()), fitting)
-        for update in range(1, REGRESSION_UPDATES + 1):
-            source, output = self._pairs[update % len(self._pairs)]
+        for update in range(1, REGRESSION_UPDATES + 1 if self._pairs else 1):
+            source, output = (from_wire(tensor, device) for tensor in self._pairs[update % len(self._pairs)])
             error = (module(source) - output).square().mean() / (output - source).square().mean()
             error.backward()
             optimizer.apply(update, 1)

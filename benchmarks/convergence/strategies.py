@@ -26,6 +26,8 @@ class Strategy:
     norm_exponent: int = 2
     is_norm_clipped: bool = False
     """Weigh by the norm that is left after clipping, as the paper's reference code does."""
+    warms_up_again: bool = True
+    """A rebuilt stage's fresh optimizer raises its rate slowly, as in our swarm; the paper's does not."""
     improvement: Literal["none", "moments", "probe", "regression", "decay"] = "none"
     """What is tried on top of the paper, see benchmarks/convergence/improvements.py."""
 
@@ -70,6 +72,7 @@ STRATEGIES = {
             "checkfree-1-clipped", "CheckFree, norm after clipping", "middle", norm_exponent=1, is_norm_clipped=True
         ),
         Strategy("checkfree-all", "CheckFree, edges copied", "all"),
+        Strategy("checkfree-cold", "CheckFree, no second warm-up", "middle", warms_up_again=False),
         Strategy("checkfree-moments", "CheckFree, Adam's moments blended too", "middle", improvement="moments"),
         Strategy("checkfree-probe", "CheckFree, coefficients by a probe", "middle", improvement="probe"),
         Strategy("checkfree-regression", "CheckFree, then regression", "middle", improvement="regression"),

@@ -2,7 +2,7 @@
 
 Every stage is a `StageHost` (node/stage.py), which gets the jobs that its node's core would give it; microbatches take
 the routes of protocol/routing.py; a lost stage comes back by the ladder of protocol/recovery.py. Nothing is on a wire,
-so 1,000 iterations take minutes. As in the paper, stages are lost between iterations only.
+so 1,000 iterations of a small model take minutes. As in the paper, stages are lost between iterations only.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ import torch
 
 from benchmarks.convergence.improvements import Memory, blend_moments, decayed, probe
 from benchmarks.convergence.strategies import Strategy
-from node.data import Batches, open_corpus
-from node.model import BlockStage, EdgeStage
+from node.data import open_data
+from node.model import BlockStage, EdgeStage, build_stage
 from node.stage import StageHost
-from node.weights import WeightsSnapshot
+from node.weights import WeightsSnapshot, snapshot
 from protocol.events import ApplyJob, BackwardJob, BlendJob, ForwardJob, InitialiseJob, LossJob, SnapshotJob
 from protocol.ids import DRIVER_STAGE, Attempt, Microbatch, PeerId
 from protocol.manifest import RunManifest
 from protocol.messages import Donation
 from protocol.recovery import Case, Plan, Witness, plan_recovery
-from protocol.routing import route
+from protocol.routing import neighbours, route
 
 ATTEMPT = Attempt(1, 1)
 VALIDATION_MICROBATCHES = 8
+VALIDATION_STRIDE = 61
+"""From one held-out microbatch to the next: together they come from all over the text, not from one file."""
+REDRAW_SEEDS = 1000
+"""Beyond the seeds of any study."""
+ANEW = Plan("random", "drawn anew", 0, coefficients=(1.0,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +58,13 @@ class Trainer:
         self.strategy = strategy
         self.recoveries: list[Recovery] = []
         self.hosts = [StageHost(self.manifest, device) for _ in range(self.manifest.stage_count)]
+        self._device = device
+        self._data = open_data(self.manifest)
         self._norms: list[float | None] = [None] * len(self.hosts)
         self._incarnations = [1] * len(self.hosts)
         self._missing: set[int] = set()
         self._recovered_at: dict[int, int] = {}
         self._memories = [Memory(self.manifest.step.microbatches) for _ in self.hosts]
-        self._device = device
-        self._batches = Batches(open_corpus(self.manifest.data), self.manifest)
         for stage, host in enumerate(self.hosts):
             host.work(InitialiseJob(stage, 1))
 
@@ -79,7 +84,8 @@ class Trainer:
         activation = edge.work(ForwardJob(microbatch, ATTEMPT))
         for stage in path:
             source, activation = activation, self.hosts[stage].work(ForwardJob(microbatch, ATTEMPT, activation))
-            self._memories[stage].remember(source, activation)
+            if self.strategy.improvement == "regression":
+                self._memories[stage].remember(source, activation)
         loss, gradient = edge.work(LossJob(microbatch, ATTEMPT, activation, is_counted=True))
         for stage in reversed(path):
             gradient = self.hosts[stage].work(BackwardJob(microbatch, ATTEMPT, gradient, is_counted=True))
@@ -90,8 +96,8 @@ class Trainer:
         return route(self.manifest.recovery.method, self.manifest.model.block_stages, index)
 
     def validation_loss(self) -> float:
-        """Mean loss in nats over the first held-out microbatches, stages in order whatever the strategy."""
-        batches = (self._batches.validation(index) for index in range(VALIDATION_MICROBATCHES))
+        """Mean loss in nats per token over held-out microbatches from all over the text, stages in order, in fp32."""
+        batches = (self._data.validation(number * VALIDATION_STRIDE) for number in range(VALIDATION_MICROBATCHES))
         return statistics.fmean(self.loss_of(tokens, labels) for tokens, labels in batches)
 
     @torch.no_grad()
@@ -108,29 +114,30 @@ class Trainer:
 
     def lose(self, stages: Sequence[int], step: int) -> None:
         """These stages vanish after ``step`` was committed, and come back as the strategy says."""
-        survivors = [stage for stage in range(len(self.hosts)) if stage not in stages]
+        survivors = [other for other in range(len(self.hosts)) if other not in stages]
+        self._missing = set(stages)
         for stage in stages:
             self.hosts[stage].release()
-        self._missing = set(stages)
+            for near in neighbours(self.manifest.recovery.method, self.manifest.model.block_stages, stage):
+                self._memories[near].forget()
         for stage in stages:
             self._incarnations[stage] += 1
             self._recover(stage, survivors, step)
+            self._recovered_at[stage] = step
             self._missing.remove(stage)
 
     def _recover(self, stage: int, survivors: Sequence[int], step: int) -> None:
-        donors = self.strategy.donors_of(stage, survivors)
-        copies = {donor: self._snapshot(donor, step) for donor in donors}
-        witnesses = tuple(self._witness(donor, copies[donor], step) for donor in donors)
+        copies = {donor: self._snapshot(donor, step) for donor in self.strategy.donors_of(stage, survivors)}
+        witnesses = tuple(self._witness(donor, copy, step) for donor, copy in copies.items())
         case = Case(stage, self.manifest.model.block_stages, witnesses, self.manifest.recovery)
-        plan, _ = plan_recovery(case)
+        plan, _ = plan_recovery(case) if copies else (ANEW, 0)
         if self.strategy.improvement == "probe":
             plan = self._probe(stage, plan, copies, step)
         self._rebuild(stage, plan, copies)
         self._improve(stage, plan)
-        self._recovered_at[stage] = step
-        norms = tuple(self._norms[source.stage] for source in plan.sources)
-        sources = tuple(source.stage for source in plan.sources)
-        self.recoveries.append(Recovery(step, stage, plan.method, sources, plan.coefficients, norms))
+        donors = tuple(source.stage for source in plan.sources)
+        norms = tuple(self._norms[donor] for donor in donors)
+        self.recoveries.append(Recovery(step, stage, plan.method, donors, plan.coefficients, norms))
 
     def _snapshot(self, stage: int, step: int) -> WeightsSnapshot:
         """A donor's weights, copied as the donor's node would."""
@@ -147,20 +154,19 @@ class Trainer:
         return Witness(stage, PeerId(f"S{stage}"), step, (donation,))
 
     def _rebuild(self, stage: int, plan: Plan, copies: dict[int, WeightsSnapshot]) -> None:
-        host, incarnation = self.hosts[stage], self._incarnations[stage]
-        if not plan.sources:
-            # The ladder's last rung gives the run's own initial weights back. Here they are drawn anew.
-            fresh = StageHost(
-                msgspec.structs.replace(self.manifest, seed=self.manifest.seed + 1000 * incarnation), self._device
-            )
-            fresh.work(InitialiseJob(stage, incarnation))
-            _, digest = fresh.work(SnapshotJob(0))
-            copies, plan = {stage: fresh.held[digest]}, replace(plan, coefficients=(1.0,))
-        payloads = tuple(copies[source.stage] for source in plan.sources) or (copies[stage],)
+        payloads = [copies[source.stage] for source in plan.sources] or [self._drawn_anew(stage)]
         scale = self.manifest.recovery.learning_rate_scale
-        reason = host.work(BlendJob(stage, incarnation, payloads, plan.coefficients, scale))
+        job = BlendJob(stage, self._incarnations[stage], tuple(payloads), plan.coefficients, scale)
+        reason = self.hosts[stage].work(job)
         if reason is not None:
             raise RuntimeError(f"S{stage} could not be rebuilt: {reason}")
+        if not self.strategy.warms_up_again:
+            self.hosts[stage].optimizer.age = self.manifest.optimizer.warmup_steps
+
+    def _drawn_anew(self, stage: int) -> WeightsSnapshot:
+        """Weights that no stage of the run ever had."""
+        seed = self.manifest.seed + REDRAW_SEEDS * self._incarnations[stage]
+        return snapshot(build_stage(self.manifest.model, stage, seed))
 
     # --- beyond the paper ---
 
@@ -168,7 +174,7 @@ class Trainer:
         """The plan with the coefficients that do best on a microbatch of the last step, if only this stage is lost."""
         if len(plan.sources) < 2 or self._missing != {stage}:
             return plan
-        tokens, labels = self._batches.microbatch(step, 0)
+        tokens, labels = self._data.microbatch(step, 0)
 
         def loss_with(coefficients: tuple[float, ...]) -> float:
             self._rebuild(stage, replace(plan, coefficients=coefficients), copies)
@@ -184,7 +190,7 @@ class Trainer:
                 blend_moments(host.optimizer, donors, plan.coefficients)
             case "regression":
                 assert isinstance(host.module, BlockStage)
-                self._memories[stage].regress(host.module, self.manifest.optimizer)
+                self._memories[stage].regress(host.module, self.manifest.optimizer, torch.device(self._device))
 
     def _decay_rates(self, step: int) -> None:
         for stage, since in self._recovered_at.items():

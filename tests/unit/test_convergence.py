@@ -15,7 +15,7 @@ from benchmarks.convergence.improvements import decayed, probe
 from benchmarks.convergence.report import fill_in, parts
 from benchmarks.convergence.results import Origin, Result, Run, read_all, write
 from benchmarks.convergence.strategies import STRATEGIES
-from benchmarks.convergence.study import Scale, carry_out, full_scale, quick_scale, runs, stand_in
+from benchmarks.convergence.study import Scale, carry_out, full_scale, quick_scale, run_all, runs, stand_in
 from benchmarks.convergence.timing import (
     CHECKPOINT_ITERATION_S,
     ITERATION_S,
@@ -30,7 +30,7 @@ from node.data import Batches, open_corpus
 from node.model import UnsplitModel
 from node.optimizer import StageOptimizer
 from protocol.errors import SettingsError
-from protocol.manifest import RunManifest
+from protocol.manifest import RunManifest, WireSettings
 
 torch.set_num_threads(1)
 
@@ -107,10 +107,17 @@ def test_steps_that_are_computed_again_give_the_same_weights_to_the_bit() -> Non
     trainer = Trainer(manifest(), STRATEGIES["none"], 0)
     for step in (1, 2, 3):
         trainer.train_step(step)
-    checkpoint = copy.deepcopy(trainer.hosts)
+    optimizers = [host.optimizer for host in trainer.hosts]
+    modules = [host.module for host in trainer.hosts]
+    checkpoint = copy.deepcopy(
+        [(module.state_dict(), vars(own)) for module, own in zip(modules, optimizers, strict=True)]
+    )
     straight = [trainer.train_step(step) for step in (4, 5, 6)]
     final = [weights(trainer, stage) for stage in range(7)]
-    trainer.hosts = checkpoint
+    for module, own, (state, fields) in zip(modules, optimizers, checkpoint, strict=True):
+        module.load_state_dict(state)
+        for name in ("age", "means", "mean_squares", "counts"):
+            setattr(own, name, fields[name])
     assert [trainer.train_step(step) for step in (4, 5, 6)] == straight
     assert all(same(weights(trainer, stage), final[stage]) for stage in range(7))
 
@@ -187,6 +194,7 @@ def test_blended_moments_are_the_neighbours_and_as_old_as_the_younger() -> None:
     optimizer = trainer.hosts[3].optimizer
     torch.testing.assert_close(optimizer.mean_squares[0], share * low + rest * high)
     assert optimizer.age == 3
+    assert optimizer.counts[0] == 3
     assert optimizer.learning_rate(4) == pytest.approx(1.1 * trainer.hosts[2].optimizer.learning_rate(4))
 
 
@@ -203,9 +211,40 @@ def test_regression_brings_a_stage_closer_to_what_it_did() -> None:
         with torch.no_grad():
             source = trainer.hosts[2].module(trainer.hosts[1].module(trainer.hosts[0].module.embed(tokens)))
             expected = trainer.hosts[3].module(source)
-            trainer.lose((3,), 6)
-            distances[name] = (trainer.hosts[3].module(source) - expected).square().mean().item()
+        trainer.lose((3,), 6)
+        distances[name] = (trainer.hosts[3].module(source) - expected).square().mean().item()
     assert distances["checkfree-regression"] < 0.6 * distances["checkfree"]
+
+
+def test_nothing_is_regressed_on_what_vanished_with_a_neighbour() -> None:
+    rebuilt = {}
+    for name in ("checkfree", "checkfree-regression"):
+        trainer = Trainer(manifest(), STRATEGIES[name], 0)
+        trainer.train_step(1)
+        trainer.lose((3, 4), 1)
+        rebuilt[name] = weights(trainer, 3)
+    assert same(rebuilt["checkfree"], rebuilt["checkfree-regression"])
+
+
+def test_regression_works_on_a_bfloat16_wire() -> None:
+    narrow = msgspec.structs.replace(manifest(), wire=WireSettings(dtype="bfloat16"))
+    trainer = Trainer(narrow, STRATEGIES["checkfree-regression"], 0)
+    trainer.train_step(1)
+    trainer.lose((3,), 1)
+    assert trainer.train_step(2) > 0
+
+
+def test_a_cold_optimizer_goes_on_at_the_full_rate() -> None:
+    rates = {}
+    for name in ("checkfree", "checkfree-cold"):
+        trainer = Trainer(manifest(), STRATEGIES[name], 0)
+        for step in range(1, 8):
+            trainer.train_step(step)
+        trainer.lose((3,), 7)
+        rates[name] = trainer.hosts[3].optimizer.learning_rate(8)
+        assert trainer.hosts[3].optimizer.counts[0] == 0
+    assert rates["checkfree-cold"] == pytest.approx(1.1 * 3e-3)
+    assert rates["checkfree"] == pytest.approx(rates["checkfree-cold"] / 5)
 
 
 def test_a_probe_takes_the_coefficients_with_the_least_loss() -> None:
@@ -327,6 +366,12 @@ def test_a_run_is_repeated_by_its_file(tmp_path: Path) -> None:
     assert read_all(tmp_path) == {run: first}
     again = carry_out(run, short, "cpu", ORIGIN)
     assert (again.losses, again.recoveries) == (first.losses, first.recoveries)
+
+
+def test_results_of_another_study_are_not_mixed_in(tmp_path: Path) -> None:
+    write(result("none", 0, 0, [4.0, 3.0]), tmp_path)
+    with pytest.raises(SettingsError, match="another study"):
+        next(run_all(quick_scale(), tmp_path, 1, "cpu"))
 
 
 def test_every_strategy_meets_16_percent_and_four_strategies_every_rate() -> None:
