@@ -19,7 +19,7 @@ class Lookout:
         self._capacity = capacity
         self._wanted_stage = wanted_stage
         self._spares: dict[PeerId, SpareRecord] = {}
-        self._keys_read: set[str] = set()
+        self._keys_unread = {stage_key(stage) for stage in range(state.manifest.stage_count)}
         self._holes_since: float | None = None
         self._refused_until: dict[int, float] = {}
 
@@ -31,7 +31,7 @@ class Lookout:
         self._spares = {PeerId(record.peer): record for record in records}
 
     def note_read(self, key: str) -> None:
-        self._keys_read.add(key)
+        self._keys_unread.discard(key)
 
     def note_refusal(self, stage: int) -> None:
         """Our claim came to nothing: leave the stage alone for a moment."""
@@ -40,7 +40,7 @@ class Lookout:
     @property
     def has_looked_around(self) -> bool:
         """Every stage was looked up at least once."""
-        return all(stage_key(stage) in self._keys_read for stage in range(self._state.manifest.stage_count))
+        return not self._keys_unread
 
     def choose(self) -> tuple[int, str] | None:
         """The stage to claim now, and why."""
@@ -57,6 +57,8 @@ class Lookout:
         return self._choose_needed(allowed)
 
     def _choose_needed(self, holes: list[int]) -> tuple[int, str] | None:
+        if not holes:
+            return None
         membership = self._state.membership
         lost = [stage for stage in holes if membership.known_incarnation(stage) > 0]
         ranked = rank_holes(lost, [stage for stage in holes if stage not in lost])
