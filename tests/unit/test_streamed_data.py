@@ -183,6 +183,8 @@ def test_microbatches_are_pinned(settings: Settings) -> None:
             "e1.24.0 quick1.24.1 ",
             "d1.25.2the1.26.0 qu",
         ]
+    with opened(settings(validation_fraction=0.3)) as batches:
+        assert [word for word in WORDS if batches._is_held_out(word)] == ["jumps", "owl"]
 
 
 def test_going_on_reads_each_batch_once_and_reads_one_step_ahead(
@@ -472,7 +474,6 @@ class Line:
     """A line that breaks: so many batches from now on fail."""
 
     def __init__(self, stream: Texts, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-        stream.close()
         self.failures, self._error, self._open = 0, error, stream._open
         monkeypatch.setattr(stream, "_open", self._broken)
 
@@ -491,9 +492,11 @@ class Line:
 def test_a_read_that_fails_is_tried_again_and_gives_the_same_text(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(texts, "TEXTS_PER_READ", 1)
     with opened(settings()) as batches:
         undisturbed = step_of(batches, 7)
     with opened(settings()) as batches:
+        batches._texts.read(2 * TEXTS, 1)  # the line breaks in the middle of a shard
         line = Line(batches._texts, monkeypatch, ConnectionError("reset"))
         line.failures = streamed_data.READ_ATTEMPTS - 1
         assert torch.equal(step_of(batches, 7), undisturbed)
