@@ -1,22 +1,43 @@
-"""What the results say: iterations to a target, costs, means over seeds, the loss around a recovery. Pure."""
+"""What the results say: iterations to a target, costs, means over seeds, the loss around a recovery."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
+from benchmarks.convergence.failures import lost_stages
 from benchmarks.convergence.results import Result, Run
-from benchmarks.convergence.study import stand_in
-from benchmarks.convergence.timing import Churn, Cost, checkpointed, going_on, redundant
+from benchmarks.convergence.strategies import STRATEGIES, Loses, vulnerable
+from benchmarks.convergence.timing import Cost, checkpointed, going_on, redundant
 
 Results = Mapping[Run, Result]
+SCHEDULES = 200
+"""Of failures, by which checkpointing is judged."""
+END_MEASUREMENTS = 5
 TARGET_SHARE = 0.45
 """The target is what a run without failures reaches after this share of its iterations.
 
 In the paper it takes 10,000 iterations without failures and 22,000 with CheckFree at 16 % (Table 2): 0.45.
 """
+
+
+def stand_in(run: Run, results: Mapping[Run, Result]) -> Run:
+    """The run whose numbers this one must repeat to the bit, itself if there is none.
+
+    Without failures plain CheckFree is an ordinary run, and clipping the norms changes no coefficient if no
+    donor's norm was beyond the clip.
+    """
+    if run.strategy == "none" or (run.percent == 0 and STRATEGIES[run.strategy].method == "checkfree"):
+        return Run("none", 0, run.seed)
+    unclipped = Run(run.strategy.removesuffix("-clipped"), run.percent, run.seed)
+    if unclipped == run or unclipped not in results:
+        return run
+    clip = results[unclipped].manifest.optimizer.clip_norm ** 2
+    norms = (norm for recovery in results[unclipped].recoveries for norm in recovery.squared_norms)
+    return run if any(norm is None or norm > clip for norm in norms) else unclipped
 
 
 def find(results: Results, strategy: str, percent: int) -> list[Result]:
@@ -63,17 +84,18 @@ def cost_of(result: Result, target: float) -> Cost | None:
     return going_on(reached, donors)
 
 
-def checkpoint_costs(results: Results, target: float, every: int, percent: int) -> list[Cost | None]:
-    """What checkpointing would have needed, by seed."""
-    return list(_later(results, target, every, percent))
+def checkpoint_costs(results: Results, target: float, every: int, percent: int, loses: Loses) -> list[Cost | None]:
+    """What checkpointing would have needed under many schedules of failures; three would say little."""
+    calm = find(results, "none", 0)
+    steps = first_step(mean_curve([result.validation for result in calm]), target)
+    if steps is None:
+        return []
+    stages, factor = vulnerable(loses, calm[0].manifest.model.block_stages), calm[0].failure_factor
 
+    def fails(schedule: int, iteration: int) -> bool:
+        return bool(lost_stages(percent, schedule, iteration, stages, factor))
 
-def _later(results: Results, target: float, every: int, percent: int) -> Iterator[Cost | None]:
-    for result in find(results, "none", 0):
-        reached = first_step(result.validation, target)
-        stages = tuple(range(1, result.manifest.model.block_stages + 1))
-        churn = Churn(percent, result.seed, stages, result.failure_factor)
-        yield None if reached is None else checkpointed(reached, every, churn)
+    return [checkpointed(steps, every, partial(fails, schedule)) for schedule in range(SCHEDULES)]
 
 
 def redundant_costs(results: Results, target: float) -> list[Cost | None]:
@@ -84,42 +106,47 @@ def redundant_costs(results: Results, target: float) -> list[Cost | None]:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Means over the seeds."""
+    """Means over seeds or schedules, given only if all of them reached the target."""
 
-    seeds: int
+    count: int
     arrived: int
-    """Of the seeds, as many reached the target. The means are over these, and only given if all did."""
     iterations: float | None
     hours: float | None
-    failures: float | None
 
 
 def summarise(costs: Sequence[Cost | None]) -> Summary:
     arrived = [cost for cost in costs if cost is not None]
     if not arrived or len(arrived) < len(costs):
-        return Summary(len(costs), len(arrived), None, None, None)
-    return Summary(
-        len(costs),
-        len(arrived),
-        statistics.fmean(cost.iterations for cost in arrived),
-        statistics.fmean(cost.hours for cost in arrived),
-        statistics.fmean(cost.failures for cost in arrived),
-    )
+        return Summary(len(costs), len(arrived), None, None)
+    iterations = statistics.fmean(cost.iterations for cost in arrived)
+    return Summary(len(costs), len(arrived), iterations, statistics.fmean(cost.hours for cost in arrived))
+
+
+def end_loss(result: Result) -> float:
+    """The held-out loss at the end: the mean of the last measurements, because one of them is noisy."""
+    return statistics.fmean(loss for _, loss in result.validation[-END_MEASUREMENTS:])
+
+
+def excess_losses(results: Results, strategy: str, percent: int) -> list[float]:
+    """By seed, how far the end loss is above that of the same seed without failures."""
+    calm = {result.seed: end_loss(result) for result in find(results, "none", 0)}
+    return [end_loss(result) - calm[result.seed] for result in find(results, strategy, percent) if result.seed in calm]
 
 
 def around_recoveries(results: Results, strategy: str, before: int, after: int) -> list[float]:
-    """The mean rise of the training loss from ``before`` steps before a recovery to ``after`` steps behind it.
+    """The mean rise of the training loss from ``before`` steps before a recovery to ``after`` steps behind it, at 16 %.
 
     What the run without failures did at the same steps, with the same microbatches, is taken off, and so is what was
     there already before the loss. Recoveries with another one in that span are left out.
     """
-    rises = [rise for result in find(results, strategy, 16) for rise in _rises(result, results, before, after)]
+    calm = {result.seed: result for result in find(results, "none", 0)}
+    pairs = [(result, calm[result.seed]) for result in find(results, strategy, 16) if result.seed in calm]
+    rises = [rise for result, other in pairs for rise in _rises(result, other, before, after)]
     return [statistics.fmean(points) for points in zip(*rises, strict=True)]
 
 
-def _rises(result: Result, results: Results, before: int, after: int) -> Iterator[list[float]]:
-    calm = results[Run("none", 0, result.seed)].losses
-    excess = [loss - other for loss, other in zip(result.losses, calm, strict=True)]
+def _rises(result: Result, calm: Result, before: int, after: int) -> Iterator[list[float]]:
+    excess = [loss - other for loss, other in zip(result.losses, calm.losses, strict=True)]
     steps = [recovery.step for recovery in result.recoveries]
     for step in steps:
         is_alone = sum(abs(other - step) <= before + after for other in steps) == 1

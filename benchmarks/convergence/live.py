@@ -11,18 +11,22 @@ import msgspec
 
 from benchmarks.convergence.failures import lost_stages
 from benchmarks.convergence.results import Origin
+from benchmarks.convergence.strategies import Strategy
 from benchmarks.convergence.tables import render
+from benchmarks.convergence.trainer import Trainer
 from bootstrap.board import Loss
 from bootstrap.faults import Fault
-from bootstrap.found import load_manifest
 from bootstrap.local import LocalPlan, LocalSwarm
+from protocol.manifest import RunManifest
+
+FILES = ("live-calm.json", "live-churned.json")
 
 
 class LiveRecovery(msgspec.Struct, frozen=True):
     """One peer that was killed, and what became of its stage."""
 
     step: int
-    """The last that was committed before the kill."""
+    """The last that was committed before the loss."""
     stage: int
     method: str
     standstill_s: float
@@ -31,40 +35,44 @@ class LiveRecovery(msgspec.Struct, frozen=True):
 class LiveResult(msgspec.Struct, frozen=True):
     """One run of a live swarm."""
 
+    manifest: RunManifest
     percent: int
-    seed: int
-    steps: tuple[tuple[float, float], ...]
-    """(seconds since the first commit, training loss in nats per token) of each step, from step 1 on."""
+    schedule: int
+    """Seed of the failures."""
+    losses: tuple[float, ...]
+    """Training loss in nats per token of each step, from step 1 on."""
+    seconds: tuple[float, ...]
+    """From the first commit to that of each step."""
     recoveries: tuple[LiveRecovery, ...]
     origin: Origin
 
 
-def schedule(percent: int, seed: int, steps: int, last_stage: int) -> tuple[Fault, ...]:
+def kills(percent: int, schedule: int, steps: int, last_stage: int) -> tuple[Fault, ...]:
     """The failures of failures.py as kills: a stage lost before a step dies once the step before is committed."""
     stages = tuple(range(1, last_stage + 1))
-    return tuple(
-        Fault(stage, step - 1)
-        for step in range(2, steps + 1)
-        for stage in lost_stages(percent, seed, step, stages, 1.0)
+    lost = (
+        (step, stage) for step in range(2, steps + 1) for stage in lost_stages(percent, schedule, step, stages, 1.0)
     )
+    return tuple(Fault(stage, step - 1) for step, stage in lost)
 
 
-def run_live(preset: str, percent: int, seed: int, steps: int) -> LiveResult:
-    """Train ``steps`` steps with a spare for every kill. Raises `RuntimeError` if a step is missing."""
-    manifest = load_manifest(preset, steps)
-    faults = schedule(percent, seed, steps, manifest.last_stage)
+def run_live(manifest: RunManifest, percent: int, schedule: int, spares: int) -> LiveResult:
+    """Train all steps of a manifest on this machine. Raises `RuntimeError` if a step or a recovery is missing."""
+    steps = manifest.step.total_steps
+    faults = kills(percent, schedule, steps, manifest.last_stage)
     with tempfile.TemporaryDirectory(prefix="understudy-live-") as folder:
-        plan = LocalPlan(preset, manifest, max(1, len(faults)), faults, Path(folder))
+        plan = LocalPlan(manifest.name, manifest, spares, faults, Path(folder))
         board = asyncio.run(LocalSwarm(plan, lambda _: None).run())
         events = [msgspec.json.decode(line) for line in (Path(folder) / "events.jsonl").read_bytes().splitlines()]
     commits = [event for event in events if event["event"] == "step.committed"]
     if [event["step"] for event in commits] != list(range(1, steps + 1)):
         raise RuntimeError(f"{len(commits)} of {steps} steps were committed")
-    began = commits[0]["time"]
     return LiveResult(
+        manifest,
         percent,
-        seed,
-        tuple((round(event["time"] - began, 3), round(event["loss"], 5)) for event in commits),
+        schedule,
+        tuple(round(event["loss"], 5) for event in commits),
+        tuple(round(event["time"] - commits[0]["time"], 3) for event in commits),
         tuple(_recovery(loss) for loss in board.losses),
         Origin.here("cpu"),
     )
@@ -73,23 +81,37 @@ def run_live(preset: str, percent: int, seed: int, steps: int) -> LiveResult:
 def _recovery(loss: Loss) -> LiveRecovery:
     if loss.recovered is None or loss.standstill_s is None:
         raise RuntimeError(f"S{loss.stage}, killed after step {loss.step}, was not recovered")
-    return LiveRecovery(loss.step, loss.stage, loss.recovered["method"], round(loss.standstill_s, 3))
+    recovered = loss.recovered
+    return LiveRecovery(recovered["step"], loss.stage, recovered["method"], round(loss.standstill_s, 3))
 
 
-def write_live(result: LiveResult, folder: Path) -> None:
-    """Keep a result beside the others."""
+def replay(result: LiveResult) -> list[float]:
+    """The losses of the study's trainer with the same manifest, losing the same stages after the same steps."""
+    settings = result.manifest.recovery
+    ours = Strategy("live", "live", "all", method=settings.method, swapped_pairs=settings.swapped_pairs)
+    trainer = Trainer(result.manifest, ours, result.manifest.seed)
+    losses = []
+    for step in range(1, len(result.losses) + 1):
+        lost = [recovery.stage for recovery in result.recoveries if recovery.step == step - 1]
+        if lost:
+            trainer.lose(lost, step - 1)
+        losses.append(trainer.train_step(step))
+    return losses
+
+
+def write_live(calm: LiveResult, churned: LiveResult, folder: Path) -> None:
+    """Keep both runs beside the other results."""
     folder.mkdir(parents=True, exist_ok=True)
-    file_of(folder, result.percent, result.seed).write_bytes(msgspec.json.encode(result) + b"\n")
+    for name, result in zip(FILES, (calm, churned), strict=True):
+        (folder / name).write_bytes(msgspec.json.encode(result) + b"\n")
 
 
 def read_live(folder: Path) -> list[LiveResult]:
-    """The calm run and the churned one, if both are there."""
-    found = [msgspec.json.decode(path.read_bytes(), type=LiveResult) for path in sorted(folder.glob("live-*.json"))]
-    return sorted(found, key=lambda result: result.percent)
-
-
-def file_of(folder: Path, percent: int, seed: int) -> Path:
-    return folder / f"live-at-{percent}-schedule-{seed}.json"
+    """The calm run and the churned one, or nothing."""
+    paths = [folder / name for name in FILES]
+    if not all(path.exists() for path in paths):
+        return []
+    return [msgspec.json.decode(path.read_bytes(), type=LiveResult) for path in paths]
 
 
 def live_table(results: list[LiveResult]) -> str:
@@ -99,15 +121,28 @@ def live_table(results: list[LiveResult]) -> str:
 
 
 def _row(result: LiveResult) -> list[str]:
-    losses = [loss for _, loss in result.steps]
     stood = [recovery.standstill_s for recovery in result.recoveries]
     return [
         f"{result.percent} % per hour" if result.percent else "nobody killed",
-        str(len(losses)),
-        ", ".join(f"S{recovery.stage} after {recovery.step} ({recovery.method})" for recovery in result.recoveries)
-        or "-",
-        f"{statistics.fmean(losses[5:10]):.3f}",
-        f"{statistics.fmean(losses[-20:]):.3f}",
-        f"{result.steps[-1][0]:.0f}",
+        str(len(result.losses)),
+        ", ".join(f"S{loss.stage} after {loss.step} ({loss.method})" for loss in result.recoveries) or "-",
+        f"{statistics.fmean(result.losses[5:10]):.3f}",
+        f"{statistics.fmean(result.losses[-20:]):.3f}",
+        f"{result.seconds[-1]:.0f}",
         f"{statistics.median(stood):.2f}" if stood else "-",
     ]
+
+
+def replay_note(results: list[LiveResult]) -> str:
+    """How far the trainer's losses are from the live swarm's."""
+    return " ".join(_compare(result) for result in results) or "not run"
+
+
+def _compare(result: LiveResult) -> str:
+    simulated = replay(result)
+    apart = [abs(one - other) for one, other in zip(simulated, result.losses, strict=True)]
+    who = "With peers killed" if result.percent else "With nobody killed"
+    return (
+        f"{who}, the trainer's loss and the live swarm's are {statistics.median(apart):.4f} apart at the median of "
+        f"{len(apart)} steps, {max(apart):.4f} at most."
+    )

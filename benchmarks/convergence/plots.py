@@ -63,7 +63,7 @@ def _draw_losses(results: Results) -> Figure:
 def _draw_hours(results: Results) -> Figure:
     target = target_loss(results)
     bars = {
-        "checkpoint every 100": [checkpoint_costs(results, target, 100, percent) for percent in BARS],
+        "checkpoint every 100": [checkpoint_costs(results, target, 100, percent, "all") for percent in BARS],
         "redundant computation": [redundant_costs(results, target) for _ in BARS],
         "CheckFree": [[cost_of(r, target) for r in find(results, "checkfree", percent)] for percent in BARS],
         "CheckFree+": [[cost_of(r, target) for r in find(results, "checkfree+", percent)] for percent in BARS],
@@ -108,12 +108,11 @@ def _draw_live(calm: LiveResult, churned: LiveResult) -> Figure:
     """Losses over steps and over time, side by side."""
     figure, (over_steps, over_time) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
     for result, title in ((calm, "nobody killed"), (churned, f"{len(churned.recoveries)} peers killed")):
-        losses = [loss for _, loss in result.steps]
-        over_steps.plot(range(1, len(losses) + 1), losses, label=title, linewidth=1)
-        over_time.plot([seconds for seconds, _ in result.steps], losses, label=title, linewidth=1)
+        over_steps.plot(range(1, len(result.losses) + 1), result.losses, label=title, linewidth=1)
+        over_time.plot(result.seconds, result.losses, label=title, linewidth=1)
     for recovery in churned.recoveries:
         over_steps.axvline(recovery.step, color="grey", linewidth=0.6, linestyle=":")
-        over_time.axvline(churned.steps[recovery.step - 1][0], color="grey", linewidth=0.6, linestyle=":")
+        over_time.axvline(churned.seconds[recovery.step - 1], color="grey", linewidth=0.6, linestyle=":")
     over_steps.set(xlabel="step", ylabel="training loss (nats per byte)")
     over_time.set(xlabel="seconds since the first commit")
     over_steps.legend()

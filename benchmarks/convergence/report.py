@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from benchmarks.convergence.curves import Results, target_loss
-from benchmarks.convergence.live import LiveResult, live_table
+from benchmarks.convergence.live import LiveResult, live_table, replay_note
 from benchmarks.convergence.tables import cost_table, order_table, origin_table, swapping_cost
 from protocol.errors import SettingsError
 
@@ -35,6 +35,7 @@ def parts(results: Results, live: list[LiveResult]) -> dict[str, str]:
         "swapping": swapping_cost(results),
         "target": f"Target: {target_loss(results):.3f} nats per byte.",
         "live": live_table(live),
+        "replay": replay_note(live),
         "origin": origin_table(results),
     }
 

@@ -51,7 +51,7 @@ class Result(msgspec.Struct, frozen=True):
     """Times as many failures as the rate says."""
 
     @property
-    def key(self) -> Run:
+    def run(self) -> Run:
         return Run(self.strategy, self.percent, self.seed)
 
 
@@ -70,7 +70,7 @@ class Run(msgspec.Struct, frozen=True, order=True):
 def write(result: Result, folder: Path) -> None:
     """Keep a result: whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / result.key.file_name
+    path = folder / result.run.file_name
     partial = path.with_suffix(".partial")
     partial.write_bytes(msgspec.json.encode(result) + b"\n")
     partial.replace(path)
@@ -79,7 +79,7 @@ def write(result: Result, folder: Path) -> None:
 def read_all(folder: Path) -> dict[Run, Result]:
     """All results of a folder. Raises `msgspec.ValidationError` for a file that is none."""
     results = (msgspec.json.decode(path.read_bytes(), type=Result) for path in sorted(folder.glob("*-seed-*.json")))
-    return {result.key: result for result in results}
+    return {result.run: result for result in results}
 
 
 def _machine(device: str) -> str:

@@ -10,6 +10,13 @@ import msgspec
 
 from protocol.manifest import RunManifest
 
+Loses = Literal["none", "middle", "all"]
+
+
+def vulnerable(loses: Loses, block_stages: int) -> tuple[int, ...]:
+    """The stages that can be lost: none, S2..Sn-1, or S1..Sn."""
+    return {"none": (), "middle": tuple(range(2, block_stages)), "all": tuple(range(1, block_stages + 1))}[loses]
+
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
@@ -17,7 +24,7 @@ class Strategy:
 
     name: str
     title: str
-    loses: Literal["none", "middle", "all"]
+    loses: Loses
     """Which block stages it can lose: none (others take its losses for it), S2..Sn-1, or S1..Sn."""
     donors: Literal["both", "below", "none"] = "both"
     """Whose weights a rebuilt stage gets: both nearest survivors', the lower one's, nobody's."""
@@ -37,13 +44,6 @@ class Strategy:
             "method": self.method, "swapped_pairs": self.swapped_pairs, "norm_exponent": self.norm_exponent,
         }  # fmt: skip
         return msgspec.structs.replace(manifest, recovery=msgspec.structs.replace(manifest.recovery, **settings))
-
-    def vulnerable(self, block_stages: int) -> tuple[int, ...]:
-        """The stages whose losses this strategy has to recover from."""
-        if self.loses == "none":
-            return ()
-        first, last = (1, block_stages) if self.loses == "all" else (2, block_stages - 1)
-        return tuple(range(first, last + 1))
 
     def donors_of(self, stage: int, survivors: Sequence[int]) -> tuple[int, ...]:
         """The block stages that offer their weights for a lost one: the nearest survivor on either side."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -12,9 +12,10 @@ from pathlib import Path
 import msgspec
 import torch
 
+from benchmarks.convergence.curves import stand_in
 from benchmarks.convergence.failures import lost_stages
 from benchmarks.convergence.results import Origin, Result, Run, read_all, write
-from benchmarks.convergence.strategies import STRATEGIES
+from benchmarks.convergence.strategies import STRATEGIES, vulnerable
 from benchmarks.convergence.trainer import Trainer
 from protocol.errors import SettingsError
 from protocol.manifest import RunManifest, manifest_from_table, preset
@@ -92,22 +93,6 @@ def runs(scale: Scale) -> Iterator[Run]:
                 yield from (Run(strategy, percent, seed) for percent in percents for strategy in strategies)
 
 
-def stand_in(run: Run, results: Mapping[Run, Result]) -> Run:
-    """The run whose numbers this one must repeat to the bit, itself if there is none.
-
-    Without failures plain CheckFree is an ordinary run, and clipping the norms changes no coefficient if no
-    donor's norm was beyond the clip.
-    """
-    if run.strategy == "none" or (run.percent == 0 and STRATEGIES[run.strategy].method == "checkfree"):
-        return Run("none", 0, run.seed)
-    unclipped = Run(run.strategy.removesuffix("-clipped"), run.percent, run.seed)
-    if unclipped == run or unclipped not in results:
-        return run
-    clip = results[unclipped].manifest.optimizer.clip_norm ** 2
-    norms = (norm for recovery in results[unclipped].recoveries for norm in recovery.squared_norms)
-    return run if any(norm is None or norm > clip for norm in norms) else unclipped
-
-
 # --- running ---
 
 
@@ -117,10 +102,10 @@ def carry_out(run: Run, scale: Scale, device: str, origin: Origin) -> Result:
     began = time.perf_counter()
     strategy = STRATEGIES[run.strategy]
     trainer = Trainer(scale.manifest, strategy, run.seed, device)
-    vulnerable = strategy.vulnerable(scale.manifest.model.block_stages)
+    stages = vulnerable(strategy.loses, scale.manifest.model.block_stages)
     losses, validation = [], []
     for step in range(1, scale.iterations + 1):
-        lost = lost_stages(run.percent, run.seed, step, vulnerable, scale.failure_factor)
+        lost = lost_stages(run.percent, run.seed, step, stages, scale.failure_factor)
         if lost:
             trainer.lose(lost, step - 1)
         losses.append(round(trainer.train_step(step), 5))
@@ -159,18 +144,28 @@ def check_same_study(result: Result, scale: Scale) -> None:
     is_same = result.manifest == expected and result.failure_factor == scale.failure_factor
     if not is_same or len(result.losses) != scale.iterations:
         raise SettingsError(
-            f"{result.key.file_name} is of another study, with another model, length or settings: "
+            f"{result.run.file_name} is of another study, with another model, length or settings: "
             "keep the results of each in a --folder of its own"
         )
 
 
 def _run_each(wanted: list[Run], scale: Scale, folder: Path, jobs: int, device: str) -> Iterator[Result]:
     origin = Origin.here(device)
+    made = (
+        (carry_out(run, scale, device, origin) for run in wanted)
+        if jobs == 1
+        else _side_by_side(wanted, scale, jobs, device, origin)
+    )
+    for result in made:
+        write(result, folder)
+        yield result
+
+
+def _side_by_side(wanted: list[Run], scale: Scale, jobs: int, device: str, origin: Origin) -> Iterator[Result]:
+    """In processes of their own, in the order in which they end."""
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         try:
             for future in as_completed([pool.submit(carry_out, run, scale, device, origin) for run in wanted]):
-                result = future.result()
-                write(result, folder)
-                yield result
+                yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)

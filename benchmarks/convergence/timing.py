@@ -7,14 +7,13 @@ recovery costs from our live swarm.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from benchmarks.convergence.failures import lost_stages
 
 ITERATION_S = 91.32
 """The paper's, without failures and without swapping."""
-CHECKPOINT_ITERATION_S = 91.35
-"""Saving every 100 iterations costs the paper 0.03 s per iteration."""
+SAVE_S = 3.0
+"""Of one checkpoint: every 100 iterations it costs the paper 0.03 s per iteration."""
 REDUNDANT_ITERATION_S = 151.04
 """Every stage also computes its successor's forward pass (Bamboo, as the paper measured it)."""
 
@@ -25,7 +24,9 @@ STAGE_BYTES = 4 * 4 * (4 * 1024**2 + 3 * 1024 * 2752)
 STANDSTILL_S = 0.22
 """Detect, claim, blend: the sum of their medians in ten recoveries of a live swarm (docs/experiments.md)."""
 RECOMPUTED_ITERATIONS = 0.5
-"""Of the iteration that was under way when a stage was lost, as much is computed again on average: the rejoin."""
+"""Of the iteration that was under way when a stage was lost, as much is computed again on average: the rejoin.
+
+All stages' work on it, which is pessimistic for the swarm: it loses the microbatches in flight, not the iteration."""
 
 ITERATIONS_MAX = 20_000
 """A run that needs more than this is said not to arrive."""
@@ -36,7 +37,6 @@ class Cost:
     """What it took to get somewhere."""
 
     iterations: float
-    failures: int
     seconds: float
 
     @property
@@ -44,54 +44,41 @@ class Cost:
         return self.seconds / 3600
 
 
-def recovery_s(donors: float) -> float:
+def recovery_s(donors: int) -> float:
     """Seconds that a swarm stands still for one lost stage; its new owner's line carries all donors' weights."""
     return STANDSTILL_S + donors * STAGE_BYTES / BANDWIDTH_BYTES_PER_S + RECOMPUTED_ITERATIONS * ITERATION_S
 
 
 def restore_s() -> float:
-    """Seconds to fetch a stage's checkpoint, weights and Adam's two moments, from storage."""
-    return STANDSTILL_S + 3 * STAGE_BYTES / BANDWIDTH_BYTES_PER_S
+    """Seconds until a stage has its checkpoint again, weights and Adam's two moments, from storage."""
+    return recovery_s(donors=3)
 
 
-def going_on(iterations: float, donors: list[int]) -> Cost:
+def going_on(iterations: float, donors: Sequence[int]) -> Cost:
     """A strategy that never rolls back: ``donors`` holds the number of donors of each recovery on the way."""
-    seconds = iterations * ITERATION_S + sum(recovery_s(count) for count in donors)
-    return Cost(iterations, len(donors), seconds)
+    return Cost(iterations, iterations * ITERATION_S + sum(recovery_s(count) for count in donors))
 
 
 def redundant(iterations: float) -> Cost:
     """Redundant computation: the losses of a run without failures, at the price of slower iterations."""
-    return Cost(iterations, 0, iterations * REDUNDANT_ITERATION_S)
+    return Cost(iterations, iterations * REDUNDANT_ITERATION_S)
 
 
-@dataclass(frozen=True, slots=True)
-class Churn:
-    """The failures of a run, see failures.py."""
+def checkpointed(steps: float, every: int, fails: Callable[[int], bool]) -> Cost | None:
+    """Roll all stages back to the last multiple of ``every`` steps whenever any is lost; None if that never arrives.
 
-    percent: int
-    seed: int
-    stages: tuple[int, ...]
-    factor: float = 1.0
-
-    def fails(self, iteration: int) -> bool:
-        return bool(lost_stages(self.percent, self.seed, iteration, self.stages, self.factor))
-
-
-def checkpointed(steps: float, every: int, churn: Churn) -> Cost | None:
-    """Roll all stages back to the last multiple of ``every`` steps whenever one is lost; None if that never arrives.
-
-    A microbatch is a pure function of its step, so a step computed again gives the same weights to the bit
-    (tests/unit/test_convergence.py): the losses are those of a run without failures, only later.
+    ``fails`` says whether a stage is lost just before an iteration. A microbatch is a pure function of its step, so
+    a step that is computed again gives the same weights to the bit (tests/unit/test_convergence.py): the losses are
+    those of a run without failures, only later.
     """
-    step = iteration = failures = 0
+    step = iteration = restored = 0
     while step < steps:
         iteration += 1
         if iteration > ITERATIONS_MAX:
             return None
-        if churn.fails(iteration):
-            failures += 1
+        if fails(iteration):
+            restored += 1
             step -= step % every
         step += 1
     reached = iteration - (step - steps)
-    return Cost(reached, failures, reached * CHECKPOINT_ITERATION_S + failures * restore_s())
+    return Cost(reached, reached * (ITERATION_S + SAVE_S / every) + restored * restore_s())

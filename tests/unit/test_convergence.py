@@ -1,35 +1,22 @@
-"""The study's trainer computes what the swarm computes, and its arithmetic of failures, time and tables holds."""
+"""The study's trainer computes what the swarm computes, and rebuilds what it loses as the strategy says."""
 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import msgspec
 import pytest
 import torch
 
-from benchmarks.convergence.curves import checkpoint_costs, cost_of, find, first_step, loss_at, target_loss
 from benchmarks.convergence.failures import RATES, lost_stages
 from benchmarks.convergence.improvements import decayed, probe
-from benchmarks.convergence.report import fill_in, parts
-from benchmarks.convergence.results import Origin, Result, Run, read_all, write
+from benchmarks.convergence.results import Origin
 from benchmarks.convergence.strategies import STRATEGIES
-from benchmarks.convergence.study import Scale, carry_out, full_scale, quick_scale, run_all, runs, stand_in
-from benchmarks.convergence.timing import (
-    CHECKPOINT_ITERATION_S,
-    ITERATION_S,
-    ITERATIONS_MAX,
-    Churn,
-    checkpointed,
-    going_on,
-    recovery_s,
-)
-from benchmarks.convergence.trainer import Recovery, Trainer
+from benchmarks.convergence.study import quick_scale
+from benchmarks.convergence.trainer import Trainer
 from node.data import Batches, open_corpus
 from node.model import UnsplitModel
 from node.optimizer import StageOptimizer
-from protocol.errors import SettingsError
 from protocol.manifest import RunManifest, WireSettings
 
 torch.set_num_threads(1)
@@ -256,128 +243,3 @@ def test_a_raised_rate_decays_to_the_runs() -> None:
     assert decayed(1.1, 0) == pytest.approx(1.1)
     assert decayed(1.1, 50) == pytest.approx(1.05)
     assert decayed(1.1, 5000) == 1.0
-
-
-# --- time ---
-
-
-class Scripted(Churn):
-    """Fails at given iterations."""
-
-    def __init__(self, *iterations: int) -> None:
-        object.__setattr__(self, "iterations", frozenset(iterations))
-
-    def fails(self, iteration: int) -> bool:
-        return iteration in self.iterations  # type: ignore[attr-defined]
-
-
-def test_checkpointing_pays_what_lies_behind_the_checkpoint_again() -> None:
-    assert checkpointed(10, 5, Scripted()).iterations == 10
-    # Steps 1..7, then back to 5: 6, 7 again, 8, 9, 10.
-    cost = checkpointed(10, 5, Scripted(8))
-    assert (cost.iterations, cost.failures) == (12, 1)
-    assert cost.seconds > 12 * CHECKPOINT_ITERATION_S
-
-
-def test_checkpointing_may_never_arrive() -> None:
-    assert checkpointed(10, 5, Scripted(*range(4, ITERATIONS_MAX, 4))) is None
-
-
-def test_going_on_pays_iterations_and_standstills() -> None:
-    cost = going_on(100, [2, 1])
-    assert cost.seconds == pytest.approx(100 * ITERATION_S + recovery_s(2) + recovery_s(1))
-
-
-# --- curves and tables ---
-
-
-def result(strategy: str, percent: int, seed: int, losses: list[float], *recoveries: Recovery) -> Result:
-    validation = tuple((10 * (number + 1), loss) for number, loss in enumerate(losses))
-    steps = tuple(loss for loss in losses for _ in range(10))
-    return Result(strategy, percent, seed, manifest(), steps, validation, recoveries, 1.0, ORIGIN)
-
-
-def results(*found: Result) -> dict[Run, Result]:
-    return {each.key: each for each in found}
-
-
-def test_between_two_measurements_a_curve_is_a_line() -> None:
-    curve = [(10, 4.0), (20, 3.0), (30, 2.0)]
-    assert loss_at(curve, 25) == 2.5
-    assert first_step(curve, 2.5) == 25
-    assert first_step(curve, 1.0) is None
-    assert first_step([(10, 4.0), (20, 4.5), (30, 3.5)], 4.0) == 25
-
-
-def test_what_needs_no_run_stands_in_for_what_it_repeats() -> None:
-    calm = result("checkfree", 16, 0, [3.0], Recovery(3, 2, "checkfree", (1, 3), (0.5, 0.5), (0.9, 0.9)))
-    clipped = Run("checkfree-clipped", 16, 0)
-    assert stand_in(Run("none", 16, 0), {}) == Run("none", 0, 0)
-    assert stand_in(Run("checkfree", 0, 1), {}) == Run("none", 0, 1)
-    assert stand_in(Run("checkfree+", 0, 1), {}) == Run("checkfree+", 0, 1)
-    assert stand_in(clipped, {}) == clipped
-    assert stand_in(clipped, results(calm)) == Run("checkfree", 16, 0)
-    loud = result("checkfree", 16, 0, [3.0], Recovery(3, 2, "checkfree", (1, 3), (0.5, 0.5), (0.9, 1.1)))
-    assert stand_in(clipped, results(loud)) == clipped
-
-
-def test_costs_count_the_failures_on_the_way_only() -> None:
-    early = Recovery(5, 2, "checkfree", (1, 3), (0.5, 0.5), (1.0, 1.0))
-    late = Recovery(29, 2, "checkfree", (1, 3), (0.5, 0.5), (1.0, 1.0))
-    cost = cost_of(result("checkfree", 16, 0, [4.0, 3.0, 2.0], early, late), 3.0)
-    assert cost is not None
-    assert (cost.iterations, cost.failures) == (20, 1)
-    assert cost_of(result("checkfree", 16, 0, [4.0, 3.0]), 1.0) is None
-
-
-def test_the_tables_say_what_is_missing() -> None:
-    found = results(result("none", 0, 0, [4.0, 3.0, 2.0]), result("uniform", 16, 0, [4.0, 3.9, 3.8]))
-    assert target_loss(found) == pytest.approx(3.65)
-    tables = parts(found, [])
-    assert "none arrived" in tables["order"]
-    assert "not run" in tables["cost"]
-    assert tables["swapping"] == "not run"
-    assert "abc" in tables["origin"]
-    assert find(found, "checkfree", 5) == []
-    assert checkpoint_costs(found, 3.65, 100, 0)[0].iterations == pytest.approx(13.5)
-
-
-def test_a_page_is_filled_in_between_its_marks() -> None:
-    page = "before <!-- a -->old<!-- /a --> after"
-    assert fill_in(page, {"a": "new"}) == "before <!-- a -->\n\nnew\n\n<!-- /a --> after"
-    assert fill_in(fill_in(page, {"a": "x"}), {"a": "new"}) == fill_in(page, {"a": "new"})
-    for broken in ("no mark", "<!-- a -->", "<!-- /a --><!-- a -->", page + page):
-        with pytest.raises(SettingsError, match="needs the marks"):
-            fill_in(broken, {"a": "new"})
-
-
-# --- runs ---
-
-
-def test_a_run_is_repeated_by_its_file(tmp_path: Path) -> None:
-    quick = quick_scale()
-    short = Scale(quick.manifest, 6, 3, failure_factor=40)
-    run = Run("checkfree", 16, 0)
-    first = carry_out(run, short, "cpu", ORIGIN)
-    assert first.recoveries
-    assert [step for step, _ in first.validation] == [3, 6]
-    write(first, tmp_path)
-    (tmp_path / "half-at-16-seed-0.partial").write_text("{")
-    assert read_all(tmp_path) == {run: first}
-    again = carry_out(run, short, "cpu", ORIGIN)
-    assert (again.losses, again.recoveries) == (first.losses, first.recoveries)
-
-
-def test_results_of_another_study_are_not_mixed_in(tmp_path: Path) -> None:
-    write(result("none", 0, 0, [4.0, 3.0]), tmp_path)
-    with pytest.raises(SettingsError, match="another study"):
-        next(run_all(quick_scale(), tmp_path, 1, "cpu"))
-
-
-def test_every_strategy_meets_16_percent_and_four_strategies_every_rate() -> None:
-    planned = set(runs(full_scale()))
-    assert {run.strategy for run in planned} == set(STRATEGIES)
-    for seed in (0, 1, 2):
-        assert {Run(name, 16, seed) for name in STRATEGIES if name != "none"} <= planned
-        assert {Run(name, percent, seed) for name in ("checkfree", "checkfree+") for percent in (5, 10)} <= planned
-        assert {Run("none", 0, seed), Run("checkfree+", 0, seed)} <= planned

@@ -1,0 +1,232 @@
+"""The study's arithmetic of time and targets, its tables, and what it keeps and resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from benchmarks.convergence import study
+from benchmarks.convergence.curves import (
+    around_recoveries,
+    checkpoint_costs,
+    cost_of,
+    find,
+    first_step,
+    loss_at,
+    stand_in,
+    target_loss,
+)
+from benchmarks.convergence.failures import lost_stages
+from benchmarks.convergence.live import LiveRecovery, LiveResult, kills, read_live, replay, write_live
+from benchmarks.convergence.report import fill_in, parts
+from benchmarks.convergence.results import Origin, Result, Run, read_all, write
+from benchmarks.convergence.strategies import STRATEGIES
+from benchmarks.convergence.study import Scale, carry_out, full_scale, quick_scale, run_all, runs
+from benchmarks.convergence.timing import (
+    ITERATION_S,
+    ITERATIONS_MAX,
+    SAVE_S,
+    Cost,
+    checkpointed,
+    going_on,
+    recovery_s,
+    restore_s,
+)
+from benchmarks.convergence.trainer import Recovery, Trainer
+from protocol.errors import SettingsError
+from protocol.manifest import RunManifest
+
+torch.set_num_threads(1)
+
+ORIGIN = Origin("abc", {}, "a machine")
+MIDDLE = (2, 3, 4, 5)
+
+
+def manifest() -> RunManifest:
+    return quick_scale().manifest
+
+
+# --- time ---
+
+
+def at(*iterations: int) -> Callable[[int], bool]:
+    """Failures at these iterations."""
+    return frozenset(iterations).__contains__
+
+
+def test_checkpointing_pays_what_lies_behind_the_checkpoint_again() -> None:
+    calm = checkpointed(10, 5, at())
+    assert calm is not None
+    assert calm == Cost(10, pytest.approx(10 * ITERATION_S + 2 * SAVE_S))
+    # Steps 1..7, then back to 5: 6, 7 again, 8, 9, 10.
+    struck = checkpointed(10, 5, at(8))
+    assert struck == Cost(12, pytest.approx(12 * (ITERATION_S + SAVE_S / 5) + restore_s()))
+
+
+def test_checkpointing_may_never_arrive() -> None:
+    assert checkpointed(10, 5, at(*range(4, ITERATIONS_MAX, 4))) is None
+
+
+def test_going_on_pays_iterations_and_standstills() -> None:
+    cost = going_on(100, [2, 1])
+    assert cost.seconds == pytest.approx(100 * ITERATION_S + recovery_s(2) + recovery_s(1))
+
+
+# --- curves and tables ---
+
+
+def result(strategy: str, percent: int, seed: int, losses: list[float], *recoveries: Recovery) -> Result:
+    validation = tuple((10 * (number + 1), loss) for number, loss in enumerate(losses))
+    steps = tuple(loss for loss in losses for _ in range(10))
+    return Result(strategy, percent, seed, manifest(), steps, validation, recoveries, 1.0, ORIGIN)
+
+
+def results(*found: Result) -> dict[Run, Result]:
+    return {each.run: each for each in found}
+
+
+def test_between_two_measurements_a_curve_is_a_line() -> None:
+    curve = [(10, 4.0), (20, 3.0), (30, 2.0)]
+    assert loss_at(curve, 25) == 2.5
+    assert first_step(curve, 2.5) == 25
+    assert first_step(curve, 1.0) is None
+    assert first_step([(10, 4.0), (20, 4.5), (30, 3.5)], 4.0) == 25
+
+
+def test_what_needs_no_run_stands_in_for_what_it_repeats() -> None:
+    calm = result("checkfree", 16, 0, [3.0], Recovery(3, 2, "checkfree", (1, 3), (0.5, 0.5), (0.9, 0.9)))
+    clipped = Run("checkfree-clipped", 16, 0)
+    assert stand_in(Run("none", 16, 0), {}) == Run("none", 0, 0)
+    assert stand_in(Run("checkfree", 0, 1), {}) == Run("none", 0, 1)
+    assert stand_in(Run("checkfree+", 0, 1), {}) == Run("checkfree+", 0, 1)
+    assert stand_in(clipped, {}) == clipped
+    assert stand_in(clipped, results(calm)) == Run("checkfree", 16, 0)
+    loud = result("checkfree", 16, 0, [3.0], Recovery(3, 2, "checkfree", (1, 3), (0.5, 0.5), (0.9, 1.1)))
+    assert stand_in(clipped, results(loud)) == clipped
+
+
+def test_costs_count_the_failures_on_the_way_only() -> None:
+    early = Recovery(5, 2, "checkfree", (1, 3), (0.5, 0.5), (1.0, 1.0))
+    late = Recovery(29, 2, "checkfree", (1, 3), (0.5, 0.5), (1.0, 1.0))
+    cost = cost_of(result("checkfree", 16, 0, [4.0, 3.0, 2.0], early, late), 3.0)
+    assert cost == going_on(20, [2])
+    assert cost_of(result("checkfree", 16, 0, [4.0, 3.0]), 1.0) is None
+
+
+def test_the_tables_say_what_is_missing() -> None:
+    found = results(result("none", 0, 0, [4.0, 3.0, 2.0]), result("uniform", 16, 0, [4.0, 3.9, 3.8]))
+    assert target_loss(found) == pytest.approx(3.65)
+    tables = parts(found, [])
+    assert "0 of 1 arrived" in tables["order"]
+    assert "not run" in tables["cost"]
+    assert tables["swapping"] == "not run"
+    assert "abc" in tables["origin"]
+    assert find(found, "checkfree", 5) == []
+    (first, *_) = checkpoint_costs(found, 3.65, 100, 0, "all")
+    assert first is not None
+    assert first.iterations == pytest.approx(13.5)
+
+
+def test_a_derived_row_is_marked() -> None:
+    calm = Recovery(3, 2, "checkfree", (1, 3), (0.5, 0.5), (0.9, 0.9))
+    found = results(result("none", 0, 0, [4.0, 3.0, 2.0]), result("checkfree", 16, 0, [4.0, 3.5, 3.0], calm))
+    rows = parts(found, [])["order"].splitlines()
+    assert [row.split("|")[1].strip() for row in rows[2:]] == [
+        "no failures", "CheckFree, norm squared", "CheckFree, squared norm after clipping *",
+    ]  # fmt: skip
+
+
+def test_swapping_is_compared_without_failures() -> None:
+    found = results(result("none", 0, 0, [4.0, 3.0, 2.0]), result("checkfree+", 0, 0, [4.0, 3.5, 2.5]))
+    assert parts(found, [])["swapping"].splitlines()[-1].split("|")[3].strip() == "3.333"
+
+
+def test_the_loss_around_a_recovery_is_against_the_same_microbatches() -> None:
+    recovery = Recovery(20, 2, "checkfree", (1, 3), (0.5, 0.5), (1.0, 1.0))
+    calm, struck = (
+        result("none", 0, 0, [4.0, 3.0, 2.0, 1.0]),
+        result("checkfree", 16, 0, [4.1, 3.1, 2.4, 1.4], recovery),
+    )
+    assert around_recoveries(results(calm, struck), "checkfree", 5, 5) == pytest.approx([0.0] * 5 + [0.3] * 5)
+    crowded = msgspec.structs.replace(struck, recoveries=(recovery, recovery))
+    assert around_recoveries(results(calm, crowded), "checkfree", 5, 5) == []
+    assert around_recoveries(results(struck), "checkfree", 5, 5) == []
+
+
+def test_a_page_is_filled_in_between_its_marks() -> None:
+    page = "before <!-- a -->old<!-- /a --> after"
+    assert fill_in(page, {"a": "new"}) == "before <!-- a -->\n\nnew\n\n<!-- /a --> after"
+    assert fill_in(fill_in(page, {"a": "x"}), {"a": "new"}) == fill_in(page, {"a": "new"})
+    for broken in ("no mark", "<!-- a -->", "<!-- /a --><!-- a -->", page + page):
+        with pytest.raises(SettingsError, match="needs the marks"):
+            fill_in(broken, {"a": "new"})
+
+
+# --- runs ---
+
+
+def test_a_run_is_repeated_by_its_file(tmp_path: Path) -> None:
+    quick = quick_scale()
+    short = Scale(quick.manifest, 6, 3, failure_factor=40)
+    run = Run("checkfree", 16, 0)
+    first = carry_out(run, short, "cpu", ORIGIN)
+    assert first.recoveries
+    assert [step for step, _ in first.validation] == [3, 6]
+    write(first, tmp_path)
+    (tmp_path / "half-at-16-seed-0.partial").write_text("{")
+    assert read_all(tmp_path) == {run: first}
+    again = carry_out(run, short, "cpu", ORIGIN)
+    assert (again.losses, again.recoveries) == (first.losses, first.recoveries)
+
+
+def test_results_of_another_study_are_not_mixed_in(tmp_path: Path) -> None:
+    write(result("none", 0, 0, [4.0, 3.0]), tmp_path)
+    with pytest.raises(SettingsError, match="another study"):
+        next(run_all(quick_scale(), tmp_path, 1, "cpu"))
+
+
+def test_a_study_resumes_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = [Run("none", 0, 0), Run("uniform", 16, 0)]
+    monkeypatch.setattr(study, "runs", lambda scale: iter(planned))
+    short = Scale(manifest(), 2, 1, seeds=(0,))
+    assert [found.run for found in run_all(short, tmp_path, 1, "cpu")] == planned
+    (tmp_path / planned[1].file_name).unlink()
+    assert [found.run for found in run_all(short, tmp_path, 1, "cpu")] == planned[1:]
+
+
+# --- the live swarm ---
+
+
+def test_kills_follow_the_schedule_of_the_failures() -> None:
+    faults = kills(16, 5, 300, 4)
+    assert len(faults) == 5
+    assert all(fault.stage in lost_stages(16, 5, fault.step + 1, (1, 2, 3, 4), 1.0) for fault in faults)
+    assert kills(0, 5, 300, 4) == ()
+
+
+def test_live_results_come_in_pairs_and_are_replayed(tmp_path: Path) -> None:
+    trainer = Trainer(manifest(), STRATEGIES["checkfree+"], 0)
+    losses = []
+    for step in (1, 2, 3):
+        if step == 3:
+            trainer.lose((2,), 2)
+        losses.append(trainer.train_step(step))
+    struck = (LiveRecovery(2, 2, "checkfree", 1.0),)
+    churned = LiveResult(trainer.manifest, 16, 5, tuple(losses), (0.0, 1.0, 2.0), struck, ORIGIN)
+    assert replay(churned) == losses
+    assert read_live(tmp_path) == []
+    write_live(churned, churned, tmp_path)
+    assert read_live(tmp_path) == [churned, churned]
+
+
+def test_every_strategy_meets_16_percent_and_four_strategies_every_rate() -> None:
+    planned = set(runs(full_scale()))
+    assert {run.strategy for run in planned} == set(STRATEGIES)
+    for seed in (0, 1, 2):
+        assert {Run(name, 16, seed) for name in STRATEGIES if name != "none"} <= planned
+        assert {Run(name, percent, seed) for name in ("checkfree", "checkfree+") for percent in (5, 10)} <= planned
+        assert {Run("none", 0, seed), Run("checkfree+", 0, seed)} <= planned
