@@ -6,16 +6,20 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import uvloop
+from rich.console import Console
 
 from node.addresses import JoinString, parse_multiaddr, told_to_others
 from node.join_file import read_join
-from node.process import EXIT_DONE, Main, StopSwitch, supervise
+from node.process import EXIT_DONE, Main, StopSwitch, on_hangup, supervise
 from protocol.errors import SettingsError
 from protocol.ids import DRIVER_STAGE
+
+if TYPE_CHECKING:
+    from node.display import Display
 
 Multiaddrs = list[str]
 JOIN_ADDRESSES = 4
@@ -76,7 +80,7 @@ class NodeArguments:
     """How long the swarm may be out of reach at the start."""
 
 
-async def serve(arguments: NodeArguments, switch: StopSwitch) -> int:
+async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) -> int:
     """Join the run and serve it until it is done or somebody asks us to stop."""
     from node.config import NodeConfig, choose_device, choose_threads
     from node.driving_data import objection_to_driving
@@ -117,7 +121,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch) -> int:
             logger.warning("this node can take any stage but S0: %s", objection)
         doors = told_to_others(swarm.addresses)[:JOIN_ADDRESSES]
         logger.info("others can join through this node too: %s", replace(config.join, addresses=doors))
-        node = Node(swarm, charter, config, can_drive=objection is None)
+        node = Node(swarm, charter, config, can_drive=objection is None, display=display)
         switch.hand_over(node.stop)
         await node.run()
     return EXIT_DONE
@@ -156,12 +160,16 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
             events=events,
             wait_s=wait,
         )
+        from node.display import ConsoleHandler, Display
         from node.swarm import quiet_libraries
         from node.telemetry import configure_logging
 
-        configure_logging(is_verbose=verbose, is_quiet=quiet)
-        quiet_libraries(is_verbose=verbose)
-        return await serve(arguments, switch)
+        console = Console(stderr=True)
+        with Display(console, is_quiet=quiet) as display, on_hangup(display.lose_terminal):
+            handler = ConsoleHandler(console, is_verbose=verbose) if display.is_live else None
+            configure_logging(is_verbose=verbose, is_quiet=quiet, handler=handler)
+            quiet_libraries(is_verbose=verbose)
+            return await serve(arguments, switch, display)
 
     run(main, stops_with_stdin=stop_with_stdin)
 

@@ -65,6 +65,20 @@ def stop_on_signals(switch: StopSwitch, *, stops_with_stdin: bool) -> Iterator[N
             loop.remove_reader(0)
 
 
+@contextlib.contextmanager
+def on_hangup(callback: Callable[[], None]) -> Iterator[None]:
+    """Call this when our terminal is closed, instead of dying. Whoever started us with nohup wants neither."""
+    loop = asyncio.get_running_loop()
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    if not is_ignored:
+        loop.add_signal_handler(signal.SIGHUP, callback)
+    try:
+        yield
+    finally:
+        if not is_ignored:
+            loop.remove_signal_handler(signal.SIGHUP)
+
+
 Main = Callable[[StopSwitch], Awaitable[int]]
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from node.config import NodeConfig
+from node.display import Display
+from node.metering import MeteredStreams, Tally
 from node.network import LinkRules, Network
 from node.records import Records
 from node.stage import StageHost
@@ -22,11 +24,13 @@ from node.swarm import Swarm
 from node.telemetry import EventLog
 from node.tensors import activation_header
 from node.transfer import Fetcher, WeightsServer, fetch_protocol
+from node.watching import Watch
 from node.worker import Worker
 from protocol.core import Core
 from protocol.errors import UnderstudyError
 from protocol.events import (
     Action,
+    BackwardJob,
     CancelFetches,
     CloseLinks,
     Discard,
@@ -80,7 +84,15 @@ def measure_capacity(device: str) -> float:
 class Node:
     """One volunteer's node of a run."""
 
-    def __init__(self, swarm: Swarm, charter: ManifestRecord, config: NodeConfig, *, can_drive: bool = True) -> None:
+    def __init__(
+        self,
+        swarm: Swarm,
+        charter: ManifestRecord,
+        config: NodeConfig,
+        *,
+        can_drive: bool = True,
+        display: Display | None = None,
+    ) -> None:
         manifest = decode_manifest(charter.manifest)
         self._swarm, self._config = swarm, config
         self._run_id = manifest.run_id()
@@ -91,9 +103,11 @@ class Node:
         self._host = StageHost(manifest, config.device)
         self._worker = Worker(self._host, config.threads, self._job_finished, self._fail)
         rules = LinkRules(self._run_id, manifest.digest(), activation_header(manifest))
-        self._network = Network(swarm, rules, self._message_came, self._peer_gone)
+        self._tally, self._display = Tally(), display
+        streams = MeteredStreams(swarm, self._tally)
+        self._network = Network(streams, rules, self._message_came, self._peer_gone)
         self._fetch_protocol = fetch_protocol(rules)
-        self._fetcher = Fetcher(swarm, rules, manifest.model, self._worker)
+        self._fetcher = Fetcher(streams, rules, manifest.model, self._worker)
         self._weights = WeightsServer(self._core.may_fetch, self._host.find_held)
         self._records = Records(swarm, self._run_id, self.feed)
         self._fetches: dict[tuple[int, int], list[asyncio.Task[None]]] = {}
@@ -108,6 +122,9 @@ class Node:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 owned = [tasks.create_task(self._swarm.watch_daemon()), tasks.create_task(self._records.run())]
+                if self._display is not None:
+                    watch = Watch(self._core, self._tally, self._display, self._records.add)
+                    owned.append(tasks.create_task(watch.run()))
                 await self._start(tasks)
                 reason = await self._stopped
                 await self._say_goodbye(tasks)
@@ -129,8 +146,9 @@ class Node:
 
     async def _start(self, tasks: asyncio.TaskGroup) -> None:
         self._network.start(tasks)
-        await self._swarm.serve_streams(self._network.protocol, self._network.receive)
-        await self._swarm.serve_streams(self._fetch_protocol, self._weights.serve)
+        metered = self._tally.metered_callback
+        await self._swarm.serve_streams(self._network.protocol, metered(self._network.receive))
+        await self._swarm.serve_streams(self._fetch_protocol, metered(self._weights.serve))
         self.feed(Started(self._config.stage))
         self._tick()
 
@@ -174,6 +192,7 @@ class Node:
         self.feed(PeerUnreachable(peer))
 
     def _job_finished(self, job: Job, result: Any) -> None:
+        self._tally.microbatches += isinstance(job, BackwardJob)
         self.feed(JobDone(job, result))
 
     def _fail(self, error: BaseException) -> None:
@@ -214,6 +233,8 @@ class Node:
 
     def _emit(self, name: str, fields: Mapping[str, Any]) -> None:
         self._events.write(name, fields)
+        if self._display is not None:
+            self._display.note(name, fields, self._loop.time())
 
     def _cancel_fetches(self, claim: tuple[int, int]) -> None:
         for task in self._fetches.pop(claim, []):

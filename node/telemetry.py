@@ -39,7 +39,8 @@ class EventLog:
 
     def write(self, name: str, fields: Mapping[str, Any]) -> None:
         """Append {"time": unix seconds, "event": name, ...}."""
-        logger.info("%s %s", name, " ".join(f"{key}={_short(value)}" for key, value in fields.items()))
+        told = " ".join(f"{key}={_short(value)}" for key, value in fields.items())
+        logger.info("%s %s", name, told, extra={"event": name})
         if self._file is None:
             return
         line = msgspec.json.encode({"time": time.time(), "event": name, **fields}) + b"\n"
@@ -68,10 +69,11 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-def configure_logging(*, is_verbose: bool, is_quiet: bool = False) -> None:
-    """Log lines to stderr, one a line, the time in front."""
+def configure_logging(*, is_verbose: bool, is_quiet: bool = False, handler: logging.Handler | None = None) -> None:
+    """Log lines to stderr, or wherever ``handler`` puts them, one a line, the time in front."""
     level = logging.DEBUG if is_verbose else logging.WARNING if is_quiet else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
+    handlers = [handler or logging.StreamHandler(sys.stderr)]
+    logging.basicConfig(handlers=handlers, level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
     logger.setLevel(level)
     for name in ("node", "bootstrap"):
         logging.getLogger(name).setLevel(logging.DEBUG if is_verbose else logging.WARNING)

@@ -59,6 +59,8 @@ class Bulletin:
 
     def _note_progress(self, record: ProgressRecord) -> None:
         """The driver's news: how far the run is, for spares, and that it is done, for all who missed the end."""
+        if self._state.progress is None or record.step > self._state.progress.step:
+            self._state.progress = record
         membership, total = self._state.membership, self._state.manifest.step.total_steps
         is_end = 0 < total <= record.step
         is_recent = record.incarnation >= membership.known_incarnation(DRIVER_STAGE)

@@ -55,6 +55,7 @@ from protocol.node_state import NodeState
 from protocol.pipeline import BlockStage
 from protocol.recognition import Recognition
 from protocol.records import ManifestRecord
+from protocol.self_view import SelfView, self_view
 from protocol.tenancy import Tenancy
 
 TICKS_PER_HEARTBEAT = 4
@@ -109,6 +110,10 @@ class Core:
         if host is not None and host.pipe.holds.may_fetch(peer, request):
             return True
         return donor is not None and donor.may_fetch(peer, request)
+
+    def self_view(self) -> SelfView:
+        """What there is to see of this node. Changes nothing."""
+        return self_view(self.state, self._neighbourhood, self._tenancy.claimant)
 
     def _dispatch(self, event: Event) -> None:
         match event:

@@ -258,10 +258,11 @@ class Driver:
 
     def _report(self, step: int, loss: float, tokens_per_second: float) -> None:
         total = self._state.manifest.step.total_steps
+        tokens = step * self._state.manifest.tokens_per_step
+        record = ProgressRecord(self._state.me, self._state.incarnation, step, loss, tokens, tokens_per_second)
+        self._state.progress = record
         if self._state.now - self._progress_at < PROGRESS_PERIOD_S and step != total:
             return
         self._progress_at = self._state.now
-        tokens = step * self._state.manifest.tokens_per_step
-        record = ProgressRecord(self._state.me, self._state.incarnation, step, loss, tokens, tokens_per_second)
         lifetime_s = FINAL_PROGRESS_LIFETIME_S if step == total else self._state.manifest.timing.record_lifetime_s
         self._state.act(Store(record, lifetime_s))

@@ -40,7 +40,7 @@ class Neighbourhood:
             return frozenset(range(state.manifest.stage_count))
         return watched(state.stage, state.manifest.stage_count, state.neighbours(), state.membership.is_serving)
 
-    def _monitored(self) -> frozenset[int]:
+    def monitored(self) -> frozenset[int]:
         """The stages whose owners we listen to: our neighbours on the routes and on the ring.
 
         S0 speaks with every stage, but is listened to, like any other, only by those next to it.
@@ -70,7 +70,7 @@ class Neighbourhood:
 
     def _judge(self) -> list[Seat]:
         membership = self._state.membership
-        membership.monitor(self._monitored(), self._state.now)
+        membership.monitor(self.monitored(), self._state.now)
         died = []
         for seat in membership.tick(self._state.now):
             if seat.status is Status.SUSPECT:
@@ -125,7 +125,7 @@ class Neighbourhood:
 
     def _monitored_seats(self) -> list[Seat]:
         seats = self._state.membership.seats
-        return [seats[stage] for stage in sorted(self._monitored()) if stage in seats]
+        return [seats[stage] for stage in sorted(self.monitored()) if stage in seats]
 
     # --- declaring ---
 

@@ -11,6 +11,7 @@ from protocol.ids import PeerId, Tenure
 from protocol.manifest import RunManifest
 from protocol.membership import Membership, Seat, Status
 from protocol.messages import Announce, AnyMessage, Heartbeat, StageState
+from protocol.records import ProgressRecord
 from protocol.routing import neighbours
 
 
@@ -32,6 +33,8 @@ class NodeState:
     """The last step whose update is applied to our weights."""
     squared_gradient_norm: float | None = None
     """Of our last mean gradient, before clipping."""
+    progress: ProgressRecord | None = None
+    """The driver's last word that we read, or said ourselves. For people; no decision looks at it."""
     is_view_changed: bool = False
     """Somebody's tenure began, ended or moved on within this `Core.handle`: what follows is due."""
     is_stopped: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
 from node import runtime
 from node.config import NodeConfig
+from node.display import Display
 from node.runtime import Node
 from node.swarm import StoredRecord, Swarm
 from protocol.ids import PeerId
 from protocol.manifest import preset
-from protocol.records import AnyRecord, ManifestRecord, SpareRecord, decode_record
+from protocol.records import PROGRESS_KEY, AnyRecord, ManifestRecord, SpareRecord, decode_record
 from tests.fakes import until
 
 TIMEOUT_S = 10.0
@@ -31,6 +34,7 @@ class LonelySwarm:
 
     peer_id: PeerId = ME
     stored: list[AnyRecord] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)
     asked: int = 0
     is_stuck: bool = False
 
@@ -48,6 +52,7 @@ class LonelySwarm:
         return True
 
     async def get_many(self, keys: Collection[str]) -> dict[str, list[StoredRecord]]:
+        self.read |= set(keys)
         return {key: [] for key in keys}
 
 
@@ -58,10 +63,11 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def running(swarm: LonelySwarm) -> AsyncIterator[tuple[Node, asyncio.Task[str]]]:
+async def running(swarm: LonelySwarm, display: Display | None = None) -> AsyncIterator[tuple[Node, asyncio.Task[str]]]:
     """A node that has joined; it must end by itself."""
     charter = ManifestRecord(ME, RUN.encode(), b"", b"")
-    node = Node(cast(Swarm, swarm), charter, NodeConfig(join=cast(Any, None), identity_path=Path("unused")))
+    config = NodeConfig(join=cast(Any, None), identity_path=Path("unused"))
+    node = Node(cast(Swarm, swarm), charter, config, display=display)
     async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(node.run())
         await until(lambda: swarm.asked)
@@ -97,3 +103,30 @@ def test_asked_twice_it_does_not_wait_for_the_goodbye(pause_s: float) -> None:
 
     asyncio.run(main())
     assert swarm.stored == []
+
+
+def test_whoever_sits_in_front_of_it_sees_it_and_the_progress_is_read_for_that() -> None:
+    swarm, screen = LonelySwarm(), io.StringIO()
+    display = Display(Console(file=screen, force_terminal=True, width=80))
+
+    async def main() -> None:
+        async with running(swarm, display) as (node, task):
+            await until(lambda: "none, a spare" in screen.getvalue())
+            await until(lambda: f"{RUN.run_id()}/{PROGRESS_KEY}" in swarm.read)
+            node.stop()
+            await task
+
+    with display:
+        asyncio.run(main())
+
+
+def test_a_node_that_nobody_looks_at_shows_nothing() -> None:
+    swarm = LonelySwarm()
+
+    async def main() -> None:
+        async with running(swarm) as (node, task):
+            await until(lambda: swarm.read)
+            node.stop()
+            await task
+
+    asyncio.run(main())

@@ -1,0 +1,122 @@
+"""Where a node shows itself: a live picture below the log lines on a terminal, a line now and then elsewhere.
+
+Drawn on the event loop, `PERIOD_S` apart, without a thread. A terminal that goes away takes the display and
+the log lines with it, never the node. Picture and log lines go through one console, so they cannot mix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from node.diary import Diary, Glance
+from node.metering import Tally
+from node.own_view import own_view, status_line
+from node.telemetry import logger
+from protocol.self_view import SelfView
+
+PERIOD_S = 0.5
+LINE_EVERY_S = 60.0
+PICTURED = {"step.committed", "edge.copied"}
+"""Events that come with every step: the picture says it better than a line for each."""
+
+
+ERASE_BELOW = "\x1b[J"
+
+
+class Display:
+    """What the person at this machine sees. ``is_quiet``: only what goes wrong."""
+
+    def __init__(self, console: Console, *, is_quiet: bool = False) -> None:
+        self._console = console
+        self._is_quiet = is_quiet
+        self._live: Live | None = None
+        self._size = console.size
+        self._diary = Diary()
+        self._line_at: float | None = None
+        self.is_live = console.is_terminal and not console.is_dumb_terminal and not is_quiet
+        """Pictures are drawn; else lines are written."""
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._erase()
+
+    def note(self, name: str, fields: Mapping[str, Any], now: float) -> None:
+        """The node wrote an event."""
+        self._diary.note(name, fields, now)
+
+    def show(self, view: SelfView, tally: Tally, now: float) -> None:
+        """Draw the node as it is now."""
+        glance = self._diary.glance(view, tally, now)
+        if self.is_live:
+            self._draw(glance)
+            return
+        self._line_at = now if self._line_at is None else self._line_at
+        if now - self._line_at >= LINE_EVERY_S:
+            self._line_at = now
+            logger.info("node %s", status_line(glance))
+
+    def lose_terminal(self) -> None:
+        """The terminal was closed (SIGHUP, or writing to it failed): the node goes on unseen."""
+        self._console.quiet = True
+        self.is_live = False
+        self._erase()
+
+    def _draw(self, glance: Glance) -> None:
+        try:
+            if not is_in_foreground(self._console):
+                self._erase()
+                return
+            if self._console.size != self._size:
+                self._begin_anew()
+            if self._live is None:
+                self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
+                self._live.start()
+            self._live.update(own_view(glance), refresh=True)
+        except OSError:
+            self.lose_terminal()
+
+    def _begin_anew(self) -> None:
+        """The terminal was resized: it has broken the lines of the picture anew, and pieces of it stand below."""
+        self._size = self._console.size
+        if self._live is not None:
+            self._erase()
+            self._console.file.write(ERASE_BELOW)
+
+    def _erase(self) -> None:
+        """Leave the terminal as it was, but for the log lines."""
+        live, self._live = self._live, None
+        if live is not None:
+            with contextlib.suppress(OSError):
+                live.stop()
+
+
+def is_in_foreground(console: Console) -> bool:
+    """Whether the terminal is ours now: a job in the background must not draw over the shell."""
+    try:
+        return os.tcgetpgrp(console.file.fileno()) == os.getpgrp()
+    except (OSError, ValueError):  # not a real terminal, or not the one that we belong to
+        return True
+
+
+class ConsoleHandler(logging.Handler):
+    """Log lines above the picture. A terminal that is gone costs the line."""
+
+    def __init__(self, console: Console, *, is_verbose: bool) -> None:
+        super().__init__()
+        self._console, self._is_verbose = console, is_verbose
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._is_verbose and getattr(record, "event", "") in PICTURED:
+            return
+        with contextlib.suppress(OSError):
+            self._console.print(Text(self.format(record)), soft_wrap=True)

@@ -1,0 +1,82 @@
+"""Counts the bytes that come from peers and go to them, and the work done; for people."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import cast
+
+from node.network import Streams
+from node.streams import StreamCallback
+from protocol.ids import PeerId
+
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What passed so far."""
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+    microbatches: int = 0
+    """Whose backward work is done here."""
+
+    def metered(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Ends:
+        """The same stream, counted."""
+        return (
+            cast(asyncio.StreamReader, _MeteredReader(reader, self)),
+            cast(asyncio.StreamWriter, _MeteredWriter(writer, self)),
+        )
+
+    def metered_callback(self, callback: StreamCallback) -> StreamCallback:
+        """A callback for incoming streams, whose streams are counted."""
+
+        async def counted(peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await callback(peer, *self.metered(reader, writer))
+
+        return counted
+
+
+class MeteredStreams:
+    """The swarm's streams to peers, counted."""
+
+    def __init__(self, streams: Streams, tally: Tally) -> None:
+        self._streams, self._tally = streams, tally
+
+    async def open_stream(self, peer: PeerId, protocol: str, timeout_s: float) -> Ends:
+        return self._tally.metered(*await self._streams.open_stream(peer, protocol, timeout_s))
+
+
+class _MeteredReader:
+    """Those methods of a reader that streams of ours are read with."""
+
+    def __init__(self, reader: asyncio.StreamReader, tally: Tally) -> None:
+        self._reader, self._tally = reader, tally
+
+    async def read(self, count: int = -1) -> bytes:
+        data = await self._reader.read(count)
+        self._tally.bytes_in += len(data)
+        return data
+
+    async def readexactly(self, count: int) -> bytes:
+        data = await self._reader.readexactly(count)
+        self._tally.bytes_in += len(data)
+        return data
+
+
+class _MeteredWriter:
+    """Those methods of a writer that streams of ours are written with."""
+
+    def __init__(self, writer: asyncio.StreamWriter, tally: Tally) -> None:
+        self._writer, self._tally = writer, tally
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._writer.write(data)
+        self._tally.bytes_out += memoryview(data).nbytes
+
+    async def drain(self) -> None:
+        await self._writer.drain()
+
+    def close(self) -> None:
+        self._writer.close()

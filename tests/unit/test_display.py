@@ -1,0 +1,186 @@
+"""Where a node shows itself: picture and log lines on one console, and a terminal that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from node import display as module
+from node.display import LINE_EVERY_S, ConsoleHandler, Display
+from node.metering import Tally
+from node.process import on_hangup
+from node.telemetry import EventLog, logger
+from protocol.ids import PeerId
+from protocol.self_view import SelfView
+
+VIEW = SelfView(PeerId("QmMe"), "seen-0123456789ab", "spare", None, 0, "", 5, 9, 2.5, (), ())
+HIDE, SHOW, ERASE_LINE = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"
+
+
+class Screen(io.StringIO):
+    """A terminal that may be closed."""
+
+    is_closed_by_user = False
+
+    def write(self, text: str) -> int:
+        if self.is_closed_by_user:
+            raise OSError(5, "Input/output error")
+        return super().write(text)
+
+
+def terminal(screen: Screen, width: int = 80) -> Console:
+    return Console(file=screen, force_terminal=True, width=width, height=24)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[logging.Logger]:
+    """The node's logger, with no handler but those that a test adds."""
+    handlers, level = logger.handlers[:], logger.level
+    logger.setLevel(logging.INFO)
+    yield logger
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+def test_the_picture_is_drawn_anew_and_taken_away() -> None:
+    screen = Screen()
+    with Display(terminal(screen)) as display:
+        display.note("peer.spare", {}, 0.0)
+        display.show(VIEW, Tally(), 1.0)
+        first = screen.getvalue()
+        assert "none, a spare (nothing needs an owner)" in first
+        assert "step 5 of 9, loss 2.500" in first
+        height = first.count("\n") + 1
+        display.show(VIEW, Tally(bytes_in=2500), 2.0)
+        second = screen.getvalue().removeprefix(first)
+        assert second.count(ERASE_LINE) == height  # it goes where the first was
+        assert "2.5 kB in" in second
+        drawn = len(screen.getvalue())
+    end = screen.getvalue()[drawn:]
+    assert end.count(ERASE_LINE) >= height  # nothing of it stays
+    assert screen.getvalue().count(HIDE) == screen.getvalue().count(SHOW) == 1
+
+
+def test_log_lines_stand_above_the_picture(log: logging.Logger) -> None:
+    screen = Screen()
+    console = terminal(screen)
+    log.addHandler(ConsoleHandler(console, is_verbose=False))
+    with Display(console) as display:
+        display.show(VIEW, Tally(), 1.0)
+        log.info("a line with [brackets] and %d", 7)
+        text = screen.getvalue()
+        assert text.index("a line with [brackets] and 7\n") < text.rindex("none, a spare")
+
+
+@pytest.mark.parametrize("is_verbose", [False, True])
+def test_events_of_every_step_are_left_to_the_picture(log: logging.Logger, is_verbose: bool) -> None:
+    screen = Screen()
+    log.addHandler(ConsoleHandler(terminal(screen), is_verbose=is_verbose))
+    events = EventLog(None)
+    events.write("step.committed", {"step": 3})
+    events.write("peer.dead", {"stage": 3})
+    assert ("step.committed" in screen.getvalue()) == is_verbose
+    assert "peer.dead stage=3" in screen.getvalue()
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(log: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
+    screen = Screen()
+    with Display(Console(file=screen)) as display:
+        assert not display.is_live
+        for now in (0.0, 1.0, LINE_EVERY_S - 0.1, LINE_EVERY_S, LINE_EVERY_S + 1):
+            display.show(VIEW, Tally(), now)
+    assert screen.getvalue() == ""
+    assert [message.split()[:3] for message in caplog.messages] == [["node", "role=spare", "step=5"]]
+
+
+def test_a_quiet_node_draws_nothing_on_a_terminal() -> None:
+    screen = Screen()
+    with Display(terminal(screen), is_quiet=True) as display:
+        display.show(VIEW, Tally(), 0.0)
+    assert screen.getvalue() == ""
+
+
+def test_a_terminal_that_cannot_draw_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert not Display(terminal(Screen())).is_live
+
+
+def test_a_resized_terminal_is_cleaned_below_the_picture() -> None:
+    screen = Screen()
+    console = terminal(screen)
+    with Display(console) as display:
+        display.show(VIEW, Tally(), 0.0)
+        assert "\x1b[J" not in screen.getvalue()
+        console.width = 30
+        display.show(VIEW, Tally(), 1.0)
+        before = screen.getvalue()
+        assert before.count("\x1b[J") == 1
+        display.show(VIEW, Tally(), 2.0)
+        assert "\x1b[J" not in screen.getvalue().removeprefix(before)
+    assert screen.getvalue().count(HIDE) == screen.getvalue().count(SHOW) == 2
+
+
+@pytest.mark.parametrize("how", ["while drawing", "by signal"])
+def test_a_terminal_that_is_closed_costs_the_display_only(how: str, log: logging.Logger) -> None:
+    screen = Screen()
+    console = terminal(screen)
+    handler = ConsoleHandler(console, is_verbose=False)
+    log.addHandler(handler)
+    with Display(console) as display:
+        display.show(VIEW, Tally(), 0.0)
+        screen.is_closed_by_user = True
+        if how == "by signal":
+            display.lose_terminal()
+        log.info("nobody reads this")
+        display.show(VIEW, Tally(), 1.0)
+        assert not display.is_live
+        before = screen.getvalue()
+        log.info("nor this")
+        display.show(VIEW, Tally(), 2.0)
+    assert screen.getvalue() == before
+
+
+def test_in_the_background_nothing_is_drawn_over_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, is_front = Screen(), [True, False, False, True]
+    monkeypatch.setattr(module, "is_in_foreground", lambda console: is_front.pop(0))
+    with Display(terminal(screen)) as display:
+        display.show(VIEW, Tally(), 0.0)
+        display.show(VIEW, Tally(), 1.0)
+        erased = screen.getvalue()
+        assert erased.count(HIDE) == erased.count(SHOW) == 1
+        display.show(VIEW, Tally(), 2.0)
+        assert screen.getvalue() == erased
+        display.show(VIEW, Tally(), 3.0)
+        assert screen.getvalue().count(HIDE) == 2
+
+
+def test_a_hangup_calls_back_instead_of_killing() -> None:
+    async def main() -> list[str]:
+        calls: list[str] = []
+        with on_hangup(lambda: calls.append("hangup")):
+            signal.raise_signal(signal.SIGHUP)
+            await asyncio.sleep(0.05)
+        return calls
+
+    assert asyncio.run(main()) == ["hangup"]
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+def test_whoever_was_started_with_nohup_stays_deaf() -> None:
+    async def main() -> None:
+        with on_hangup(os.abort):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        asyncio.run(main())
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

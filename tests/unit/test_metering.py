@@ -1,0 +1,55 @@
+"""Bytes are counted where they pass, and pass unchanged."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from node.metering import MeteredStreams, Tally
+from protocol.ids import PeerId
+from tests.fakes import FakeStreams, MemoryWriter, as_writer, reader_of
+
+PEER = PeerId("QmPeer")
+
+
+def test_what_we_open_is_counted_both_ways() -> None:
+    async def main() -> None:
+        tally, streams = Tally(), FakeStreams()
+        reader, writer = await MeteredStreams(streams, tally).open_stream(PEER, "protocol", 1.0)
+        (opened,) = streams.opened
+        writer.write(b"12345")
+        writer.write(memoryview(bytearray(16)).cast("f"))  # four numbers, sixteen bytes
+        await writer.drain()
+        assert bytes(opened.writer.data) == b"12345" + bytes(16)
+        opened.reader.feed_data(b"abcdefg")
+        assert await reader.readexactly(3) + await reader.read(100) == b"abcdefg"
+        assert (tally.bytes_in, tally.bytes_out, tally.microbatches) == (7, 21, 0)
+        writer.close()
+        assert opened.writer.is_closed
+
+    asyncio.run(main())
+
+
+def test_what_others_open_is_counted_too() -> None:
+    async def main() -> None:
+        tally = Tally()
+
+        async def echo(peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            assert peer == PEER
+            writer.write(await reader.read())
+
+        writer = MemoryWriter()
+        await tally.metered_callback(echo)(PEER, reader_of(b"hello"), as_writer(writer))
+        assert (bytes(writer.data), tally.bytes_in, tally.bytes_out) == (b"hello", 5, 5)
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_cannot_be_opened_or_ends_early_is_told_as_ever() -> None:
+    async def main() -> None:
+        reader, _ = Tally().metered(reader_of(b"abc"), as_writer(MemoryWriter()))
+        with pytest.raises(asyncio.IncompleteReadError):
+            await reader.readexactly(4)
+
+    asyncio.run(main())
