@@ -135,10 +135,31 @@ def status(
     run(main)
 
 
+def doctor(
+    join: Annotated[str | None, option("JOIN", "A join string, or @FILE: check the way to this swarm too.")] = None,
+    host_maddr: Annotated[Multiaddrs | None, option("HOST_MADDR", "Where the node is to listen. Repeatable.")] = None,
+    identity: Annotated[Path | None, option("IDENTITY", "Key file that the node is to use.")] = None,
+    events: Annotated[Path | None, option("EVENTS", "Event file that the node is to write.")] = None,
+) -> None:
+    """Check whether this machine can host a stage, and what to do if not."""
+
+    async def main(_: StopSwitch) -> int:
+        from bootstrap.doctor import DoctorArguments, run_doctor
+        from node.join_file import read_join
+
+        hosts, _announced = parse_listen(host_maddr or [], [])
+        known = await read_join(join, 0) if join is not None else None
+        files = {"--identity": identity or default_identity("node")} | ({"--events": events} if events else {})
+        return await run_doctor(DoctorArguments(known, hosts, files))
+
+    run(main)
+
+
 app.command()(local)
 app.command()(bootstrap)
 app.command()(node)
 app.command()(status)
+app.command()(doctor)
 app.command()(export_command.export)
 app.command()(generate)
 

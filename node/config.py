@@ -43,6 +43,14 @@ def choose_device(wanted: str) -> str:
     return wanted
 
 
+def describe_accelerator() -> str | None:
+    """The GPU that torch can use, for a person; None: there is none."""
+    if not torch.cuda.is_available():
+        return None
+    known = torch.cuda.get_device_properties(0)
+    return f"{known.name}, {known.total_memory / 1e9:.0f} GB"
+
+
 def choose_threads(wanted: int) -> int:
     """Arithmetic threads for a ``--threads`` setting; 0 is all cores that this process may use."""
     if wanted < 0:

@@ -46,7 +46,7 @@ from node.ownership import (
 from node.reunion import MEET_AGAIN_EVERY_S, Reunion
 from node.streams import StreamCallback, StreamHost
 from node.swarm_config import SwarmConfig
-from protocol.errors import LocalProtocolError, NetworkError
+from protocol.errors import ClockSkewError, LocalProtocolError, NetworkError
 from protocol.ids import PeerId
 
 _hivemind = find_spec("hivemind")
@@ -61,12 +61,13 @@ with warnings.catch_warnings():
     from hivemind.dht.validation import DHTRecord
     from hivemind.p2p import P2P
     from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError
+    from hivemind.proto.dht_pb2 import PingRequest
     from hivemind.utils import get_dht_time
     from hivemind.utils.crypto import RSAPrivateKey
     from hivemind.utils.logging import use_hivemind_log_handler
     from hivemind.utils.multiaddr import Multiaddr
 
-__all__ = ["StoredRecord", "Swarm", "SwarmConfig", "dht_time", "quiet_libraries", "sweep_stale_sockets"]
+__all__ = ["P2PD", "StoredRecord", "Swarm", "SwarmConfig", "dht_time", "quiet_libraries", "sweep_stale_sockets"]
 
 DAEMON_TIMEOUT_S = 30.0
 JOIN_TIMEOUT_S = 15.0
@@ -77,13 +78,15 @@ RPC_TIMEOUT_S = 1.0
 """A peer of the DHT silent for this long is passed over, once: then it is on hivemind's blacklist."""
 REPLICAS = 5
 LOOKUP_WORKERS = 16
+PEERS_ASKED_MAX = 16
+"""Peers that are asked the time."""
 KEYS_STORED_MAX = 4096
 """Keys this peer keeps for the DHT; the ones that expire first go first."""
 
 dht_time: Callable[[], float] = get_dht_time
 
 
-_P2PD = Path(str(resources.files("hivemind.hivemind_cli"))) / "p2pd"
+P2PD = Path(str(resources.files("hivemind.hivemind_cli"))) / "p2pd"
 
 
 def quiet_libraries(*, is_verbose: bool) -> None:
@@ -150,8 +153,8 @@ class Swarm:
             check_listen_port(address)
         reachable = await find_reachable(config.initial_peers, config.join_patience_s)
         if reachable and not identity.is_new:
-            await check_identity_is_free(_P2PD, identity, reachable)
-        daemon = await Daemon.start(config.daemon_settings(_P2PD, identity, reachable), DAEMON_TIMEOUT_S)
+            await check_identity_is_free(P2PD, identity, reachable)
+        daemon = await Daemon.start(config.daemon_settings(P2PD, identity, reachable), DAEMON_TIMEOUT_S)
         swarm = cls(identity, daemon, is_reader=config.is_reader)
         try:
             await swarm._join(reachable)
@@ -242,6 +245,27 @@ class Swarm:
         found = {key: answer.value if answer is not None else {} for key, answer in answers.items()}
         return {key: owned_records(found[key], dht_time()) for key in keys}
 
+    async def clock_offsets(self) -> list[float]:
+        """Seconds by which this machine's clock is ahead of that of each peer of the DHT that answers."""
+        protocol = self._dht.protocol
+
+        async def offset(peer: Any) -> float:
+            asked = get_dht_time()
+            answer = await protocol.get_stub(peer).rpc_ping(PingRequest(peer=protocol.node_info), timeout=RPC_TIMEOUT_S)
+            return float(asked + get_dht_time()) / 2 - float(answer.dht_time)
+
+        peers = list(protocol.routing_table.peer_id_to_uid)[:PEERS_ASKED_MAX]
+        async with asyncio.timeout(DHT_TIMEOUT_S):
+            answers = await asyncio.gather(*map(offset, peers), return_exceptions=True)
+        return [answer for answer in answers if isinstance(answer, float)]
+
+    async def connections(self) -> dict[PeerId, tuple[str, ...]]:
+        """The peers that libp2p is connected to, and at which addresses. Raises `NetworkError`."""
+        with _as_network_error("the libp2p daemon does not answer"):
+            async with asyncio.timeout(DHT_TIMEOUT_S):
+                found = await self._p2p.list_peers()
+        return {PeerId(str(info.peer_id)): tuple(map(str, info.addrs)) for info in found}
+
     async def open_stream(
         self, peer: PeerId, protocol: str, timeout_s: float
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -294,7 +318,7 @@ def _validation_error(reason: str) -> NetworkError:
             f"or give the public address with --announce-maddr ({reason})"
         )
     seconds = abs(float(clocks[1]) - float(clocks[2]))
-    return NetworkError(
+    return ClockSkewError(
         f"this machine's clock differs from the swarm's by {seconds:.1f} s: set the clock (for example with NTP) "
         "and start again"
     )

@@ -35,6 +35,10 @@ class PeerRefusedError(NetworkError):
     """The peer's machine answered that nobody listens there: the peer is gone, not slow."""
 
 
+class ClockSkewError(NetworkError):
+    """This machine's clock and the swarm's differ by more than peers accept."""
+
+
 class StorageError(UnderstudyError):
     """This machine's disk does not take or give what it should: full, read-only, damaged."""
 

@@ -395,6 +395,61 @@ def test_only_an_export_can_write(tmp_path: Path) -> None:
     assert_refused(["generate", str(tmp_path)], complaint, USAGE)
 
 
+# --- doctor ------------------------------------------------------------------------------------
+
+
+def verdicts(text: str) -> dict[str, str]:
+    """Subject -> verdict of each line."""
+    return {line.split()[1]: line.split()[0] for line in text.splitlines()}
+
+
+def test_a_doctor_without_a_swarm_looks_at_this_machine_only(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["doctor", "--identity", str(tmp_path / "key")])
+    assert result.exit_code == 0, result.output
+    found = verdicts(result.stdout)
+    assert list(found) == [
+        "python", "packages", "cores", "disk", "accelerator", "port", "daemon", "swarm", "memory"
+    ]  # fmt: skip
+    assert (found["swarm"], found["daemon"], result.stderr) == ("note", "ok", "")
+    assert not (tmp_path / "key").exists()
+
+
+def test_a_doctor_visits_the_swarm(join: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["doctor", "--join", join, *LISTEN, "--identity", str(tmp_path / "key")])
+    assert result.exit_code == 0, result.output
+    found = verdicts(result.stdout)
+    assert [found[subject] for subject in ("seed", "clock", "route", "run", "memory")] == ["ok"] * 5
+    assert re.search(r"^ok +seed +/ip4/127.0.0.1/tcp/\d+ answered in \d+ ms$", result.stdout, re.MULTILINE)
+    assert re.search(r"^ok +clock +0.0\d s (ahead|behind) of 1 peer$", result.stdout, re.MULTILINE)
+    assert re.search(r"^ok +route +on this machine, to ", result.stdout, re.MULTILINE)
+    assert re.search(r"^ok +run +tiny-[0-9a-f]{12}, 5 stages$", result.stdout, re.MULTILINE)
+
+
+def test_a_doctor_says_what_is_bad_and_fails(join: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "FIND_TIMEOUT_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = f"/ip4/127.0.0.1/tcp/{server.getsockname()[1]}"
+        elsewhere = join_of(join.rsplit(":", 1)[1])
+        arguments = ["doctor", "--join", elsewhere, "--host-maddr", taken, "--identity", str(tmp_path / "key")]
+        result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == FAILED
+    found = verdicts(result.stdout)
+    assert (found["port"], found["seed"], found["swarm"]) == ("bad", "ok", "bad")
+    assert "daemon" not in found
+    assert "nobody knows the run" in result.stdout
+    result = CliRunner().invoke(app, ["doctor", "--join", join_of(f"{taken}/p2p/{PEER}"), *LISTEN])
+    assert (result.exit_code, verdicts(result.stdout)["seed"]) == (FAILED, "bad")
+
+
+def test_a_doctor_finds_a_wrong_clock(join: str, tmp_path: Path) -> None:
+    program = SKEWED_NODE.replace("from node.__main__ import main", "from bootstrap.__main__ import main")
+    command = (sys.executable, "-W", "ignore", "-c", program, "doctor", "--join", join, *LISTEN)
+    done = run_command(*command, "--identity", str(tmp_path / "key"), folder=tmp_path)
+    assert done.returncode == FAILED, done.stderr
+    pattern = r"^bad +clock +this machine's clock differs from the swarm's by (9|10|11)\.\d s: set the clock"
+    assert re.search(pattern, done.stdout, re.MULTILINE), done.stdout
+
+
 # --- processes of their own --------------------------------------------------------------------
 
 
