@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,8 +164,9 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
         from node.display import ConsoleHandler, Display
         from node.swarm import quiet_libraries
         from node.telemetry import configure_logging
+        from node.terminal import open_terminal
 
-        console = Console(stderr=True)
+        console = Console(file=open_terminal(sys.stderr), stderr=True)
         with Display(console, is_quiet=quiet) as display, on_hangup(display.lose_terminal):
             handler = ConsoleHandler(console, is_verbose=verbose) if display.is_live else None
             configure_logging(is_verbose=verbose, is_quiet=quiet, handler=handler)

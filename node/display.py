@@ -1,7 +1,8 @@
 """Where a node shows itself: a live picture below the log lines on a terminal, a line now and then elsewhere.
 
 Drawn on the event loop, `PERIOD_S` apart, without a thread. A terminal that goes away takes the display and
-the log lines with it, never the node. Picture and log lines go through one console, so they cannot mix.
+the log lines with it, never the node; one that is stopped (Ctrl-S) is not waited for (node/terminal.py). Picture and
+log lines go through one console, so they cannot mix.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from node.diary import Diary, Glance
 from node.metering import Tally
 from node.own_view import own_view, status_line
 from node.telemetry import logger
+from node.terminal import Terminal
 from protocol.self_view import SelfView
 
 PERIOD_S = 0.5
@@ -75,6 +77,8 @@ class Display:
         try:
             if not is_in_foreground(self._console):
                 self._erase()
+                return
+            if isinstance(self._console.file, Terminal) and self._console.file.is_stopped:
                 return
             if self._console.size != self._size:
                 self._begin_anew()
