@@ -146,7 +146,15 @@ async def train_in_swarm(manifest: RunManifest, folder: Path, brood: Brood) -> W
             exporting = tasks.create_task(export.run())
         assert exporting.result() == folder / "export"
         assert [task.result() for task in running] == ["done"] * len(nodes)
+        assert [node._tally.microbatches for node in nodes] == [STEPS * manifest.step.microbatches] * len(nodes)
+        assert min(min(node._tally.bytes_in, node._tally.bytes_out) for node in nodes) > payload_bytes(manifest)
         return [[tensor.clone() for tensor in node._host.stage_tensors] for node in nodes]
+
+
+def payload_bytes(manifest: RunManifest) -> int:
+    """What the activations of one direction come to over the run, in float32."""
+    activation = manifest.step.microbatch_size * manifest.model.context_length * manifest.model.hidden_size * 4
+    return STEPS * manifest.step.microbatches * activation
 
 
 @asynccontextmanager

@@ -17,8 +17,14 @@ from node.display import LINE_EVERY_S, ConsoleHandler, Display
 from node.metering import Tally
 from node.process import on_hangup
 from node.telemetry import EventLog, logger
+from node.watching import Watch
+from protocol.core import Core
+from protocol.events import Read
 from protocol.ids import PeerId
+from protocol.manifest import preset
+from protocol.records import PROGRESS_KEY
 from protocol.self_view import SelfView
+from tests.fakes import until
 
 VIEW = SelfView(PeerId("QmMe"), "seen-0123456789ab", "spare", None, 0, "", 5, 9, 2.5, (), ())
 HIDE, SHOW, ERASE_LINE = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"
@@ -64,7 +70,8 @@ def test_the_picture_is_drawn_anew_and_taken_away() -> None:
         assert "2.5 kB in" in second
         drawn = len(screen.getvalue())
     end = screen.getvalue()[drawn:]
-    assert end.count(ERASE_LINE) >= height  # nothing of it stays
+    assert end.count(ERASE_LINE) >= height
+    assert end[end.rindex(ERASE_LINE) :].strip("\x1b[2K\r") == ""  # nothing of it stays
     assert screen.getvalue().count(HIDE) == screen.getvalue().count(SHOW) == 1
 
 
@@ -135,13 +142,13 @@ def test_a_terminal_that_is_closed_costs_the_display_only(how: str, log: logging
     log.addHandler(handler)
     with Display(console) as display:
         display.show(VIEW, Tally(), 0.0)
-        screen.is_closed_by_user = True
+        screen.is_closed_by_user = how == "while drawing"
         if how == "by signal":
             display.lose_terminal()
+        before = screen.getvalue()
         log.info("nobody reads this")
         display.show(VIEW, Tally(), 1.0)
         assert not display.is_live
-        before = screen.getvalue()
         log.info("nor this")
         display.show(VIEW, Tally(), 2.0)
     assert screen.getvalue() == before
@@ -184,3 +191,18 @@ def test_whoever_was_started_with_nohup_stays_deaf() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_the_progress_is_read_for_whoever_looks() -> None:
+    """An owner whose neighbours are all there has no reason of its own to read it."""
+    reads: list[Read] = []
+
+    async def main() -> None:
+        watch = Watch(Core(PeerId("QmMe"), preset("tiny")), Tally(), Display(terminal(Screen())), reads.append)
+        async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(watch.run())
+            await until(lambda: reads)
+            watching.cancel()
+
+    asyncio.run(main())
+    assert reads == [Read((PROGRESS_KEY,))]

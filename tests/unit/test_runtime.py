@@ -66,7 +66,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def running(swarm: LonelySwarm, display: Display | None = None) -> AsyncIterator[tuple[Node, asyncio.Task[str]]]:
     """A node that has joined; it must end by itself."""
     charter = ManifestRecord(ME, RUN.encode(), b"", b"")
-    config = NodeConfig(join=cast(Any, None), identity_path=Path("unused"))
+    config = NodeConfig(join=cast(Any, None), identity_path=Path("unused"), stage=1)
     node = Node(cast(Swarm, swarm), charter, config, display=display)
     async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(node.run())
@@ -111,7 +111,7 @@ def test_whoever_sits_in_front_of_it_sees_it_and_the_progress_is_read_for_that()
 
     async def main() -> None:
         async with running(swarm, display) as (node, task):
-            await until(lambda: "none, a spare" in screen.getvalue())
+            await until(lambda: "S1, incarnation 1 (asked for)" in screen.getvalue())
             await until(lambda: f"{RUN.run_id()}/{PROGRESS_KEY}" in swarm.read)
             node.stop()
             await task
