@@ -135,32 +135,45 @@ def test_a_killed_peer_is_replaced_and_no_step_is_lost(brood: Brood) -> None:
     assert len(brood.sockets) >= 13  # of seven daemons and of the six nodes that serve streams
 
 
-def test_three_losses_two_spares_and_a_volunteer_joined_by_hand(brood: Brood) -> None:
-    """When the spares are used up the swarm waits, and whoever joins then takes the stage."""
-    faults = ("--kill", "1@2", "--kill", "3@6", "--kill", "2@10")
-    run = LocalRun(brood, "tiny", "--steps", "13", "--spares", "2", *faults)
+def test_five_losses_one_swarm(brood: Brood) -> None:
+    """S0, the last stage, one that only sleeps, the first stage, and one more than there are spares.
+
+    The sleeper is the only one who can take S1, and a volunteer who joins by hand the only one who can take S3.
+    """
+    faults = ("--kill", "0@5", "--kill", "4@8", "--pause", "2@11:8", "--kill", "1@15", "--kill", "3@18")
+    run = LocalRun(brood, "tiny", "--steps", "21", "--spares", "3", *faults)
     run.until(
-        lambda events: len(of(events, "stage.recovered")) == 2 and is_waiting_for(events, [2]),
-        "the swarm to wait for an owner of S2",
+        lambda events: len(of(events, "stage.recovered")) == 4 and is_waiting_for(events, [3]),
+        "the swarm to wait for an owner of S3",
+        RUN_TIMEOUT_S,
     )
-    join = (run.folder / "join.txt").read_text(encoding="utf-8").strip()
-    files = run.folder / "nodes" / "volunteer"
-    arguments = ["--join", join, "--host-maddr", "/ip4/127.0.0.1/tcp/0", "--threads", "1", "--device", "cpu"]
-    arguments += ["--identity", f"{files}.key", "--events", f"{files}.jsonl"]
-    volunteer = brood.start([sys.executable, "-m", "node", *arguments], Path(f"{files}.log"))
+    volunteer, files = volunteer_by_hand(run)
     events = run.finish()
     until(lambda: volunteer.poll() is not None, "the volunteer to leave", 20.0)
     assert volunteer.returncode == 0
 
-    assert_all_committed(events, 13)
-    assert_recovered(events, 1, [2])
-    assert_recovered(events, 3, [2, 4])
-    assert_recovered(events, 2, [1, 3])
-    assert [event["stage"] for event in of(events, "stage.recovered")] == [1, 3, 2]
+    assert_all_committed(events, 21)
+    assert [event["stage"] for event in of(events, "stage.recovered")] == [0, 4, 2, 1, 3]
+    assert_exact_copy(events, only(events, "stage.recovered", stage=0))
+    by_drivers = [event["incarnation"] for event in of(events, "step.committed")]
+    assert sorted(set(by_drivers)) == [1, 2]
+    assert by_drivers == sorted(by_drivers)
+    for stage, donors in ((4, [3]), (2, [1, 3]), (1, [2]), (3, [2, 4])):
+        assert_recovered(events, stage, donors)
+    assert_retired_and_served_again(events, only(events, "fault.paused", stage=2)["peer"])
     by_volunteer = msgspec.json.decode(Path(f"{files}.jsonl").read_bytes().splitlines()[0])["peer"]
-    assert only(events, "stage.recovered", stage=2)["peer"] == by_volunteer
-    waiting = of(events, "swarm.waiting", stages=[2])[-1]
-    assert waiting["time"] < only(events, "stage.recovered", stage=2)["time"]
+    assert only(events, "stage.recovered", stage=3)["peer"] == by_volunteer
+    waiting = of(events, "swarm.waiting", stages=[3])[-1]
+    assert waiting["time"] < only(events, "stage.recovered", stage=3)["time"]
+
+
+def volunteer_by_hand(run: LocalRun) -> tuple[subprocess.Popen[bytes], Path]:
+    """A node with the run's join string, and the path of its files but for their endings."""
+    join = (run.folder / "join.txt").read_text(encoding="utf-8").strip()
+    files = run.folder / "nodes" / "volunteer"
+    arguments = ["--join", join, "--host-maddr", "/ip4/127.0.0.1/tcp/0", "--threads", "1", "--device", "cpu"]
+    arguments += ["--identity", f"{files}.key", "--events", f"{files}.jsonl"]
+    return run.brood.start([sys.executable, "-m", "node", *arguments], Path(f"{files}.log")), files
 
 
 def is_waiting_for(events: list[Event], stages: list[int]) -> bool:
@@ -169,16 +182,25 @@ def is_waiting_for(events: list[Event], stages: list[int]) -> bool:
     return bool(words) and words[-1].get("stages") == stages
 
 
-def test_an_owner_that_was_only_asleep_retires_and_serves_again_as_a_spare(brood: Brood) -> None:
-    """The sleeper is the only one who can take S1: the run cannot end before it is awake."""
-    faults = ("--pause", "2@3:8", "--kill", "1@8")
-    run = LocalRun(brood, "tiny", "--steps", "11", "--spares", "1", *faults)
-    events = run.finish()
+def assert_exact_copy(events: list[Event], recovered: Event) -> None:
+    """S0 stands on the bytes of the last commit of which both keepers confirmed their copy, or of a later one."""
+    assert recovered["method"] == "edge copy"
+    assert recovered["donors"] == [1, 4]
+    killed = only(events, "fault.killed", stage=0)
+    confirmed = [event for event in of(events, "edge.copied", incarnation=1) if event["time"] <= killed["time"]]
+    by_part = {part: {e["step"] for e in confirmed if e["part"] == part} for part in ("embedding", "head")}
+    last_confirmed = max(by_part["embedding"] & by_part["head"])
+    of_that_commit = {event["digest"] for event in confirmed if event["step"] == last_confirmed}
+    if set(recovered["digests"]) != of_that_commit:
+        # A copy can have reached both keepers while its confirmation died with S0.
+        assert f"as of step {last_confirmed + 1}" in recovered["reason"]
+        assert not of_that_commit & set(recovered["digests"])
+    assert "exactly" in recovered["reason"]
 
-    assert_all_committed(events, 11)
-    sleeper = only(events, "fault.paused", stage=2)["peer"]
+
+def assert_retired_and_served_again(events: list[Event], sleeper: str) -> None:
+    """Its stage was taken while it slept; awake it gave the stage up before anything else, and took S1 as a spare."""
     awake_at = only(events, "fault.resumed")["time"]
-    assert_recovered(events, 2, [1, 3])
     assert only(events, "stage.recovered", stage=2)["peer"] != sleeper
     assert only(events, "stage.recovered", stage=2)["time"] < awake_at
 
