@@ -3,6 +3,8 @@
 
 # python3.11 where there is one that runs, else python3. Another: make test PYTHON=/path/to/python3
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+# Some of the tests, and options of pytest: make test TESTS="tests/unit -x"
+TESTS ?=
 # More options for the demo: make demo ARGS="--steps 100 --kill 3@20"
 ARGS ?=
 
@@ -28,7 +30,7 @@ demo: $(STAMP)  ## train a whole swarm on this machine, kill a peer, watch it go
 	@$(BIN)/understudy local $(ARGS)
 
 test: $(STAMP)  ## run all tests; those in containers where an engine answers
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(TESTS)
 
 containers: $(STAMP)  ## run the tests in containers alone
 	@$(BIN)/python -m pytest tests/containers
