@@ -16,8 +16,8 @@ from typing import Literal
 from protocol.manifest import ModelSettings
 
 PYTHON_NEEDED = (3, 11)
-MEMORY_NEEDED_BYTES = 1_000_000_000
-"""Python with torch, the libp2p daemon, and a small stage."""
+MEMORY_NEEDED_BYTES = 500_000_000
+"""Python with torch and the libp2p daemon; a whole node of the preset tiny takes about 350 MB."""
 DISK_NEEDED_BYTES = 100_000_000
 """Identity, event file, logs."""
 BYTES_PER_PARAMETER = 20
