@@ -15,7 +15,7 @@ from node.__main__ import main as run_command
 from node.addresses import JoinString
 from node.generate_command import generate
 from node.process import EXIT_DONE, StopSwitch
-from protocol.manifest import PRESETS, RunManifest
+from protocol.manifest import PRESETS
 
 app = typer.Typer(
     name="understudy",
@@ -38,29 +38,31 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
         typer.Option(help="Keep manifest.json and join.txt here; again with the same folder is the same run."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="End the run after this many steps.")] = None,
+    initial_weights: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Begin with an export's weights instead of the seed's draw.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say everything.")] = False,
     stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Found a run: print its join string and be the first peer of its DHT."""
 
     async def main(switch: StopSwitch) -> int:
-        from bootstrap.found import keep_founding, load_manifest, reload_manifest
-        from bootstrap.seed import serve_seed
-        from node.driving_data import describe_data
+        from bootstrap.begin import Founding, begin
+        from bootstrap.found import keep_founding
+        from bootstrap.seed import SeedPlan, serve_seed
         from node.identity import Identity
         from node.read_ahead import off_the_loop
         from node.swarm import SwarmConfig, quiet_libraries
         from node.telemetry import configure_logging
 
-        def begin() -> RunManifest:
-            known = reload_manifest(dir) if dir is not None else None
-            return known or describe_data(load_manifest(source, steps))
-
-        manifest = await off_the_loop(begin)
-        hosts, announced = parse_listen(host_maddr or [], announce_maddr or [])
         configure_logging(is_verbose=verbose)
         quiet_libraries(is_verbose=verbose)
+        wish = Founding(source, steps, dir, initial_weights)
+        manifest, initial = await off_the_loop(lambda: begin(wish))
+        hosts, announced = parse_listen(host_maddr or [], announce_maddr or [])
         founder = Identity.load_or_create(identity or default_identity("founder"))
+        if initial is not None:
+            manifest = initial.entered(manifest, founder.peer_id)
         is_stopped = asyncio.Event()
 
         def announce(join: JoinString) -> None:
@@ -71,7 +73,7 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
             switch.hand_over(is_stopped.set)
 
         config = SwarmConfig(host_maddrs=hosts, announce_maddrs=announced)
-        await serve_seed(manifest, founder, config, announce, is_stopped)
+        await serve_seed(manifest, founder, config, SeedPlan(announce, initial), is_stopped)
         return EXIT_DONE
 
     run(main, stops_with_stdin=stop_with_stdin)
@@ -92,6 +94,9 @@ def local(  # noqa: PLR0913, PLR0917 - one parameter per option
     ] = None,
     dir: Annotated[Path | None, typer.Option(help="Where events, logs and identities go.")] = None,
     export: Annotated[Path | None, typer.Option(help="Write the weights after the last step to this folder.")] = None,
+    initial_weights: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Begin with an export's weights instead of the seed's draw.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Device of every node.")] = "cpu",
     threads: Annotated[int, typer.Option(help="Arithmetic threads of every node.")] = 1,
 ) -> None:
@@ -112,6 +117,7 @@ def local(  # noqa: PLR0913, PLR0917 - one parameter per option
             device=device,
             threads=threads,
             export_folder=export,
+            initial_weights=initial_weights,
         )
         return await run_local(arguments, switch)
 

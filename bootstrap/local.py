@@ -47,6 +47,8 @@ class LocalPlan:
     threads: int = 1
     export_folder: Path | None = None
     """Where the weights after the last step go."""
+    initial_weights: Path | None = None
+    """An export to begin with."""
 
 
 class EventTail:
@@ -127,6 +129,8 @@ class LocalSwarm:
         arguments = [self.plan.source, "--host-maddr", LISTEN, "--dir", str(self.plan.folder)]
         arguments += ["--steps", str(self.plan.manifest.step.total_steps)]
         arguments += ["--identity", str(self._nodes_folder / "seed.key")]
+        if self.plan.initial_weights is not None:
+            arguments += ["--initial-weights", str(self.plan.initial_weights.resolve())]
         self._seed = await Child.start("seed", "bootstrap", arguments, self._nodes_folder / "seed.log")
         await self._watch(join_file.exists, JOIN_TIMEOUT_S, "the seed to start")
         self.join = join_file.read_text(encoding="utf-8").strip()

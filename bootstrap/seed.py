@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from bootstrap.found import found, join_string
 from node.addresses import JoinString
 from node.identity import Identity
+from node.initial_weights import InitialWeights
 from node.swarm import Swarm, SwarmConfig, dht_time
+from node.transfer import WeightsServer, fetch_protocol
 from protocol.errors import NetworkError
 from protocol.manifest import RunManifest
 from protocol.records import MANIFEST_KEY, ManifestRecord, encode_record
@@ -17,18 +20,30 @@ from protocol.records import MANIFEST_KEY, ManifestRecord, encode_record
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class SeedPlan:
+    """What a seed does besides being there."""
+
+    announce: Callable[[JoinString], None]
+    initial: InitialWeights | None = None
+    """The weights that the run begins with, for its stages to fetch."""
+
+
 async def serve_seed(
     manifest: RunManifest,
     identity: Identity,
     config: SwarmConfig,
-    announce: Callable[[JoinString], None],
+    plan: SeedPlan,
     is_stopped: asyncio.Event,
 ) -> None:
-    """Open the DHT, publish the manifest, tell ``announce`` the join string, go on until stopped."""
+    """Open the DHT, publish the manifest, tell ``plan.announce`` the join string, go on until stopped."""
     async with Swarm.open(config, identity) as swarm:
+        if plan.initial is not None:
+            weights = WeightsServer(plan.initial.may_fetch, plan.initial.find)
+            await swarm.serve_streams(fetch_protocol(manifest.run_id()), weights.serve)
         charter = found(manifest, identity)
         await _publish(swarm, manifest, charter)
-        announce(join_string(manifest, identity, swarm.addresses))
+        plan.announce(join_string(manifest, identity, swarm.addresses))
         async with asyncio.TaskGroup() as tasks:
             owned = [tasks.create_task(swarm.watch_daemon()), tasks.create_task(_republish(swarm, manifest, charter))]
             await is_stopped.wait()

@@ -40,6 +40,7 @@ class LocalArguments:
     device: str
     threads: int
     export_folder: Path | None
+    initial_weights: Path | None
 
 
 def plan_local(arguments: LocalArguments) -> LocalPlan:
@@ -65,6 +66,7 @@ def plan_local(arguments: LocalArguments) -> LocalPlan:
         device=arguments.device,
         threads=arguments.threads,
         export_folder=arguments.export_folder,
+        initial_weights=arguments.initial_weights,
     )
 
 

@@ -113,7 +113,7 @@ class ExportFolder:
             raise SettingsError(
                 f"{self.partial} holds other files than an export's: remove it, or choose another folder"
             )
-        records = [record for path in self.partial.glob(f"step-*/{EXPORT_FILE}") if (record := _read_record(path))]
+        records = [record for path in self.partial.glob(f"step-*/{EXPORT_FILE}") if (record := read_record(path))]
         if any(record.manifest_digest != self._manifest_digest for record in records):
             raise SettingsError(f"{self.partial} is of another run: remove it, or choose another folder")
 
@@ -132,7 +132,7 @@ class ExportFolder:
     def resume(self, manifest: RunManifest) -> tuple[int, Mapping[int, str]] | None:
         """The step of an interrupted export and the digests of its whole stages. Forgets what is not whole."""
         for path in sorted(self.partial.glob(f"step-*/{EXPORT_FILE}")):
-            record = _read_record(path)
+            record = read_record(path)
             there = {} if record is None else _whole_stages(path.parent, record, manifest)
             if record is not None and there:
                 self._origins = {record.step: {str(stage): origin for stage, origin in there.items()}}
@@ -245,7 +245,8 @@ def _whole_stages(folder: Path, record: ExportRecord, manifest: RunManifest) -> 
     return whole
 
 
-def _read_record(path: Path) -> ExportRecord | None:
+def read_record(path: Path) -> ExportRecord | None:
+    """An export.json, or None if it is not one."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=ExportRecord)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):

@@ -146,6 +146,8 @@ def card(manifest: RunManifest, step: int) -> str:
     if data.tokenizer:
         tokens_are = "tokenizer " + " ".join(filter(None, (data.tokenizer, data.tokenizer_revision)))
     tokens = step * manifest.tokens_per_step
+    begun = manifest.initial
+    start = f"step {begun.step} of `{begun.run_id}`" if begun.digests else f"a draw from seed {manifest.seed}"
     return f"""---
 library_name: transformers
 tags:
@@ -163,6 +165,7 @@ These are its weights after one and the same optimizer step, fetched from the pe
 | manifest digest | `{manifest.digest()}` |
 | step | {step} |
 | tokens seen | {tokens:,} |
+| begun from | {start} |
 | text | {source} (digest `{data.digest or "not recorded"}`) |
 | layers, width, heads | {model.block_stages * model.layers_per_stage}, {model.hidden_size}, {model.attention_heads} |
 | context | {model.context_length} tokens |

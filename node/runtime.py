@@ -106,7 +106,7 @@ class Node:
         self._tally, self._display = Tally(), display
         streams = MeteredStreams(swarm, self._tally)
         self._network = Network(streams, rules, self._message_came, self._peer_gone)
-        self._fetch_protocol = fetch_protocol(rules)
+        self._fetch_protocol = fetch_protocol(rules.run_id)
         self._fetcher = Fetcher(streams, rules, manifest.model, self._worker)
         self._weights = WeightsServer(self._core.may_fetch, self._host.find_held)
         self._records = Records(swarm, self._run_id, self.feed)

@@ -43,7 +43,12 @@ from protocol.messages import Part
 
 Key = tuple[Microbatch, Attempt]
 
-PART_NAMES: dict[Part, tuple[str, ...]] = {"stage": (), "embedding": EMBEDDING_NAMES, "head": HEAD_NAMES}
+PART_NAMES: dict[Part, tuple[str, ...]] = {
+    "stage": (),
+    "embedding": EMBEDDING_NAMES,
+    "head": HEAD_NAMES,
+    "initial": (),
+}
 """The parameters of each part; none named means all of them."""
 
 

@@ -22,7 +22,7 @@ from node.worker import ComputeThread
 from protocol.errors import NetworkError, PeerRefusedError, RemoteProtocolError, WeightsError
 from protocol.events import Fetch
 from protocol.ids import DRIVER_STAGE, PeerId
-from protocol.manifest import ModelSettings
+from protocol.manifest import PROTOCOL_VERSION, ModelSettings
 from protocol.messages import FetchEnd, FetchHeader, FetchRefused, FetchRequest
 from protocol.wire import FETCH_MESSAGE_BYTES_MAX
 
@@ -37,9 +37,9 @@ TRIES_MAX = 4
 MayFetch = Callable[[PeerId, FetchRequest], bool]
 
 
-def fetch_protocol(rules: LinkRules) -> str:
+def fetch_protocol(run_id: str) -> str:
     """The stream protocol of fetches of this run."""
-    return rules.protocol.removesuffix("link") + "fetch"
+    return f"/understudy/{PROTOCOL_VERSION}/{run_id}/fetch"
 
 
 class WeightsServer:
@@ -81,7 +81,7 @@ class Fetcher:
     """Fetches donations for the claims of this node, or whole stages for an export."""
 
     def __init__(self, streams: Streams, rules: LinkRules, model: ModelSettings, thread: ComputeThread) -> None:
-        self.streams, self.protocol = streams, fetch_protocol(rules)
+        self.streams, self.protocol = streams, fetch_protocol(rules.run_id)
         self.model = model
         self.on_bytes: Callable[[Fetch, int], None] = lambda fetch, count: None
         """Told of bytes as they come."""
@@ -152,7 +152,7 @@ class _Transfer:
     def _template(self) -> nn.Module:
         """What we are about to build, without its memory."""
         with torch.device("meta"):
-            if self._fetch.part == "stage" and self._fetch.claim[0] != DRIVER_STAGE:
+            if self._fetch.part in ("stage", "initial") and self._fetch.claim[0] != DRIVER_STAGE:
                 return BlockStage(self._fetcher.model, self._fetch.claim[0])
             return EdgeStage(self._fetcher.model)
 

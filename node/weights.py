@@ -192,7 +192,7 @@ def load(module: nn.Module, tensors: Sequence[Tensor], names: Sequence[str] = ()
                 f"{name} is {_dtype_name(parameter)} {tuple(parameter.shape)}, "
                 f"not {_dtype_name(tensor)} {tuple(tensor.shape)}"
             )
-        _require_finite(tensor, name)
+        require_finite(tensor, name)
     with torch.no_grad():
         for (_, parameter), tensor in zip(own, tensors, strict=True):
             parameter.copy_(tensor)
@@ -227,11 +227,11 @@ def _blend_tensor(sources: Sequence[Tensor], factors: Sequence[Tensor], position
                 f"tensor {position} of donor {donor} is {_dtype_name(source)} {tuple(source.shape)}: "
                 f"only float32 of one shape can be blended, donor 0 has {tuple(sources[0].shape)}"
             )
-        _require_finite(source, f"tensor {position} of donor {donor}")
+        require_finite(source, f"tensor {position} of donor {donor}")
     result = sources[0] * factors[0]
     for source, factor in zip(sources[1:], factors[1:], strict=True):
         result += source * factor
-    _require_finite(result, f"the blend of tensor {position}")
+    require_finite(result, f"the blend of tensor {position}")
     return result
 
 
@@ -255,7 +255,7 @@ def _check_size(specs: Sequence[TensorSpec]) -> None:
         raise WeightsError(f"{payload_bytes} bytes of weights are offered; at most {PAYLOAD_BYTES_MAX} are allowed")
 
 
-def _require_finite(tensor: Tensor, what: str) -> None:
+def require_finite(tensor: Tensor, what: str) -> None:
     """Raises `WeightsError` for NaN and Inf. Minimum and maximum let NaN through, and need no memory."""
     lowest, highest = torch.aminmax(tensor.detach())
     if not (math.isfinite(lowest) and math.isfinite(highest)):

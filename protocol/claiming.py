@@ -5,7 +5,7 @@
     watching --a hole is ours to take--> ASKING   the witnesses, one after the other, ascending
                                      \\-> SETTLING a swarm that begins: nobody serves, nobody to ask
     ASKING   --all recognise us------> FETCHING   the donations of the plan, side by side
-    SETTLING --nobody was before us--> BUILDING
+    SETTLING --nobody was before us--> FETCHING   the run's initial weights, if it has any; else BUILDING
     FETCHING --all arrived-----------> BUILDING   blend or initialise
     BUILDING --built-----------------> (serving: the core takes over)
 
@@ -40,7 +40,7 @@ from protocol.messages import Claim, Grant, Refusal, Withdraw
 from protocol.node_state import NodeState
 from protocol.placement import nearest_survivors
 from protocol.records import StageRecord, stage_key
-from protocol.recovery import Case, Plan, Witness, plan_recovery
+from protocol.recovery import Case, Plan, Witness, initial_source, plan_recovery
 
 SETTLE_S = 1.0
 """How long a claim without witnesses lies open in the DHT before it counts."""
@@ -69,6 +69,8 @@ class OpenClaim:
     began: float
     phase: ClaimPhase
     phase_began: float
+    is_settled: bool = False
+    """It lay open in the DHT for long enough: there was no witness to ask, and there is none."""
     asked: int | None = None
     asked_at: float = 0.0
     repeated_at: float = 0.0
@@ -110,7 +112,8 @@ class Claimant:
         if claim is None or claim.phase is not ClaimPhase.SETTLING or key != stage_key(claim.stage):
             return
         if self._state.now - claim.phase_began >= SETTLE_S:
-            self._build_from(Plan("seed", "the stage was never owned", 0))
+            claim.is_settled, claim.recognised_at = True, self._state.now
+            self._plan(0)
 
     # --- asking ---
 
@@ -235,7 +238,10 @@ class Claimant:
         assert claim is not None
         witnesses = tuple(claim.witnesses[stage] for stage in sorted(claim.witnesses))
         manifest = self._state.manifest
-        case = Case(claim.stage, manifest.model.block_stages, witnesses, manifest.recovery)
+        initial = initial_source(manifest, claim.stage)
+        is_lost = initial is not None and initial.peer in claim.gone
+        known = None if is_lost else initial
+        case = Case(claim.stage, manifest.model.block_stages, witnesses, manifest.recovery, known, is_lost)
         claim.plan, claim.rung = plan_recovery(case, first_rung)
         self._enter(ClaimPhase.FETCHING)
         for source in claim.plan.sources:
@@ -275,6 +281,9 @@ class Claimant:
     def _replan(self) -> None:
         assert self.claim is not None
         self._state.act(CancelFetches(self.claim.name))
+        if self.claim.is_settled:
+            self._plan(self.claim.rung)
+            return
         self._enter(ClaimPhase.ASKING)
         self._ask_next()
 

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from protocol.errors import SettingsError
-from protocol.ids import DRIVER_STAGE, STAGES_MAX
+from protocol.ids import DRIVER_STAGE, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX
 
 PROTOCOL_VERSION = 1
 MANIFEST_BYTES_MAX = 16 * 1024
@@ -137,6 +137,18 @@ class TimingSettings(_Section, frozen=True):
     record_refresh_s: PositiveFloat = 5.0
 
 
+class InitialSettings(_Section, frozen=True):
+    """Weights of an earlier run that this one begins with. Entered at founding, served by the founder's seed."""
+
+    digests: tuple[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")], ...] = ()
+    """Of each stage's weights, S0 first (`WeightsSnapshot.digest`). None: the stages are drawn from the seed."""
+    peer: Annotated[str, Meta(max_length=PEER_ID_CHARS_MAX)] = ""
+    """Who serves them: the founder."""
+    run_id: Annotated[str, Meta(max_length=128)] = ""
+    step: Annotated[int, Meta(ge=0, le=STEPS_MAX)] = 0
+    """Where they come from, for people."""
+
+
 class RunManifest(_Section, frozen=True):
     """Everything the peers of one run agree on."""
 
@@ -152,6 +164,7 @@ class RunManifest(_Section, frozen=True):
     step: StepSettings = msgspec.field(default_factory=StepSettings)
     wire: WireSettings = msgspec.field(default_factory=WireSettings)
     timing: TimingSettings = msgspec.field(default_factory=TimingSettings)
+    initial: InitialSettings = msgspec.field(default_factory=InitialSettings)
 
     @property
     def stage_count(self) -> int:
@@ -224,6 +237,10 @@ def check(manifest: RunManifest) -> None:
             f"the run speaks protocol version {manifest.protocol_version}, this node speaks {PROTOCOL_VERSION}: "
             "install the version of understudy that the run was founded with"
         )
+    if len(manifest.initial.digests) not in (0, manifest.stage_count) or (
+        bool(manifest.initial.digests) != bool(manifest.initial.peer)
+    ):
+        raise SettingsError("[initial] is not for a run.toml: name the weights with bootstrap --initial-weights DIR")
     if model.hidden_size % model.attention_heads:
         raise SettingsError(
             f"model.hidden_size {model.hidden_size} must be a multiple of model.attention_heads {model.attention_heads}"

@@ -106,8 +106,9 @@ class Claim(Message, frozen=True, tag="claim"):
     witnesses: Annotated[tuple[StageNumber, ...], Meta(max_length=4)]
 
 
-Part = Literal["stage", "embedding", "head"]
-"""What a donation holds: a whole block stage, or one of the two parts of S0 that its neighbours keep copies of."""
+Part = Literal["stage", "embedding", "head", "initial"]
+"""What a donation holds: a whole stage, one of the two parts of S0 that its neighbours keep copies of, or the weights
+that the run began with."""
 
 
 class Donation(msgspec.Struct, frozen=True, array_like=True):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from protocol.ids import DRIVER_STAGE, PeerId
-from protocol.manifest import RecoverySettings
+from protocol.manifest import RecoverySettings, RunManifest
 from protocol.messages import Donation, Part
 from protocol.routing import partners
 
@@ -31,9 +31,13 @@ class Witness:
     donations: tuple[Donation, ...] = ()
 
 
+NO_STAGE = -1
+"""The founder's seed holds no stage."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One donation to fetch, and from whom."""
+    """One donation to fetch, and from whom. ``stage`` is the donor's own."""
 
     stage: int
     peer: PeerId
@@ -52,6 +56,11 @@ class Plan:
     coefficients: tuple[float, ...] = ()
     """Of a blend, one for each source; a copy has the coefficient 1; the parts of S0 have none."""
     learning_rate_scale: float = 1.0
+
+    @property
+    def donors(self) -> list[int]:
+        """The stages that the weights come from; none for what the run began with."""
+        return [source.stage for source in self.sources if source.stage != NO_STAGE]
 
     @property
     def payload_bytes(self) -> int:
@@ -87,6 +96,15 @@ def weigh(squared_norms: Sequence[float | None], exponent: int) -> Weighting:
     return Weighting(tuple(weight / total for weight in weights))
 
 
+def initial_source(manifest: RunManifest, stage: int) -> Source | None:
+    """The stage's initial weights with the founder, if the run has any."""
+    if not manifest.initial.digests:
+        return None
+    payload_bytes = manifest.model.stage_bytes(stage)
+    donation = Donation("initial", stage, 0, None, payload_bytes, manifest.initial.digests[stage])
+    return Source(NO_STAGE, PeerId(manifest.initial.peer), donation)
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """A lost stage and what its nearest survivors offer."""
@@ -95,6 +113,10 @@ class Case:
     block_stages: int
     witnesses: tuple[Witness, ...]
     settings: RecoverySettings
+    initial: Source | None = None
+    """The weights that the run began with, if it did not begin with the seed's and they can still be had."""
+    is_initial_lost: bool = False
+    """The run began with weights of its own, but its founder does not deliver them."""
 
     @property
     def step(self) -> int:
@@ -122,10 +144,21 @@ Rung = Callable[[Case], Plan | None]
 
 
 def _before_training(case: Case) -> Plan | None:
-    """Nothing was trained yet: the seed's initialisation is exact."""
+    """Nothing was trained yet: what the run begins with is exact."""
     if case.step > 0:
         return None
-    return Plan("seed", "no step is committed yet, so the seed's initialisation is exact", 0)
+    return _from_the_start(case, "no step is committed yet, so", "is exact")
+
+
+def _from_the_start(case: Case, why: str, verdict: str) -> Plan:
+    """What the run began with: the weights that its manifest names, or the seed's."""
+    if case.initial is not None:
+        return Plan("initial", f"{why} the run's initial weights {verdict}", case.step, (case.initial,))
+    if case.is_initial_lost:
+        return Plan(
+            "seed", f"{why} the seed's initialisation, as the founder does not deliver the initial weights", case.step
+        )
+    return Plan("seed", f"{why} the seed's initialisation {verdict}", case.step)
 
 
 def _edge_copies(case: Case) -> Plan | None:
@@ -142,8 +175,12 @@ def _edge_copies(case: Case) -> Plan | None:
     if not latest:
         return None
     said = " and ".join(f"the {s.donation.part} as of step {s.donation.step}" for s in latest)
-    missing = "" if len(latest) > 1 else ", the rest from the seed because its copy was lost too"
-    return Plan("edge copy", f"{said}{missing}", case.step, tuple(latest))
+    if len(latest) > 1:
+        return Plan("edge copy", said, case.step, tuple(latest))
+    rest = "the seed" if case.initial is None else "the run's initial weights"
+    # What is loaded later wins, so the copy goes behind the weights that it replaces a part of.
+    sources = (*filter(None, (case.initial,)), *latest)
+    return Plan("edge copy", f"{said}, the rest from {rest} because its copy was lost too", case.step, sources)
 
 
 def _commit(copy: Source) -> tuple[int, int]:
@@ -197,7 +234,7 @@ def _copy(case: Case) -> Plan | None:
 
 def _seed(case: Case) -> Plan | None:
     """The last rung: begin the stage anew."""
-    return Plan("seed", "no survivor holds weights for this stage", case.step)
+    return _from_the_start(case, "no survivor holds weights for this stage:", "instead")
 
 
 LADDER: tuple[Rung, ...] = (_before_training, _edge_copies, _mirror, _checkfree, _copy, _seed)

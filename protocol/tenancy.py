@@ -18,6 +18,7 @@ from protocol.neighbourhood import Neighbourhood
 from protocol.node_state import NodeState
 from protocol.pipeline import BlockStage
 from protocol.records import AnyRecord, ManifestRecord, ProgressRecord, SpareRecord
+from protocol.recovery import Plan
 
 
 class Tenancy:
@@ -77,24 +78,30 @@ class Tenancy:
         self.host = Driver(state) if claim.stage == DRIVER_STAGE else BlockStage(state)
         self.donor = Donor(state, self.host.pipe.queue)
         if claim.incarnation > 1:
-            state.emit(
-                "stage.recovered",
-                method=plan.method,
-                donors=[source.stage for source in plan.sources],
-                coefficients=list(plan.coefficients),
-                bytes=plan.payload_bytes,
-                digests=[source.donation.digest for source in plan.sources],
-                seconds=state.now - claim.began,
-                fetch_seconds=claim.phase_began - claim.recognised_at,
-                blend_seconds=state.now - claim.phase_began,
-                reason=plan.reason,
-            )
+            self._emit_origin("stage.recovered", claim, plan)
+        elif state.manifest.initial.digests:
+            self._emit_origin("stage.initialised", claim, plan)
         state.emit("peer.serving", why=claim.why)
         self._neighbourhood.announce()
         self._neighbourhood.store_tenure()
         self._store(SpareRecord(state.me, self._capacity, "left"))
         self._neighbourhood.read()
         self._state.is_view_changed = True
+
+    def _emit_origin(self, name: str, claim: OpenClaim, plan: Plan) -> None:
+        """Say what the stage was built from, and why."""
+        self._state.emit(
+            name,
+            method=plan.method,
+            donors=plan.donors,
+            coefficients=list(plan.coefficients),
+            bytes=plan.payload_bytes,
+            digests=[source.donation.digest for source in plan.sources],
+            seconds=self._state.now - claim.began,
+            fetch_seconds=claim.phase_began - claim.recognised_at,
+            blend_seconds=self._state.now - claim.phase_began,
+            reason=plan.reason,
+        )
 
     def lose(self, reason: str) -> None:
         """Our tenure is over: forget the stage and be a spare."""

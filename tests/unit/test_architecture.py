@@ -22,7 +22,7 @@ IMPURE = {
 """What protocol/ must not know of: everything that has a clock, a thread, a file or a mind of its own."""
 
 COMPUTE = {"stage", "model", "optimizer", "weights", "data", "worker", "generation"}
-CARRIERS = {"tensors", "framing", "network", "transfer", "runtime", "config", "export_folder"}
+CARRIERS = {"tensors", "framing", "network", "transfer", "runtime", "config", "export_folder", "initial_weights"}
 """Who computes with torch, and who names its types on their way there. Nobody else knows of it."""
 
 HUB = {"datasets", "huggingface_hub", "pyarrow", "fsspec"}

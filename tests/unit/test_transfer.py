@@ -107,12 +107,12 @@ def test_weights_arrive_as_they_were() -> None:
     donor = Donor()
     streams = FakeStreams(serve=donor.serve)
     assert_same(fetch(streams))
-    assert [(opened.peer, opened.protocol) for opened in streams.opened] == [(DONOR, fetch_protocol(RULES))]
+    assert [(opened.peer, opened.protocol) for opened in streams.opened] == [(DONOR, fetch_protocol(RULES.run_id))]
     assert donor.requests == [FetchRequest(*CLAIM, HELD.digest, 0)]
 
 
 def test_the_fetch_protocol_is_of_this_run_only() -> None:
-    assert fetch_protocol(RULES) == "/understudy/1/run-0/fetch"
+    assert fetch_protocol(RULES.run_id) == "/understudy/1/run-0/fetch"
 
 
 @pytest.mark.parametrize("part", ["embedding", "head"])
