@@ -147,18 +147,18 @@ def _before_training(case: Case) -> Plan | None:
     """Nothing was trained yet: what the run begins with is exact."""
     if case.step > 0:
         return None
-    return _from_the_start(case, "no step is committed yet, so", "is exact")
+    return _from_the_start(case, "no step is committed yet, so", ("are exact", "is exact"))
 
 
-def _from_the_start(case: Case, why: str, verdict: str) -> Plan:
-    """What the run began with: the weights that its manifest names, or the seed's."""
+def _from_the_start(case: Case, why: str, verdicts: tuple[str, str] = ("", "")) -> Plan:
+    """What the run began with: the weights that its manifest names, or the seed's. ``verdicts`` are on the two."""
     if case.initial is not None:
-        return Plan("initial", f"{why} the run's initial weights {verdict}", case.step, (case.initial,))
+        return Plan("initial", f"{why} the run's initial weights {verdicts[0]}".strip(), case.step, (case.initial,))
     if case.is_initial_lost:
         return Plan(
             "seed", f"{why} the seed's initialisation, as the founder does not deliver the initial weights", case.step
         )
-    return Plan("seed", f"{why} the seed's initialisation {verdict}", case.step)
+    return Plan("seed", f"{why} the seed's initialisation {verdicts[1]}".strip(), case.step)
 
 
 def _edge_copies(case: Case) -> Plan | None:
@@ -234,7 +234,7 @@ def _copy(case: Case) -> Plan | None:
 
 def _seed(case: Case) -> Plan | None:
     """The last rung: begin the stage anew."""
-    return _from_the_start(case, "no survivor holds weights for this stage:", "instead")
+    return _from_the_start(case, "no survivor holds weights for this stage:")
 
 
 LADDER: tuple[Rung, ...] = (_before_training, _edge_copies, _mirror, _checkfree, _copy, _seed)

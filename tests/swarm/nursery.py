@@ -38,7 +38,7 @@ class Birth(msgspec.Struct, frozen=True):
 
     name: str
     folder: str
-    command: Literal["node", "bootstrap"]
+    command: Literal["node", "bootstrap", "export"]
     arguments: tuple[str, ...]
     deaths: tuple[Death, ...] = ()
 
@@ -70,11 +70,12 @@ class Nursery:
         self._process.stdin.write(msgspec.json.encode(birth) + b"\n")
         self._process.stdin.flush()
 
-    def found(self, source: str, steps: int) -> str:
-        """Start the seed; its join string."""
-        arguments = (source, "--dir", str(self.folder), "--steps", str(steps), *self._place("seed"))
-        self.bear(Birth("seed", str(self.folder), "bootstrap", arguments))
-        join_path = self.folder / "join.txt"
+    def found(self, source: str, steps: int, name: str = "seed", more: Sequence[str] = ()) -> str:
+        """Start the seed; its join string. A second run of one test needs another name."""
+        folder = self.folder if name == "seed" else self.folder / f"run-{name}"
+        arguments = (source, "--dir", str(folder), "--steps", str(steps), *self._place(name), *more)
+        self.bear(Birth(name, str(self.folder), "bootstrap", arguments))
+        join_path = folder / "join.txt"
         self._brood.until(lambda: join_path.exists() and join_path.read_text(), "the join string", 60.0)
         return join_path.read_text().strip()
 
@@ -83,6 +84,11 @@ class Nursery:
         arguments = ("--join", join, "--stage", "auto" if stage is None else str(stage), *self._place(name))
         arguments += ("--events", str(self.folder / f"{name}.jsonl"), "--threads", "1", "--device", "cpu")
         self.bear(Birth(name, str(self.folder), "node", arguments, tuple(deaths)))
+
+    def export(self, name: str, join: str, folder: Path, *more: str) -> None:
+        """Start an export."""
+        arguments = (str(folder), "--join", join, "--host-maddr", "/ip4/127.0.0.1/tcp/0", *more)
+        self.bear(Birth(name, str(self.folder), "export", arguments))
 
     def _place(self, name: str) -> tuple[str, ...]:
         return ("--host-maddr", "/ip4/127.0.0.1/tcp/0", "--identity", str(self.folder / f"{name}.key"))
@@ -120,6 +126,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     import bootstrap.__main__
     import bootstrap.seed  # noqa: F401 - what a child should not have to import
+    import node.export_view
+    import node.exporter
     import node.runtime  # noqa: F401
 
     _check_single_thread()
@@ -163,10 +171,11 @@ def _live(birth: Birth) -> None:
     from bootstrap.__main__ import bootstrap
     from node.__main__ import main as run_command
     from node.__main__ import node
+    from node.export_command import export
 
     _arm(birth.deaths)
     sys.argv = [birth.command, *birth.arguments]
-    run_command(node if birth.command == "node" else bootstrap)
+    run_command({"node": node, "bootstrap": bootstrap, "export": export}[birth.command])
 
 
 def _arm(deaths: Sequence[Death]) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.ids import PeerId
-from protocol.manifest import RecoverySettings
+from protocol.manifest import InitialSettings, RecoverySettings, preset
 from protocol.messages import Donation, Part
-from protocol.recovery import LADDER, Case, Plan, Witness, plan_recovery, weigh
+from protocol.recovery import LADDER, NO_STAGE, Case, Plan, Source, Witness, initial_source, plan_recovery, weigh
 
 NORMS = st.floats(min_value=1e-30, max_value=1e30)
 
@@ -205,6 +206,60 @@ def test_a_failed_attempt_goes_on_below_its_rung() -> None:
 def test_below_the_last_rung_is_the_seed() -> None:
     plan, rung = plan_recovery(Case(3, 6, (witness(2), witness(4)), RecoverySettings()), len(LADDER))
     assert (plan.method, rung) == ("seed", len(LADDER))
+
+
+# --- weights that the run began with ---
+
+INITIAL = Source(NO_STAGE, PeerId("founder"), Donation("initial", 2, 0, None, 8, "initial weights of S2"))
+
+
+def begun(*witnesses: Witness, stage: int = 2, **known: Any) -> Plan:
+    """A run that began with weights of its own."""
+    return plan_recovery(Case(stage, 6, witnesses, RecoverySettings(method="checkfree"), **known))[0]
+
+
+def test_before_training_the_initial_weights_are_exact() -> None:
+    plan = begun(witness(1, step=0), initial=INITIAL)
+    assert (plan.method, plan.sources, plan.donors, plan.learning_rate_scale) == ("initial", (INITIAL,), [], 1.0)
+    assert "initial weights are exact" in plan.reason
+
+
+def test_without_survivors_a_stage_begins_anew_with_the_initial_weights() -> None:
+    witnesses = (Witness(0, PeerId("peer-0"), 5),)
+    assert begun(*witnesses, initial=INITIAL).method == "initial"
+    assert begun(*witnesses, initial=INITIAL).step == 5
+    assert begun(witness(1), witness(3), initial=INITIAL).method == "checkfree"
+
+
+def test_initial_weights_that_cannot_be_had_are_told_about() -> None:
+    for witnesses in ((witness(1, step=0),), (Witness(0, PeerId("peer-0"), 5),)):
+        plan = begun(*witnesses, is_initial_lost=True)
+        assert (plan.method, plan.sources) == ("seed", ())
+        assert "the founder does not deliver the initial weights" in plan.reason
+        assert "founder" not in begun(*witnesses).reason
+
+
+def test_a_lost_part_of_s0_comes_from_the_initial_weights_and_its_copy_wins() -> None:
+    """What is loaded later overwrites what was loaded before."""
+    plan = begun(keeper(1, "embedding", 4), stage=0, initial=INITIAL)
+    assert plan.method == "edge copy"
+    assert [source.donation.part for source in plan.sources] == ["initial", "embedding"]
+    assert plan.donors == [1]
+    assert "the rest from the run's initial weights" in plan.reason
+    assert "the rest from the seed" in begun(keeper(1, "embedding", 4), stage=0).reason
+    whole = begun(keeper(1, "embedding", 4), keeper(6, "head", 4), stage=0, initial=INITIAL)
+    assert [source.donation.part for source in whole.sources] == ["embedding", "head"]
+
+
+def test_the_manifest_says_what_the_run_began_with() -> None:
+    manifest = preset("tiny")
+    assert initial_source(manifest, 2) is None
+    digests = tuple(f"{stage:064x}" for stage in range(5))
+    manifest = msgspec.structs.replace(manifest, initial=InitialSettings(digests=digests, peer="founder"))
+    source = initial_source(manifest, 2)
+    assert source is not None
+    assert (source.peer, source.donation.digest) == ("founder", digests[2])
+    assert source.donation.payload_bytes == manifest.model.stage_bytes(2)
 
 
 # --- CheckFree+: swapped partners ---
