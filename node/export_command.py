@@ -64,6 +64,7 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
         console.print(
             f"Interrupted. The same command goes on with the same step if it is started within {HOLD_LEASE_S:.0f} s.",
             highlight=False,
+            soft_wrap=True,
         )
         return EXIT_FAILED
     Console().print(f"The model is in {whole}", highlight=False, soft_wrap=True)

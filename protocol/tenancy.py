@@ -155,8 +155,6 @@ class Tenancy:
             self.host.on_neighbour_step(total)
             if self.host.step > total or (is_doubtful and self._has_company):
                 return
-        if self.host is not None and self.host.pipe.holds.is_wanted:
-            return
         self.leave("done")
 
     def leave(self, reason: str) -> None:

@@ -38,6 +38,7 @@ REQUIRED_FIELDS: dict[str, set[str]] = {
     "weights.held": {*_TENURE, "bytes", "digest", "seconds"},
     "stage.claimed": {*_TENURE, "why", "witnesses"},
     "stage.recovered": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds"},
+    "stage.initialised": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds", "digests"},
     "edge.copied": {*_TENURE, "part", "to_stage", "bytes", "seconds", "digest"},
     "claim.withdrawn": {*_TENURE, "reason"},
     "fetch.failed": {*_TENURE, "donor", "reason"},
@@ -164,7 +165,7 @@ class Judge:
                 self._check_serving(line)
             case "step.committed":
                 self._check_committed(line.fields)
-            case "stage.recovered":
+            case "stage.recovered" | "stage.initialised":
                 self._check_recovered(line.fields, node)
 
     def _check_serving(self, line: LogLine) -> None:
@@ -193,6 +194,9 @@ class Judge:
         if method == "edge copy":
             self._check_parts(fields, donors)
             return
+        if method == "initial":
+            self._check_initial(fields, donors)
+            return
         if [donor.stage for donor in donors] != fields["donors"] or list(hosting.coefficients) != fields[
             "coefficients"
         ]:
@@ -212,6 +216,13 @@ class Judge:
         blended = math.fsum(c * donor.weights for c, donor in zip(expected, donors, strict=True))
         if not math.isclose(blended, hosting.weights, rel_tol=1e-12):
             raise Violation(f"S{hosting.stage} holds {hosting.weights}, the formula gives {blended}: {donors}")
+
+    def _check_initial(self, fields: Mapping[str, Any], copies: Sequence[Snapshot]) -> None:
+        """The stage's own weights, as the manifest names them, from whom it names."""
+        initial = self._manifest.initial
+        wanted = [(initial.peer, fields["stage"], initial.digests[fields["stage"]])]
+        if [(copy.peer, copy.stage, digest) for copy, digest in zip(copies, fields["digests"], strict=True)] != wanted:
+            raise Violation(f"these are not the run's initial weights: {fields}, {copies}")
 
     def _check_parts(self, fields: Mapping[str, Any], copies: Sequence[Snapshot]) -> None:
         """S0 is rebuilt from copies of S0, and if it says so from copies of one commit."""

@@ -313,7 +313,12 @@ class Simulation:
         self.at(self.now + FETCH_S, lambda: self._finish_fetch(node, donor, fetch, request))
 
     def _finish_fetch(self, node: SimNode, donor: SimNode, fetch: Fetch, request: FetchRequest) -> None:
-        if not donor.is_alive or donor.paused_until > self.now or self._is_cut(node.peer, donor.peer):
+        if (
+            not donor.is_alive
+            or donor.is_stopped
+            or donor.paused_until > self.now
+            or self._is_cut(node.peer, donor.peer)
+        ):
             self.at(
                 self.now + 4.0, lambda: self.feed(node, FetchFailed(fetch.claim, fetch.donor, fetch.digest, "cut off"))
             )
