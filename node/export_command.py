@@ -14,7 +14,7 @@ from node.addresses import JoinString
 from node.join_file import read_join
 from node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
 from protocol.errors import SettingsError
-from protocol.exporting import ExportWish
+from protocol.export_actions import ExportWish
 from protocol.holding import HOLD_LEASE_S
 
 

@@ -28,7 +28,8 @@ from protocol.events import (
     Started,
     TimerFired,
 )
-from protocol.exporting import BeginExport, ExportAction, Exporter, ExportWish, FailExport, FinishExport
+from protocol.export_actions import BeginExport, ExportAction, ExportWish, FailExport, FinishExport
+from protocol.exporting import Exporter
 from protocol.ids import PeerId
 from protocol.manifest import RunManifest
 from protocol.messages import AnyMessage

@@ -15,9 +15,7 @@ took over right there. So an export is of one step or none, whoever dies meanwhi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 
 from protocol.events import (
     CancelFetches,
@@ -33,6 +31,7 @@ from protocol.events import (
     Started,
     TimerFired,
 )
+from protocol.export_actions import BeginExport, ExportAction, ExportWish, FailExport, FinishExport
 from protocol.ids import PeerId
 from protocol.manifest import RunManifest
 from protocol.messages import Held, Hold, LetGo
@@ -54,42 +53,6 @@ SILENT_S = 8.0
 """An owner that answers nothing for this long is worth a word."""
 LEAD_MAX = 1024
 """How many steps ahead of the swarm an export aims at most, however fast the swarm is."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExportWish:
-    """What is wanted, and what an interrupted export of the same run left."""
-
-    is_last: bool = False
-    """The weights after the run's last step."""
-    step: int | None = None
-    """Go on with this step, if it can still be had."""
-    there: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
-    """The digests of the stages that are there already, of that step."""
-
-
-@dataclass(frozen=True, slots=True)
-class BeginExport:
-    """Forget what was fetched so far, make room for the weights after ``step``."""
-
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class FinishExport:
-    """Every stage of ``step`` was fetched: make it whole."""
-
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class FailExport:
-    """It will not be: ``reason`` says why and what to do."""
-
-    reason: str
-
-
-ExportAction = Send | Read | Fetch | CancelFetches | Emit | BeginExport | FinishExport | FailExport
 
 
 @dataclass(slots=True)

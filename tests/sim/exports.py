@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from protocol.events import CancelFetches, Emit, Event, Fetch, Fetched, MessageReceived, Read, Send, Started, TimerFired
-from protocol.exporting import BeginExport, Exporter, ExportWish, FailExport, FinishExport
+from protocol.export_actions import BeginExport, ExportWish, FailExport, FinishExport
+from protocol.exporting import Exporter
 from protocol.ids import PeerId
 from tests.sim.judgement import LogLine
 from tests.sim.node import SimNode, Snapshot, Violation

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from protocol.exporting import Exporter, ExportWish
+from protocol.export_actions import ExportWish
+from protocol.exporting import Exporter
 from protocol.holding import Holds
 from protocol.messages import Held
 from tests.sim.exports import ExportSimulation

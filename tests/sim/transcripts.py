@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from protocol.exporting import ExportWish
+from protocol.export_actions import ExportWish
 from tests.sim.exports import ExportSimulation
 from tests.sim.faults import CALM, CutLink, Fault, Kill, Partition, Pause, Split, Trigger, Weather
 from tests.sim.judgement import LogLine

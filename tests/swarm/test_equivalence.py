@@ -26,7 +26,7 @@ from node.model import UnsplitModel
 from node.optimizer import StageOptimizer
 from node.runtime import Node
 from node.swarm import Swarm, SwarmConfig
-from protocol.exporting import ExportWish
+from protocol.export_actions import ExportWish
 from protocol.manifest import (
     DataSettings,
     ModelSettings,

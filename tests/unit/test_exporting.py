@@ -19,18 +19,8 @@ from protocol.events import (
     Started,
     TimerFired,
 )
-from protocol.exporting import (
-    FETCH_TRIES,
-    FETCHES_AT_ONCE,
-    HOLD_REPEAT_S,
-    NOBODY_S,
-    BeginExport,
-    Exporter,
-    ExportWish,
-    FailExport,
-    FinishExport,
-    best_tenure,
-)
+from protocol.export_actions import BeginExport, ExportWish, FailExport, FinishExport
+from protocol.exporting import FETCH_TRIES, FETCHES_AT_ONCE, HOLD_REPEAT_S, NOBODY_S, Exporter, best_tenure
 from protocol.ids import PeerId
 from protocol.messages import Held, Hold, HoldStatus, LetGo
 from protocol.records import PROGRESS_KEY, ProgressRecord, StageRecord, stage_key
