@@ -188,7 +188,7 @@ class Exporter:
 
     def _aim(self) -> None:
         """The first step to try: it may be past by now, then the answers say how far the owners are."""
-        if self._wish.step is not None and self._wish.there:
+        if self._wish.step is not None and self._wish.there and self._wish.step == self._bounded(self._wish.step):
             self._step = self._wish.step
             for stage, digest in self._wish.there.items():
                 self._parts[stage].digest = digest

@@ -207,6 +207,16 @@ def test_an_interrupted_export_asks_only_for_what_is_missing() -> None:
     assert asked(actions) == [(peer(1), 4), (peer(2), 4)]
 
 
+def test_who_wants_the_last_step_does_not_go_on_with_another() -> None:
+    manifest = small_manifest(stages=3, steps=9)
+    wish = ExportWish(is_last=True, step=4, there={0: "S0@4"})
+    export = Export()
+    export.core = Exporter(PeerId("me"), manifest, wish)
+    assert of(BeginExport, export.read(record(0), record(1), record(2))) == [BeginExport(9)]
+    export.core = Exporter(PeerId("me"), manifest, ExportWish(is_last=True, step=9, there={0: "S0@9"}))
+    assert asked(export.read(record(0), record(1), record(2))) == [(peer(1), 9), (peer(2), 9)]
+
+
 def test_the_better_tenure_is_the_owner() -> None:
     assert best_tenure([]) is None
     assert best_tenure([record(1), record(1, 3, state="recovering"), record(1, 2)]) == record(1, 3, state="recovering")
