@@ -88,10 +88,12 @@ class ExportSimulation(Simulation):
             case BeginExport():
                 exporter.parts.clear()
             case FinishExport(step):
-                exporter.is_stopped, exporter.finished = True, step
+                exporter.is_stopped = self._has_someone_ended = True
+                exporter.finished = step
                 self._judge_export(exporter, step)
             case FailExport(reason):
-                exporter.is_stopped, exporter.failed = True, reason
+                exporter.is_stopped = self._has_someone_ended = True
+                exporter.failed = reason
                 self._remark(exporter, "(gives up)", why=reason)
             case CancelFetches():
                 pass
