@@ -52,6 +52,8 @@ SEED = 20250614
 ATTACK_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 60.0
 CLOSED_TIMEOUT_S = 5.0
+END_TIMEOUT_S = 40.0
+"""A node's own deadlines for its goodbye, its streams, the DHT and the daemon add up to 18 s."""
 GROWTH_BYTES_MAX = 96 << 20
 """Of a node's memory during all of the attacks; a single frame taken at its word would be gigabytes."""
 STREAMS = 200
@@ -374,7 +376,7 @@ def test_a_swarm_under_siege_goes_on(brood: Brood, nursery: Nursery) -> None:
 
     for process in processes:
         process.send_signal(signal.SIGTERM)
-    brood.until(lambda: len(nursery.statuses()) == len(names), "the end of all nodes", 20.0)
+    brood.until(lambda: len(nursery.statuses()) == len(names), "the end of all nodes", END_TIMEOUT_S)
     assert set(nursery.statuses().values()) == {0}
     for name in names:
         assert "Traceback" not in nursery.log(name)
