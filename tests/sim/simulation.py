@@ -95,8 +95,6 @@ class Simulation:
         self._cuts: dict[frozenset[PeerId], float] = {}
         self._channel_free: dict[tuple[PeerId, PeerId, bool], float] = {}
         self._talked: set[tuple[PeerId, PeerId]] = set()
-        self._has_someone_ended = False
-        """Since it was last looked whether the run is over."""
         self._calm_since = 0.0
         """When the last fault that heals has healed."""
 
@@ -114,9 +112,8 @@ class Simulation:
             if self.now > until:
                 raise Violation(f"not done after {until} simulated seconds; {self.describe()}")
             call()
-            if self._has_someone_ended and self.is_over:
+            if self.is_over:
                 return
-            self._has_someone_ended = False
         raise Violation("nothing left to happen, but the run is not done")
 
     @property
@@ -193,7 +190,7 @@ class Simulation:
             case Emit(name, fields):
                 self._note(node, name, dict(fields))
             case Stop():
-                node.is_stopped = self._has_someone_ended = True
+                node.is_stopped = True
                 self.judge.check_stopped(node, self.now, self.now - self._calm_since)
             case Discard() | Keep() | ReleaseHold() | ReleaseSnapshot() | ReleaseStage():
                 self._later(node, lambda: node.perform(action))
@@ -393,7 +390,6 @@ class Simulation:
     def kill(self, victim: SimNode, is_silent: bool = False) -> None:
         """The process ends without a word."""
         victim.is_alive, victim.is_silent = False, is_silent
-        self._has_someone_ended = True
         self._remark(victim, "(killed)")
         if is_silent:
             return
