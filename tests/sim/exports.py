@@ -88,11 +88,11 @@ class ExportSimulation(Simulation):
             case BeginExport():
                 exporter.parts.clear()
             case FinishExport(step):
-                exporter.is_stopped = self._has_someone_ended = True
+                exporter.is_stopped = True
                 exporter.finished = step
                 self._judge_export(exporter, step)
             case FailExport(reason):
-                exporter.is_stopped = self._has_someone_ended = True
+                exporter.is_stopped = True
                 exporter.failed = reason
                 self._remark(exporter, "(gives up)", why=reason)
             case CancelFetches():
