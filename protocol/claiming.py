@@ -42,6 +42,8 @@ from protocol.placement import nearest_survivors
 from protocol.records import StageRecord, stage_key
 from protocol.recovery import Case, Plan, Witness, initial_source, plan_recovery
 
+INITIAL_RETRY_S = 2.0
+"""From one failed fetch of the run's initial weights to the next: the founder may be starting again."""
 SETTLE_S = 1.0
 """How long a claim without witnesses lies open in the DHT before it counts."""
 CLAIM_REPEAT_S = 1.0
@@ -69,6 +71,8 @@ class OpenClaim:
     began: float
     phase: ClaimPhase
     phase_began: float
+    retry_at: float | None = None
+    """The run's initial weights did not come: ask their founder again then."""
     is_settled: bool = False
     """It lay open in the DHT for long enough: there was no witness to ask, and there is none."""
     asked: int | None = None
@@ -265,12 +269,22 @@ class Claimant:
             return
         if not self._is_awaited(event):
             return
+        if self._needs_founder(claim):
+            reason = f"{event.reason}; waiting for the founder's seed, which serves the run's initial weights"
+            self._state.emit("fetch.failed", donor=event.donor, reason=reason)
+            claim.retry_at = self._state.now + INITIAL_RETRY_S
+            return
         self._state.emit("fetch.failed", donor=event.donor, reason=event.reason)
         claim.failures[event.donor] += 1
         if claim.failures[event.donor] >= FETCH_TRIES:
             claim.gone.add(event.donor)
         claim.witnesses = {stage: known for stage, known in claim.witnesses.items() if known.peer != event.donor}
         self._replan()
+
+    def _needs_founder(self, claim: OpenClaim) -> bool:
+        """A run that begins with weights must not begin with others: nothing was trained that a wait could cost."""
+        assert claim.plan is not None
+        return claim.plan.method == "initial" and claim.plan.step == 0
 
     def _is_awaited(self, event: FetchFailed) -> bool:
         assert self.claim is not None
@@ -333,6 +347,9 @@ class Claimant:
                 self._state.act(Read((stage_key(claim.stage),)))
         elif claim.phase is ClaimPhase.ASKING:
             self._press(claim)
+        elif claim.retry_at is not None and claim.retry_at <= self._state.now:
+            claim.retry_at = None
+            self._replan()
 
     def _press(self, claim: OpenClaim) -> None:
         """Ask again, and give up on a witness that shows no sign of life."""

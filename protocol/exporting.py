@@ -81,7 +81,9 @@ class Exporter:
         self._step: int | None = None
         """Invariant: what is there, held or being fetched is of this step."""
         self._known = 0
-        """The highest step that anybody said was committed."""
+        """The highest step that an owner said was committed; nobody else's word counts."""
+        self._has_ended = False
+        """Somebody said that the run's last step is committed. It counts for no aim: anybody can say so."""
         self._lead = 1
         self._actions: list[ExportAction] = []
         self._now = self._next_tick = 0.0
@@ -112,9 +114,7 @@ class Exporter:
                 self._on_tick()
             case RecordsRead(key, records):
                 self._keys_read.add(key)
-                for record in records:
-                    if isinstance(record, ProgressRecord):
-                        self._known = max(self._known, record.step)
+                self._has_ended |= any(isinstance(r, ProgressRecord) and self._is_last(r.step) for r in records)
                 self._note_owner(key, [record for record in records if isinstance(record, StageRecord)])
             case MessageReceived(peer, Held() as answer):
                 self._on_held(peer, answer)
@@ -136,13 +136,12 @@ class Exporter:
             self._served_at = self._now
         if not self._missing():
             self._whole_at = self._now
-        total = self._manifest.step.total_steps
         if self._now - self._served_at > NOBODY_S:
             self._fail(
                 "nobody serves any stage of this run: it is over, or its swarm is gone, and its weights with it; "
                 "an export has to begin while the run goes on"
             )
-        elif 0 < total <= self._known and self._served_at == self._now > self._whole_at + NOBODY_S:
+        elif self._has_ended and self._served_at == self._now > self._whole_at + NOBODY_S:
             self._let_go()
             lost = ", ".join(f"S{stage}" for stage in self._missing())
             self._fail(f"the run is over and nobody recovers {lost} any more: its last weights are not to be had whole")
@@ -156,8 +155,10 @@ class Exporter:
             if stage_key(stage) != key:
                 continue
             owner = best_tenure([record for record in records if record.stage == stage])
-            self._known = max([self._known, *(record.step for record in records)])
-            if owner is not None and owner.state != "serving":
+            if owner is not None and owner.state == "serving":
+                self._known = max(self._known, owner.step)
+                self._has_ended |= self._is_last(owner.step)
+            else:
                 owner = None
             if _tenure(owner) != _tenure(part.owner):
                 self._forget_answer(stage, part)
@@ -196,6 +197,9 @@ class Exporter:
             return
         self._begin(self._bounded(self._known))
 
+    def _is_last(self, step: int) -> bool:
+        return 0 < self._manifest.step.total_steps <= step
+
     def _bounded(self, step: int) -> int:
         total = self._manifest.step.total_steps
         return total if self._wish.is_last else min(step, total or step)
@@ -219,6 +223,7 @@ class Exporter:
         if part is None or part.digest or _tenure(part.owner) != (peer, answer.incarnation):
             return
         self._known = max(self._known, answer.committed)
+        self._has_ended |= self._is_last(answer.committed)
         part.silent_since = float("inf")
         if answer.step != self._step:
             return

@@ -19,6 +19,12 @@ from protocol.work import WorkQueue
 
 HOLDS_MAX = 3
 """Steps asked for at a time; each costs a copy of the stage's weights."""
+AHEAD_MAX = 4096
+"""Steps ahead of ours that may be asked for, the run's last excepted: nobody reserves what comes in a year."""
+COPY_EVERY_S = 2.0
+"""Two copies are so far apart at least: exporters cannot make training wait more often."""
+HOLD_MAX_S = 3600.0
+"""A copy is kept no longer than this, whatever its exporters say."""
 HOLDERS_MAX = 8
 """Exporters of one step."""
 HOLD_LEASE_S = 120.0
@@ -35,8 +41,8 @@ class HeldStep:
     asked_at: float
     leases: dict[PeerId, float] = field(default_factory=dict)
     """Until when, by exporter."""
-    is_ordered: bool = False
-    """The copy is ordered, so it is of this step whatever comes."""
+    ordered_at: float | None = None
+    """When the copy was ordered; from then on it is of this step whatever comes."""
     payload_bytes: int = 0
     digest: str = ""
     """Empty until the copy is made and its digest known."""
@@ -48,12 +54,20 @@ class Holds:
     def __init__(self, state: NodeState, queue: WorkQueue) -> None:
         self._state, self._queue = state, queue
         self._held: dict[int, HeldStep] = {}
+        self._last_copied, self._copied_at = -1, float("-inf")
+        # Invariant: a step is copied at most once, and steps are copied in ascending order.
 
     @property
     def is_wanted(self) -> bool:
-        """An exporter that spoke just now has use for weights that we have: the run's end can wait for it."""
+        """An exporter that spoke just now has use for weights that we have: the run's end waits for it a while."""
         horizon = self._state.now + HOLD_LEASE_S - LINGER_S
-        return any(held.is_ordered and max(held.leases.values()) > horizon for held in self._held.values())
+        return any(
+            held.ordered_at is not None and not self._is_stale(held) and max(held.leases.values()) > horizon
+            for held in self._held.values()
+        )
+
+    def _is_stale(self, held: HeldStep) -> bool:
+        return held.ordered_at is not None and self._state.now - held.ordered_at > HOLD_MAX_S
 
     def on_hold(self, peer: PeerId, message: Hold, open_step: int) -> None:
         """Note the wish, or renew its lease. ``open_step``: all before it are closed here, their updates queued."""
@@ -63,8 +77,10 @@ class Holds:
         tenure = self._state.tenure
         if tenure is None or (tenure.stage, tenure.incarnation) != (message.stage, message.incarnation):
             self._answer(peer, message, "not mine", open_step)
-        elif message.step not in self._held and message.step < open_step - 1:
+        elif message.step not in self._held and self._is_past(message.step, open_step):
             self._answer(peer, message, "passed", open_step)
+        elif message.step > open_step + AHEAD_MAX and message.step != total:
+            self._answer(peer, message, "full", open_step)
         elif self._lease(peer, message.step):
             if message.step == open_step - 1:
                 self.closed(message.step)
@@ -72,8 +88,15 @@ class Holds:
         else:
             self._answer(peer, message, "full", open_step)
 
+    def _is_past(self, step: int, open_step: int) -> bool:
+        """It cannot be copied any more, or not so soon after the last copy."""
+        is_too_soon = step == open_step - 1 and self._state.now - self._copied_at < COPY_EVERY_S
+        return step < open_step - 1 or step <= self._last_copied or is_too_soon
+
     def _lease(self, peer: PeerId, step: int) -> bool:
-        """Whether there is room for this wish."""
+        """Whether there is room for this wish, the only one of this exporter: a new one replaces the old."""
+        for other in [other for other in self._held if other != step]:
+            self.let_go(peer, other)
         held = self._held.get(step)
         if held is None:
             if len(self._held) >= HOLDS_MAX:
@@ -97,9 +120,14 @@ class Holds:
     def closed(self, step: int) -> None:
         """The step's update is queued, and no later one: the place for a copy is right behind it."""
         held = self._held.get(step)
-        if held is not None and not held.is_ordered:
-            held.is_ordered = True
-            self._queue.push(HoldJob(step))
+        if held is None or held.ordered_at is not None:
+            return
+        if self._state.now - self._copied_at < COPY_EVERY_S:
+            del self._held[step]  # its exporters will hear that it is past
+            return
+        held.ordered_at = self._copied_at = self._state.now
+        self._last_copied = step
+        self._queue.push(HoldJob(step))
 
     def on_job_done(self, job: HoldJob | DigestJob, result: tuple[int, str] | None) -> None:
         """One more piece of work on a copy is done."""
@@ -135,12 +163,13 @@ class Holds:
             self._release(step)
 
     def on_tick(self) -> None:
-        """Forget exporters that fell silent."""
+        """Forget exporters that fell silent, and all of a copy that is kept for too long."""
         for step, held in list(self._held.items()):
-            for peer in [peer for peer, until in held.leases.items() if until <= self._state.now]:
+            is_stale = self._is_stale(held)
+            for peer in [peer for peer, until in held.leases.items() if is_stale or until <= self._state.now]:
                 self.let_go(peer, step)
 
     def _release(self, step: int) -> None:
         held = self._held.pop(step)
-        if held.is_ordered:
+        if held.ordered_at is not None:
             self._state.act(ReleaseHold(step))

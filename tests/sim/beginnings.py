@@ -20,11 +20,11 @@ def begun(manifest: RunManifest) -> RunManifest:
 
 
 class BegunSimulation(Simulation):
-    """A swarm whose founder holds no stage and may leave."""
+    """A swarm whose founder holds no stage and may be away for a while, or for good."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.founder_until = float("inf")
+        self.founder_leaves = self.founder_returns = float("inf")
 
     def _fetch(self, node: SimNode, fetch: Fetch) -> None:
         if fetch.part == "initial":
@@ -36,7 +36,7 @@ class BegunSimulation(Simulation):
         stage = fetch.claim[0]
         assert fetch.donor == FOUNDER
         assert fetch.digest == self.manifest.initial.digests[stage]
-        if self.now < self.founder_until:
+        if not self.founder_leaves <= self.now < self.founder_returns:
             weights = Snapshot(FOUNDER, stage, 0, 100.0 + stage, None)
             self.feed(node, Fetched(fetch.claim, FOUNDER, fetch.digest, weights))
         else:

@@ -101,7 +101,17 @@ def test_nothing_is_aimed_at_before_every_stage_has_an_owner() -> None:
     actions = export.read(record(0), record(2), record(1, state="recovering"), progress=7)
     assert of(BeginExport, actions) == []
     assert [emit.fields["stages"] for emit in of(Emit, actions)] == [[1]]
-    assert of(BeginExport, export.read(record(0), record(1), record(2), progress=7)) == [BeginExport(7)]
+    assert of(BeginExport, export.read(record(0), record(1), record(2), progress=7)) == [BeginExport(5)]
+
+
+def test_only_the_word_of_who_serves_a_stage_says_how_far_the_run_is() -> None:
+    """Anybody can sign a record of any step: aiming there, an export would wait for ever."""
+    export = Export()
+    liar = StageRecord("liar", 1, 0, "serving", 2**53)
+    gone = StageRecord("gone", 2, 0, "left", 2**53)
+    actions = export.read(record(0), record(1), liar, record(2, state="recovering"), progress=2**53)
+    assert of(BeginExport, actions) == []
+    assert of(BeginExport, export.read(record(0), record(1), record(2), gone, progress=2**53)) == [BeginExport(5)]
 
 
 def test_nothing_is_fetched_before_every_owner_holds_its_weights() -> None:

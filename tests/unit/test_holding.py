@@ -7,8 +7,9 @@ import pytest
 from protocol.core import Core
 from protocol.errors import RemoteProtocolError
 from protocol.events import DigestJob, HoldJob, Job, MessageReceived, ReleaseHold, Send
-from protocol.holding import HOLD_LEASE_S, HOLDERS_MAX, HOLDS_MAX, LINGER_S, Holds
+from protocol.holding import AHEAD_MAX, COPY_EVERY_S, HOLD_LEASE_S, HOLD_MAX_S, HOLDERS_MAX, HOLDS_MAX, LINGER_S, Holds
 from protocol.ids import PeerId, Tenure
+from protocol.manifest import RunManifest
 from protocol.membership import Membership
 from protocol.messages import FetchRequest, Held, Hold, LetGo
 from protocol.node_state import NodeState
@@ -24,15 +25,18 @@ OPEN_STEP = 6
 class Owner:
     """The holds of S2/3 and their surroundings."""
 
-    def __init__(self) -> None:
-        membership = Membership(MANIFEST.stage_count, MANIFEST.timing)
-        self.state = NodeState(ME, MANIFEST, membership, now=100.0, tenure=Tenure(2, 3, ME), tenure_state="serving")
+    def __init__(self, manifest: RunManifest = MANIFEST) -> None:
+        membership = Membership(manifest.stage_count, manifest.timing)
+        self.state = NodeState(ME, manifest, membership, now=100.0, tenure=Tenure(2, 3, ME), tenure_state="serving")
         self.queue = WorkQueue()
         self.holds = Holds(self.state, self.queue)
 
     def ask(self, step: int, peer: PeerId = EXPORTER, tenure: tuple[int, int] = (2, 3)) -> Held:
+        return self.ask_at(step, OPEN_STEP, peer, tenure)
+
+    def ask_at(self, step: int, open_step: int, peer: PeerId, tenure: tuple[int, int] = (2, 3)) -> Held:
         self.state.actions = []
-        self.holds.on_hold(peer, Hold(*tenure, step), OPEN_STEP)
+        self.holds.on_hold(peer, Hold(*tenure, step), open_step)
         (send,) = [action for action in self.state.actions if isinstance(action, Send)]
         assert send.peer == peer
         assert isinstance(send.message, Held)
@@ -115,11 +119,71 @@ def test_a_step_beyond_the_end_breaks_the_protocol() -> None:
 
 def test_no_more_steps_are_held_than_there_is_room_for() -> None:
     owner = Owner()
-    for step in range(6, 6 + HOLDS_MAX):
-        assert owner.ask(step).status == "noted"
+    for number in range(HOLDS_MAX):
+        assert owner.ask(6 + number, PeerId(f"exporter-{number}")).status == "noted"
     assert owner.ask(6 + HOLDS_MAX).status == "full"
-    owner.holds.let_go(EXPORTER, 6)
+    owner.holds.let_go(PeerId("exporter-0"), 6)
     assert owner.ask(6 + HOLDS_MAX).status == "noted"
+
+
+def test_an_exporter_has_one_wish() -> None:
+    owner = Owner()
+    for step in (6, 7, 8, 9):
+        assert owner.ask(step).status == "noted"
+    assert owner.ask(8, OTHER).status == "noted"
+    for step in (6, 7, 8):
+        owner.holds.closed(step)
+    assert owner.jobs() == [HoldJob(8)]
+
+
+def test_a_step_is_copied_once_whoever_asks_again() -> None:
+    owner = Owner()
+    owner.ask(5)
+    for _ in range(100):
+        owner.holds.let_go(EXPORTER, 5)
+        assert owner.ask(5).status == "passed"
+    owner.state.now += COPY_EVERY_S
+    assert owner.ask(5, OTHER).status == "passed"
+    assert owner.jobs() == [HoldJob(5)]
+
+
+def test_copies_are_not_ordered_faster_than_training_can_bear() -> None:
+    owner = Owner()
+    owner.ask(6)
+    owner.ask(7, OTHER)
+    owner.holds.closed(6)
+    owner.holds.closed(7)
+    assert owner.jobs() == [HoldJob(6)]
+    assert owner.ask_at(7, 8, OTHER).status == "passed"
+    owner.state.now += COPY_EVERY_S
+    assert owner.ask_at(8, 9, OTHER).status == "noted"
+    assert owner.jobs() == [HoldJob(8)]
+
+
+def test_nobody_reserves_a_step_far_away_but_the_last() -> None:
+    owner = Owner(small_manifest(stages=5, steps=0))
+    assert owner.ask(OPEN_STEP + AHEAD_MAX).status == "noted"
+    assert owner.ask(OPEN_STEP + AHEAD_MAX + 1).status == "full"
+    bounded = Owner(small_manifest(stages=5, steps=100_000))
+    assert bounded.ask(99_999).status == "full"
+    assert bounded.ask(100_000).status == "noted"
+
+
+def test_no_copy_is_kept_for_ever() -> None:
+    owner = Owner()
+    owner.ask(5)
+    owner.copied(5)
+    until = owner.state.now + HOLD_MAX_S
+    while owner.state.now < until:
+        owner.state.now += 5.0
+        assert owner.ask(5).status == "held"
+        assert owner.holds.is_wanted
+    owner.state.now += 1.0
+    owner.ask(5)
+    assert not owner.holds.is_wanted
+    owner.state.actions = []
+    owner.holds.on_tick()
+    assert owner.state.actions == [ReleaseHold(5)]
 
 
 def test_no_more_exporters_are_noted_than_there_is_room_for() -> None:
