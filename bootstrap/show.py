@@ -110,6 +110,7 @@ async def run_local(arguments: LocalArguments, switch: StopSwitch) -> int:
         f"Starting {plan.manifest.stage_count} peers and {plan.spares} spare(s) on this machine; "
         f"events and logs go to {plan.folder}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     for fault in plan.faults:
@@ -119,10 +120,10 @@ async def run_local(arguments: LocalArguments, switch: StopSwitch) -> int:
         switch.hand_over(swarm.stop)
         board = await swarm.run()
     for line in summary(board):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     is_whole = not board.missing_steps
     if plan.export_folder is not None and plan.export_folder.exists():
-        console.print(f"The model is in {plan.export_folder}", highlight=False, soft_wrap=True)
+        console.print(f"The model is in {plan.export_folder}", highlight=False, markup=False, soft_wrap=True)
     return EXIT_DONE if is_whole or switch.is_pressed else EXIT_FAILED
 
 

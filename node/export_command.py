@@ -67,7 +67,7 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
             soft_wrap=True,
         )
         return EXIT_FAILED
-    Console().print(f"The model is in {whole}", highlight=False, soft_wrap=True)
+    Console().print(f"The model is in {whole}", highlight=False, markup=False, soft_wrap=True)
     return EXIT_DONE
 
 

@@ -62,4 +62,4 @@ class ExportView:
         self._progress.update(self._bar, completed=sum(self._came.values()))
         line = line_of(name, fields)
         if line is not None:
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)

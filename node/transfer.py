@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 20
 SILENCE_TIMEOUT_S = 8.0
 """No byte for this long: the donor is gone or stuck."""
+SLOWEST_BYTES_PER_S = 32 * 1024
+"""A donor that sends less than this on average is given up, however regularly a byte of it comes."""
 TRIES_MAX = 4
 """Streams opened for one donation at most."""
 
@@ -159,11 +161,13 @@ class _Transfer:
     async def _fill(self, reader: asyncio.StreamReader) -> None:
         buffer = self._buffer
         assert buffer is not None
-        while not buffer.is_complete:
-            async with asyncio.timeout(SILENCE_TIMEOUT_S):
-                count = await read_some(reader, buffer.writable()[:CHUNK_BYTES])
-            buffer.advance(count)
-            self._fetcher.on_bytes(self._fetch, count)
+        missing = sum(spec.payload_bytes for spec in buffer.specs) - buffer.received
+        async with asyncio.timeout(SILENCE_TIMEOUT_S + missing / SLOWEST_BYTES_PER_S):
+            while not buffer.is_complete:
+                async with asyncio.timeout(SILENCE_TIMEOUT_S):
+                    count = await read_some(reader, buffer.writable()[:CHUNK_BYTES])
+                buffer.advance(count)
+                self._fetcher.on_bytes(self._fetch, count)
         async with asyncio.timeout(SILENCE_TIMEOUT_S):
             end = await read_message(reader)
         if end is None:

@@ -140,7 +140,7 @@ class TimingSettings(_Section, frozen=True):
 class InitialSettings(_Section, frozen=True):
     """Weights of an earlier run that this one begins with. Entered at founding, served by the founder's seed."""
 
-    digests: tuple[Annotated[str, Meta(pattern="^[0-9a-f]{64}$")], ...] = ()
+    digests: tuple[Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")], ...] = ()
     """Of each stage's weights, S0 first (`WeightsSnapshot.digest`). None: the stages are drawn from the seed."""
     peer: Annotated[str, Meta(max_length=PEER_ID_CHARS_MAX)] = ""
     """Who serves them: the founder."""
@@ -152,7 +152,7 @@ class InitialSettings(_Section, frozen=True):
 class RunManifest(_Section, frozen=True):
     """Everything the peers of one run agree on."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+\Z")]
     seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
     protocol_version: int = PROTOCOL_VERSION
     founding_nonce: Annotated[str, Meta(max_length=64)] = ""

@@ -28,8 +28,10 @@ Incarnation = Annotated[int, Meta(ge=1, le=INCARNATION_MAX)]
 StepNumber = Annotated[int, Meta(ge=0, le=STEPS_MAX)]
 Index = Annotated[int, Meta(ge=0, le=INDEX_MAX)]
 ByteCount = Annotated[int, Meta(ge=0, le=2**50)]
-PeerText = Annotated[str, Meta(min_length=1, max_length=PEER_ID_CHARS_MAX)]
-Digest = Annotated[str, Meta(max_length=128)]
+VISIBLE = r"^[\x20-\x7e]*\Z"
+"""Text of peers reaches people's terminals: nothing in it may move the cursor or ring the bell."""
+PeerText = Annotated[str, Meta(min_length=1, max_length=PEER_ID_CHARS_MAX, pattern=VISIBLE)]
+Digest = Annotated[str, Meta(max_length=128, pattern=VISIBLE)]
 StageState = Literal["recovering", "serving", "left"]
 
 TENSOR_DIMENSIONS_MAX = 8
@@ -265,10 +267,10 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     """One tensor of a donation, in order. ``digest`` is the hex SHA-256 of its raw bytes."""
 
     # SHA-256 and not BLAKE2b: 1715 against 890 MiB/s on a core with SHA instructions (AMD EPYC, OpenSSL 3).
-    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    name: Annotated[str, Meta(min_length=1, max_length=256, pattern=VISIBLE)]
     dtype: TensorDtype
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 32)], ...], Meta(max_length=4)]
-    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
     @property
     def payload_bytes(self) -> int:
@@ -285,7 +287,7 @@ class FetchHeader(Message, frozen=True, tag="fetch_header"):
 class FetchRefused(Message, frozen=True, tag="fetch_refused"):
     """The donor does not recognise the claimant, or no longer holds these weights."""
 
-    reason: Annotated[str, Meta(max_length=512)]
+    reason: Annotated[str, Meta(max_length=512, pattern=VISIBLE)]
 
 
 class FetchEnd(Message, frozen=True, tag="fetch_end"):

@@ -207,6 +207,23 @@ def test_a_silent_donor_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(streams.opened) == TRIES_MAX
 
 
+def test_a_donor_that_sends_a_byte_now_and_then_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, all of them would take for ever."""
+    monkeypatch.setattr(module, "SILENCE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(module, "SLOWEST_BYTES_PER_S", HELD.payload_bytes / 0.05)
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await write_frame(writer, FetchHeader(HELD.specs, HELD.payload_bytes))
+        for _ in range(40):
+            writer.write(b"x")
+            await asyncio.sleep(0.005)
+
+    streams = FakeStreams(serve=drip)
+    with pytest.raises(NetworkError, match="no byte came in time"):
+        fetch(streams)
+    assert len(streams.opened) == TRIES_MAX
+
+
 def test_a_donor_that_does_not_recognise_us_is_not_asked_again() -> None:
     donor = Donor(permits=0)
     streams = FakeStreams(serve=donor.serve)
