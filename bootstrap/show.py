@@ -122,7 +122,7 @@ async def run_local(arguments: LocalArguments, switch: StopSwitch) -> int:
     for line in summary(board):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     is_whole = not board.missing_steps
-    if plan.export_folder is not None and plan.export_folder.exists():
+    if plan.export_folder is not None and (plan.export_folder / "config.json").exists():
         console.print(f"The model is in {plan.export_folder}", highlight=False, markup=False, soft_wrap=True)
     return EXIT_DONE if is_whole or switch.is_pressed else EXIT_FAILED
 

@@ -15,7 +15,7 @@ from node.join_file import read_join
 from node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
 from protocol.errors import SettingsError
 from protocol.export_actions import ExportWish
-from protocol.holding import HOLD_LEASE_S
+from protocol.holding import HOLD_LEASE_S, LINGER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,22 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
                 export.on_news = view.note
                 switch.hand_over(export.stop)
                 whole = await export.run()
+            has_shards = folder.has_shards
     if whole is None:
-        console.print(
-            f"Interrupted. The same command goes on with the same step if it is started within {HOLD_LEASE_S:.0f} s.",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(told_of_interruption(has_shards=has_shards), highlight=False, soft_wrap=True)
         return EXIT_FAILED
     Console().print(f"The model is in {whole}", highlight=False, markup=False, soft_wrap=True)
     return EXIT_DONE
+
+
+def told_of_interruption(*, has_shards: bool) -> str:
+    """What is left of an export that was interrupted."""
+    if not has_shards:
+        return "Interrupted before any stage had arrived: nothing is kept."
+    return (
+        f"Interrupted. The same command goes on with the same step if it is started within {HOLD_LEASE_S:.0f} s, or "
+        f"{LINGER_S:.0f} s if the run has ended."
+    )
 
 
 def export(  # noqa: PLR0913, PLR0917 - one parameter per option

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from protocol.manifest import ModelSettings, RunManifest
 
 EXPORT_FILE = "export.json"
 IDENTITY_FILE = "identity.key"
+LOCK_FILE = "lock"
+_STEP_FOLDER = re.compile(r"step-[0-9]+")
 SHARD_MODE = 0o644
 """safetensors lets nobody else read what it writes; this is a model to be passed on."""
 SPARE_BYTES = 1 << 20
@@ -82,12 +85,13 @@ class ExportFolder:
         try:
             folder._check_target()
             folder.partial.mkdir(parents=True, exist_ok=True)
-            lock = os.open(folder.partial, os.O_RDONLY)
+            folder._check_partial()
+            # A file and not the folder itself: over NFS only what is open for writing can be locked.
+            lock = os.open(folder.partial / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, SHARD_MODE)
         except OSError as error:
             raise SettingsError(f"{target} cannot be written ({error.strerror}): choose another folder") from error
         try:
             folder._lock(lock)
-            folder._check_partial()
             try:
                 yield folder
             finally:
@@ -104,12 +108,12 @@ class ExportFolder:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise SettingsError(f"another export writes to {self.partial}: choose another folder") from error
+        except OSError as error:
+            raise SettingsError(f"{self.partial} cannot be locked ({error.strerror}): choose another disk") from error
 
     def _check_partial(self) -> None:
         """Never remove what we did not write."""
-        names = {path.name for path in self.partial.iterdir()}
-        ours = {name for name in names if name.startswith("step-") or name == IDENTITY_FILE}
-        if names != ours:
+        if not all(_is_ours(path) for path in self.partial.iterdir()):
             raise SettingsError(
                 f"{self.partial} holds other files than an export's: remove it, or choose another folder"
             )
@@ -119,8 +123,13 @@ class ExportFolder:
 
     def _tidy(self) -> None:
         """Leave nothing behind that is of no use."""
-        if self.partial.is_dir() and not any(self.partial.glob("step-*/*.safetensors")):
+        if self.partial.is_dir() and not self.has_shards:
             shutil.rmtree(self.partial, ignore_errors=True)
+
+    @property
+    def has_shards(self) -> bool:
+        """Whether the same command has something to go on with."""
+        return any(self.partial.glob("step-*/*.safetensors"))
 
     @property
     def identity_path(self) -> Path:
@@ -205,6 +214,14 @@ class ExportFolder:
         except OSError as error:
             raise _storage_error(self.partial, error) from error
         return self.target
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether an export wrote this entry of a partial folder: a file of its own, or a step with nothing but files."""
+    if path.name in (IDENTITY_FILE, LOCK_FILE):
+        return True
+    is_step = _STEP_FOLDER.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
+    return is_step and all(entry.is_file() and not entry.is_symlink() for entry in path.iterdir())
 
 
 def read_stage(folder: Path, settings: ModelSettings, stage: int, stage_count: int) -> WeightsSnapshot:

@@ -117,7 +117,7 @@ def test_another_step_begins_anew(tmp_path: Path) -> None:
     with reserved(tmp_path / "out") as folder:
         folder.begin(STEP + 1, 0)
         assert folder.resume(MANIFEST) is None
-        assert [path.name for path in folder.partial.iterdir()] == [f"step-{STEP + 1}"]
+        assert [path.name for path in folder.partial.glob("step-*")] == [f"step-{STEP + 1}"]
 
 
 def test_what_came_to_nothing_leaves_nothing(tmp_path: Path) -> None:
@@ -140,13 +140,14 @@ def test_what_is_there_already_is_not_touched(kind: str, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_partial_folder_that_we_did_not_write_is_not_touched(tmp_path: Path) -> None:
-    partial = tmp_path / "out.partial"
-    partial.mkdir()
-    (partial / "thesis.txt").touch()
+@pytest.mark.parametrize("name", ["thesis.txt", "step-by-step/thesis.txt", "step-3/chapter/thesis.txt"])
+def test_a_partial_folder_that_we_did_not_write_is_not_touched(name: str, tmp_path: Path) -> None:
+    thesis = tmp_path / "out.partial" / name
+    thesis.parent.mkdir(parents=True)
+    thesis.touch()
     with pytest.raises(SettingsError, match="other files"), reserved(tmp_path / "out"):
         pass
-    assert (partial / "thesis.txt").exists()
+    assert thesis.exists()
 
 
 def test_an_interrupted_export_of_another_run_is_not_touched(tmp_path: Path) -> None:
