@@ -55,7 +55,6 @@ class Holds:
         self._state, self._queue = state, queue
         self._held: dict[int, HeldStep] = {}
         self._last_copied, self._copied_at = -1, float("-inf")
-        # Invariant: a step is copied at most once, and steps are copied in ascending order.
 
     @property
     def is_wanted(self) -> bool:
@@ -77,9 +76,9 @@ class Holds:
         tenure = self._state.tenure
         if tenure is None or (tenure.stage, tenure.incarnation) != (message.stage, message.incarnation):
             self._answer(peer, message, "not mine", open_step)
-        elif message.step not in self._held and self._is_past(message.step, open_step):
+        elif message.step not in self._held and message.step < open_step - 1:
             self._answer(peer, message, "passed", open_step)
-        elif message.step > open_step + AHEAD_MAX and message.step != total:
+        elif self._is_out_of_reach(message.step, open_step):
             self._answer(peer, message, "full", open_step)
         elif self._lease(peer, message.step):
             if message.step == open_step - 1:
@@ -88,10 +87,15 @@ class Holds:
         else:
             self._answer(peer, message, "full", open_step)
 
-    def _is_past(self, step: int, open_step: int) -> bool:
-        """It cannot be copied any more, or not so soon after the last copy."""
-        is_too_soon = step == open_step - 1 and self._state.now - self._copied_at < COPY_EVERY_S
-        return step < open_step - 1 or step <= self._last_copied or is_too_soon
+    def _is_out_of_reach(self, step: int, open_step: int) -> bool:
+        """For now: it is far away, or the last copy was just now."""
+        is_far = step > open_step + AHEAD_MAX and step != self._state.manifest.step.total_steps
+        return is_far or (step == open_step - 1 and step not in self._held and self._is_too_soon(step))
+
+    def _is_too_soon(self, step: int) -> bool:
+        """Whether another copy would make training wait too often. The run's last step has its first one at once."""
+        is_first_of_last = step == self._state.manifest.step.total_steps and step != self._last_copied
+        return self._state.now - self._copied_at < COPY_EVERY_S and not is_first_of_last
 
     def _lease(self, peer: PeerId, step: int) -> bool:
         """Whether there is room for this wish, the only one of this exporter: a new one replaces the old."""
@@ -122,7 +126,7 @@ class Holds:
         held = self._held.get(step)
         if held is None or held.ordered_at is not None:
             return
-        if self._state.now - self._copied_at < COPY_EVERY_S:
+        if self._is_too_soon(step):
             del self._held[step]  # its exporters will hear that it is past
             return
         held.ordered_at = self._copied_at = self._state.now

@@ -136,14 +136,15 @@ def test_an_exporter_has_one_wish() -> None:
     assert owner.jobs() == [HoldJob(8)]
 
 
-def test_a_step_is_copied_once_whoever_asks_again() -> None:
+def test_asking_and_letting_go_orders_no_more_copies_than_training_can_bear() -> None:
     owner = Owner()
     owner.ask(5)
     for _ in range(100):
         owner.holds.let_go(EXPORTER, 5)
-        assert owner.ask(5).status == "passed"
+        assert owner.ask(5).status == "full"
+    assert owner.jobs() == [HoldJob(5)]
     owner.state.now += COPY_EVERY_S
-    assert owner.ask(5, OTHER).status == "passed"
+    assert owner.ask(5, OTHER).status == "noted"
     assert owner.jobs() == [HoldJob(5)]
 
 
@@ -154,10 +155,21 @@ def test_copies_are_not_ordered_faster_than_training_can_bear() -> None:
     owner.holds.closed(6)
     owner.holds.closed(7)
     assert owner.jobs() == [HoldJob(6)]
-    assert owner.ask_at(7, 8, OTHER).status == "passed"
+    assert owner.ask_at(7, 9, OTHER).status == "passed"
     owner.state.now += COPY_EVERY_S
     assert owner.ask_at(8, 9, OTHER).status == "noted"
     assert owner.jobs() == [HoldJob(8)]
+
+
+def test_the_last_step_is_copied_however_soon_it_comes() -> None:
+    owner = Owner()
+    owner.ask(9)
+    owner.ask(10, OTHER)
+    owner.holds.closed(9)
+    owner.holds.closed(10)
+    assert owner.jobs() == [HoldJob(9), HoldJob(10)]
+    owner.holds.let_go(OTHER, 10)
+    assert owner.ask_at(10, 11, OTHER).status == "full"
 
 
 def test_nobody_reserves_a_step_far_away_but_the_last() -> None:

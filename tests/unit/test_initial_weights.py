@@ -16,7 +16,7 @@ from node.export_folder import ExportFolder, Origin
 from node.initial_weights import InitialWeights
 from node.model import UnsplitModel
 from node.weights import snapshot
-from protocol.claiming import FETCH_TRIES, SETTLE_S
+from protocol.claiming import INITIAL_RETRY_S, SETTLE_S
 from protocol.core import Core
 from protocol.errors import SettingsError
 from protocol.events import (
@@ -206,15 +206,22 @@ def test_a_stage_that_was_never_owned_begins_with_the_initial_weights() -> None:
     assert node.origin().fields["digests"] == [node.digests[1]]
 
 
-def test_a_founder_that_does_not_deliver_is_given_up_and_the_event_says_so() -> None:
+def test_a_founder_that_does_not_deliver_is_waited_for() -> None:
+    """Beginning with other weights, each stage for itself, would ruin the model without a word."""
     node = Newcomer()
-    for _ in range(FETCH_TRIES):
-        assert node.of(Run) == []
+    for tries in range(1, 10):
+        assert len(node.of(Fetch)) == tries
         node.do(FetchFailed((1, 1), FOUNDER, node.digests[1], "gone"))
-    assert len(node.of(Fetch)) == FETCH_TRIES
-    assert node.built_from().parts == ()
-    assert node.origin().fields["method"] == "seed"
-    assert "the founder does not deliver the initial weights" in node.origin().fields["reason"]
+        node.do(TimerFired())
+        assert len(node.of(Fetch)) == tries
+        node.now += INITIAL_RETRY_S
+        node.do(TimerFired())
+    assert node.of(Run) == []
+    failures = [emit.fields["reason"] for emit in node.of(Emit) if emit.name == "fetch.failed"]
+    assert len(failures) == 9
+    assert "waiting for the founder's seed" in failures[0]
+    node.do(Fetched((1, 1), FOUNDER, node.digests[1], "weights"))
+    assert node.built_from().parts == (("initial", "weights"),)
 
 
 def test_initial_weights_that_are_unusable_lead_to_the_seed() -> None:
