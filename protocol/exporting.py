@@ -32,7 +32,7 @@ from protocol.events import (
     TimerFired,
 )
 from protocol.export_actions import BeginExport, ExportAction, ExportWish, FailExport, FinishExport
-from protocol.ids import PeerId
+from protocol.ids import DRIVER_STAGE, PeerId
 from protocol.manifest import RunManifest
 from protocol.messages import Held, Hold, LetGo
 from protocol.placement import supersedes
@@ -82,6 +82,8 @@ class Exporter:
         """Invariant: what is there, held or being fetched is of this step."""
         self._known = 0
         """The highest step that an owner said was committed; nobody else's word counts."""
+        self._progress: dict[str, int] = {}
+        """The last step that each of them said was committed; only the word of who serves S0 counts."""
         self._has_ended = False
         """Somebody said that the run's last step is committed. It counts for no aim: anybody can say so."""
         self._lead = 1
@@ -114,7 +116,11 @@ class Exporter:
                 self._on_tick()
             case RecordsRead(key, records):
                 self._keys_read.add(key)
-                self._has_ended |= any(isinstance(r, ProgressRecord) and self._is_last(r.step) for r in records)
+                if key == PROGRESS_KEY:
+                    self._progress = {
+                        record.peer: record.step for record in records if isinstance(record, ProgressRecord)
+                    }
+                    self._has_ended |= any(self._is_last(step) for step in self._progress.values())
                 self._note_owner(key, [record for record in records if isinstance(record, StageRecord)])
             case MessageReceived(peer, Held() as answer):
                 self._on_held(peer, answer)
@@ -195,6 +201,9 @@ class Exporter:
                 self._parts[stage].digest = digest
             self._emit("export.resumed", there=sorted(self._wish.there))
             return
+        driver = self._parts[DRIVER_STAGE].owner
+        if driver is not None:
+            self._known = max(self._known, self._progress.get(driver.peer, 0))
         self._begin(self._bounded(self._known))
 
     def _is_last(self, step: int) -> bool:

@@ -114,6 +114,12 @@ def test_only_the_word_of_who_serves_a_stage_says_how_far_the_run_is() -> None:
     assert of(BeginExport, export.read(record(0), record(1), record(2), gone, progress=2**53)) == [BeginExport(5)]
 
 
+def test_the_driver_knows_best_how_far_the_run_is() -> None:
+    export = Export()
+    export.do(RecordsRead(PROGRESS_KEY, (ProgressRecord(peer(0), 1, 7, 1.0, 1, 1.0),)))
+    assert of(BeginExport, export.read(record(0), record(1), record(2))) == [BeginExport(7)]
+
+
 def test_nothing_is_fetched_before_every_owner_holds_its_weights() -> None:
     export = aimed()
     assert of(Fetch, export.answer(0, 5) + export.answer(1, 5)) == []
