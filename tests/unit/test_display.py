@@ -168,6 +168,15 @@ def test_in_the_background_nothing_is_drawn_over_the_shell(monkeypatch: pytest.M
         assert screen.getvalue().count(HIDE) == 2
 
 
+@pytest.fixture
+def default_hangup() -> Iterator[None]:
+    """As in a shell; the tests themselves may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("default_hangup")
 def test_a_hangup_calls_back_instead_of_killing() -> None:
     async def main() -> list[str]:
         calls: list[str] = []
