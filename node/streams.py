@@ -50,6 +50,8 @@ StreamCallback = Callable[[PeerId, asyncio.StreamReader, asyncio.StreamWriter], 
 
 _DIALLED = re.compile(r"^\s*\* \[(\S+)\] (.*)$", re.MULTILINE)
 """One line of p2pd's dial error: address and reason."""
+_BROKE = "connection failed"
+"""p2pd had a connection, and lost it while the stream was being opened: that says nothing about the peer yet."""
 _GONE = ("connection refused", "connection reset", "no such file")
 _UNROUTABLE = ("no route to host", "network is unreachable", "cannot assign requested address")
 
@@ -72,13 +74,25 @@ class StreamHost:
         try:
             async with asyncio.timeout(timeout_s):
                 for _ in range(OPEN_TRIES):
-                    reader, writer = await self._ask(peer, request)
-                    if await _is_accepted(reader, writer):
-                        return reader, writer
+                    ends = await self._try_to_open(peer, request)
+                    if ends is not None:
+                        return ends
                     await asyncio.sleep(OPEN_AGAIN_AFTER_S)
         except TimeoutError as error:
             raise NetworkError(f"peer {peer} did not answer within {timeout_s:g} s") from error
         raise NetworkError(f"peer {peer} closes every stream at once: it is shutting down, or has too many of ours")
+
+    async def _try_to_open(
+        self, peer: PeerId, request: bytes
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """None: the peer closed the stream at once, or the connection broke under it. The next try dials anew."""
+        try:
+            reader, writer = await ask(self._control_path, request)
+        except DaemonRefusal as refusal:
+            if str(refusal) == _BROKE:
+                return None
+            raise await explain(peer, str(refusal)) from refusal
+        return (reader, writer) if await _is_accepted(reader, writer) else None
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> None:
         """See `node.swarm.Swarm.connect`."""
