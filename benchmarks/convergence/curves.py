@@ -14,7 +14,7 @@ from benchmarks.convergence.strategies import STRATEGIES, Loses, vulnerable
 from benchmarks.convergence.timing import Cost, checkpointed, going_on, redundant
 
 Results = Mapping[Run, Result]
-SCHEDULES = 200
+SCHEDULES = 20
 """Of failures, by which checkpointing is judged."""
 END_MEASUREMENTS = 5
 TARGET_SHARE = 0.45
