@@ -20,8 +20,8 @@ MEMORY_NEEDED_BYTES = 500_000_000
 """Python with torch and the libp2p daemon; a whole node of the preset tiny takes about 350 MB."""
 DISK_NEEDED_BYTES = 100_000_000
 """Identity, event file, logs."""
-BYTES_PER_PARAMETER = 20
-"""In float32: weights, gradient, two moments of AdamW, and the copy that a neighbour's recovery needs."""
+COPIES = 5
+"""Of a stage's weights: themselves, gradient, two moments of AdamW, and the copy that a neighbour's recovery needs."""
 PACKAGES_NAMED = 2
 """hivemind and torch, which pyproject.toml names first: what others ask for when something is wrong."""
 LOAD_PER_CORE_HIGH = 1.5
@@ -105,10 +105,7 @@ def check_memory(model: ModelSettings | None, available_bytes: int | None = None
 
 def stage_bytes(model: ModelSettings) -> int:
     """The larger of S0 and a block stage, without the activations of the microbatches in flight."""
-    hidden = model.hidden_size
-    layer = 4 * hidden**2 + 3 * hidden * model.intermediate_size + 2 * hidden
-    edge = 2 * model.vocabulary_size * hidden + hidden
-    return max(layer * model.layers_per_stage, edge) * BYTES_PER_PARAMETER
+    return max(model.stage_bytes(0), model.stage_bytes(1)) * COPIES
 
 
 def _available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:

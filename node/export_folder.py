@@ -16,16 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from node.hugging_face import write_small_files
-from node.model import BlockStage, EdgeStage
+from node.model import blank_stage
 from node.weights import WeightsSnapshot, described
 from protocol.errors import SettingsError, StorageError
-from protocol.ids import DRIVER_STAGE
 from protocol.manifest import ModelSettings, RunManifest
 
 EXPORT_FILE = "export.json"
@@ -62,9 +60,7 @@ def shard_name(stage: int, stage_count: int) -> str:
 
 def stage_names(settings: ModelSettings, stage: int) -> list[str]:
     """The stage's tensors in the order that its digest is of."""
-    with torch.device("meta"):
-        module: nn.Module = EdgeStage(settings) if stage == DRIVER_STAGE else BlockStage(settings, stage)
-    return [name for name, _ in module.named_parameters()]
+    return [name for name, _ in blank_stage(settings, stage).named_parameters()]
 
 
 class ExportFolder:

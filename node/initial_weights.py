@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-import torch
 
 from node.export_folder import EXPORT_FILE, ordered_stage, read_record
 from node.generation import load_tensors
 from node.hugging_face import read_config
-from node.model import BlockStage, EdgeStage
+from node.model import blank_stage
 from node.weights import WeightsSnapshot, check_specs, require_finite
 from protocol.errors import SettingsError, StorageError, WeightsError
-from protocol.ids import DRIVER_STAGE, PeerId
+from protocol.ids import PeerId
 from protocol.manifest import MANIFEST_BYTES_MAX, InitialSettings, ModelSettings, RunManifest
 from protocol.messages import FetchRequest
 
@@ -86,7 +85,6 @@ class InitialWeights:
 
 
 def _check_stage(weights: WeightsSnapshot, model: ModelSettings, stage: int) -> None:
-    with torch.device("meta"):
-        check_specs(weights.specs, EdgeStage(model) if stage == DRIVER_STAGE else BlockStage(model, stage))
+    check_specs(weights.specs, blank_stage(model, stage))
     for spec, tensor in zip(weights.specs, weights.tensors, strict=True):
         require_finite(tensor, spec.name)

@@ -204,32 +204,39 @@ class UnsplitModel(nn.Module):
         return self.edge.loss(hidden, labels)
 
 
+def blank_stage(settings: ModelSettings, stage: int) -> BlockStage | EdgeStage:
+    """The stage's names and shapes without its weights, on torch's meta device: it takes no memory.
+
+    Raises `LocalProtocolError` for a stage that the model does not have.
+    """
+    if not 0 <= stage <= settings.block_stages:
+        raise LocalProtocolError(f"stage {stage} holds no blocks: the model's are 1 to {settings.block_stages}")
+    with torch.device("meta"):
+        return EdgeStage(settings) if stage == DRIVER_STAGE else BlockStage(settings, stage)
+
+
 def build_stage(settings: ModelSettings, stage: int, seed: int) -> BlockStage | EdgeStage:
     """The freshly initialised stage, on the CPU: a pure function of its arguments.
 
-    Neither reads nor moves torch's global random state. Raises `LocalProtocolError` for a stage
-    that the model does not have.
+    Neither reads nor moves torch's global random state. Raises like `blank_stage`.
     """
-    if stage == DRIVER_STAGE:
-        return build_edge_stage(settings, seed)
-    return build_block_stage(settings, stage, seed)
+    module = blank_stage(settings, stage)
+    _initialise(module, stage, seed)
+    return module
 
 
 def build_edge_stage(settings: ModelSettings, seed: int) -> EdgeStage:
     """`build_stage` for S0, typed as such."""
-    with torch.device("meta"):
-        edge = EdgeStage(settings)
-    _initialise(edge, DRIVER_STAGE, seed)
+    edge = build_stage(settings, DRIVER_STAGE, seed)
+    assert isinstance(edge, EdgeStage)
     return edge
 
 
 def build_block_stage(settings: ModelSettings, stage: int, seed: int) -> BlockStage:
     """`build_stage` for one of S1..Sn, typed as such."""
-    if not 1 <= stage <= settings.block_stages:
+    block_stage = build_stage(settings, stage, seed)
+    if not isinstance(block_stage, BlockStage):
         raise LocalProtocolError(f"stage {stage} holds no blocks: the model's are 1 to {settings.block_stages}")
-    with torch.device("meta"):
-        block_stage = BlockStage(settings, stage)
-    _initialise(block_stage, stage, seed)
     return block_stage
 
 

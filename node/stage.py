@@ -7,7 +7,6 @@ up in ``.grad``; a job that is not counted computes the input's gradient and lea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,23 +154,18 @@ class StageHost:
         return None
 
     def _snapshot(self, part: Part) -> tuple[int, str]:
-        copy = snapshot(self._require_module(), PART_NAMES[part])
+        copy = snapshot(self.module, PART_NAMES[part])
         self.held[copy.digest] = copy
         return copy.payload_bytes, copy.digest
 
     def _hold(self, step: int) -> None:
         """A plain copy: this is all that training waits for when somebody exports."""
-        self._holds[step] = HeldCopy(self._require_module())
+        self._holds[step] = HeldCopy(self.module)
 
     def _digest_more(self, step: int) -> tuple[int, str] | None:
         copy = self._holds.get(step)
         whole = copy.digest_next() if copy is not None else None
         return None if whole is None else (whole.payload_bytes, whole.digest)
-
-    def _require_module(self) -> BlockStage | EdgeStage:
-        if self._module is None:
-            raise LocalProtocolError("a job for a stage came to a node that holds none")
-        return self._module
 
     def _arithmetic(self) -> torch.autocast:
         """bf16 where the device is faster for it, fp32 elsewhere; weights and gradients are fp32 always."""
@@ -181,7 +175,7 @@ class StageHost:
     # --- microbatches ---
 
     def _forward(self, job: ForwardJob) -> Tensor:
-        module = self._require_module()
+        module = self.module
         if isinstance(module, EdgeStage):
             saved = self._embed(module, job.microbatch)
         else:
@@ -198,7 +192,7 @@ class StageHost:
         return Saved(None, module.embed(tokens.to(self._device)), labels.to(self._device))
 
     def _loss(self, job: LossJob) -> tuple[float, Tensor]:
-        module = self._require_module()
+        module = self.module
         saved = self._saved.get((job.microbatch, job.attempt))
         if not isinstance(module, EdgeStage) or saved is None or saved.labels is None:
             raise LocalProtocolError(f"no labels for {job.microbatch}")
@@ -232,7 +226,9 @@ class StageHost:
     @property
     def module(self) -> BlockStage | EdgeStage:
         """The stage itself. Raises `LocalProtocolError` if none is held."""
-        return self._require_module()
+        if self._module is None:
+            raise LocalProtocolError("a job for a stage came to a node that holds none")
+        return self._module
 
     @property
     def optimizer(self) -> StageOptimizer:
@@ -240,11 +236,6 @@ class StageHost:
         if self._optimizer is None:
             raise LocalProtocolError("a commit came to a node without a stage")
         return self._optimizer
-
-    @property
-    def stage_tensors(self) -> Sequence[Tensor]:
-        """The weights as they stand, for tests."""
-        return [parameter.detach() for parameter in self._require_module().parameters()]
 
 
 def _input_gradient(output: Tensor, source: Tensor, gradient: Tensor | None, *, is_counted: bool) -> Tensor:

@@ -10,11 +10,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from node.framing import read_message, read_some, write_frame
-from node.model import BlockStage, EdgeStage
+from node.model import blank_stage
 from node.network import OPEN_TIMEOUT_S, LinkRules, Streams
 from node.stage import PART_NAMES
 from node.weights import WeightsBuffer, WeightsSnapshot, check_specs
@@ -152,11 +151,9 @@ class _Transfer:
             raise RemoteProtocolError("the donor changed its weights during the transfer")
 
     def _template(self) -> nn.Module:
-        """What we are about to build, without its memory."""
-        with torch.device("meta"):
-            if self._fetch.part in ("stage", "initial") and self._fetch.claim[0] != DRIVER_STAGE:
-                return BlockStage(self._fetcher.model, self._fetch.claim[0])
-            return EdgeStage(self._fetcher.model)
+        """What we are about to build, without its memory. The parts that neighbours keep copies of are S0's."""
+        is_whole = self._fetch.part in ("stage", "initial")
+        return blank_stage(self._fetcher.model, self._fetch.claim[0] if is_whole else DRIVER_STAGE)
 
     async def _fill(self, reader: asyncio.StreamReader) -> None:
         buffer = self._buffer

@@ -148,7 +148,7 @@ async def train_in_swarm(manifest: RunManifest, folder: Path, brood: Brood) -> W
         assert [task.result() for task in running] == ["done"] * len(nodes)
         assert [node._tally.microbatches for node in nodes] == [STEPS * manifest.step.microbatches] * len(nodes)
         assert min(min(node._tally.bytes_in, node._tally.bytes_out) for node in nodes) > payload_bytes(manifest)
-        return [[tensor.clone() for tensor in node._host.stage_tensors] for node in nodes]
+        return [[parameter.detach().clone() for parameter in node._host.module.parameters()] for node in nodes]
 
 
 def payload_bytes(manifest: RunManifest) -> int:

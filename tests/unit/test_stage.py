@@ -184,19 +184,24 @@ def test_a_backward_pass_frees_its_activation(manifest: RunManifest) -> None:
         host.work(BackwardJob(ONE, FIRST, noise(2), is_counted=True))
 
 
+def tensors(host: StageHost) -> list[Tensor]:
+    """The weights as they stand."""
+    return [parameter.detach() for parameter in host.module.parameters()]
+
+
 # --- the step ----------------------------------------------------------------------------------
 
 
 def test_a_step_moves_the_weights_measures_the_mean_and_forgets_the_sum(manifest: RunManifest) -> None:
     host = host_of(manifest, 1)
-    before = [tensor.clone() for tensor in host.stage_tensors]
+    before = [tensor.clone() for tensor in tensors(host)]
     for microbatch in (ONE, TWO):
         host.work(ForwardJob(microbatch, FIRST, noise(1)))
         host.work(BackwardJob(microbatch, FIRST, noise(2), is_counted=True))
     sums = [value for value in reference([(noise(1), noise(2))] * 2)[0].values() if value is not None]
     squared = sum(float((total / 2).double().square().sum()) for total in sums)
     assert host.work(ApplyJob(1, 2)) == pytest.approx(squared, rel=1e-6)
-    assert not any(torch.equal(old, new) for old, new in zip(before, host.stage_tensors, strict=True))
+    assert not any(torch.equal(old, new) for old, new in zip(before, tensors(host), strict=True))
     assert set(gradients(host).values()) == {None}
 
 
@@ -210,11 +215,11 @@ def test_a_step_frees_what_it_outdates_and_nothing_else(manifest: RunManifest) -
 
 def test_a_norm_that_is_no_number_is_none_and_moves_nothing(manifest: RunManifest) -> None:
     host = host_of(manifest, 1)
-    before = [tensor.clone() for tensor in host.stage_tensors]
+    before = [tensor.clone() for tensor in tensors(host)]
     host.work(ForwardJob(ONE, FIRST, noise(1)))
     host.work(BackwardJob(ONE, FIRST, torch.full(SHAPE, math.nan), is_counted=True))
     assert host.work(ApplyJob(1, 1)) is None
-    assert all(torch.equal(old, new) for old, new in zip(before, host.stage_tensors, strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, tensors(host), strict=True))
 
 
 # --- snapshots and building --------------------------------------------------------------------
@@ -226,7 +231,7 @@ def test_what_is_held_is_copied_at_once_and_digested_bit_by_bit(manifest: RunMan
     expected = snapshot(build_stage(MODEL, 1, SEED))
     assert host.work(HoldJob(0)) is None
     with torch.no_grad():
-        for parameter in host._require_module().parameters():
+        for parameter in host.module.parameters():
             parameter.add_(1.0)
     for _ in range(len(expected.specs) - 1):
         assert host.work(DigestJob(0)) is None
@@ -294,7 +299,7 @@ def test_a_blended_stage_is_the_formula_with_a_fresh_optimizer(manifest: RunMani
     payloads = donors(1, 2)
     assert host.work(BlendJob(2, 3, payloads, (0.25, 0.75), 1.1)) is None
     expected = blend([held.tensors for held in payloads], (0.25, 0.75))
-    assert all(torch.equal(found, wanted) for found, wanted in zip(host.stage_tensors, expected, strict=True))
+    assert all(torch.equal(found, wanted) for found, wanted in zip(tensors(host), expected, strict=True))
     assert host._optimizer is not None
     assert host._optimizer.learning_rate_scale == 1.1
 
@@ -305,7 +310,7 @@ def test_the_edge_stage_is_rebuilt_from_the_parts_there_are(manifest: RunManifes
     host = StageHost(manifest, "cpu")
     assert host.work(InitialiseJob(0, 2, 1.0, (("head", copy),))) is None
     weights, own = dict(other.named_parameters()), dict(build_stage(MODEL, 0, SEED).named_parameters())
-    for name, tensor in zip(own, host.stage_tensors, strict=True):
+    for name, tensor in zip(own, tensors(host), strict=True):
         assert torch.equal(tensor, (weights if name in PART_NAMES["head"] else own)[name].detach()), name
 
 
