@@ -153,10 +153,8 @@ class Batches:
                 f"{len(self._corpus.validation)} bytes are held out, a window of model.context_length = "
                 f"{self._context} needs {self._context + 1}: raise data.validation_fraction or give more text"
             )
-        window_count = (len(self._corpus.validation) - 1) // self._context
-        numbers = range(index * self._rows, (index + 1) * self._rows)
-        return windows(
-            self._corpus.validation, self._context, [number % window_count * self._context for number in numbers]
+        return consecutive_windows(
+            self._corpus.validation, self._context, range(self._rows * index, self._rows * (index + 1))
         )
 
     def close(self) -> None:
@@ -168,6 +166,12 @@ def windows(source: npt.NDArray[Any], context_length: int, offsets: Sequence[int
     rows = np.stack([source[offset : offset + context_length + 1] for offset in offsets])
     cut = torch.from_numpy(rows).to(torch.int64)
     return cut[:, :-1].contiguous(), cut[:, 1:].contiguous()
+
+
+def consecutive_windows(source: npt.NDArray[Any], context_length: int, numbers: range) -> TokensAndLabels:
+    """Windows one behind the other, by number; behind the last comes the first again."""
+    count = (len(source) - 1) // context_length
+    return windows(source, context_length, [number % count * context_length for number in numbers])
 
 
 def _corpus(cut_files: Sequence[tuple[SourceFile, int]]) -> Corpus:

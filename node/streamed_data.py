@@ -24,7 +24,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from node.data import TokensAndLabels, windows
+from node.data import TokensAndLabels, consecutive_windows, windows
 from node.read_ahead import ReadAhead
 from node.texts import Texts
 from node.tokens import TokenIds, Tokens
@@ -113,9 +113,7 @@ class StreamedBatches:
                 f"{len(self._held_out())} tokens are held out, a window of model.context_length = {self._context} "
                 f"needs {self._context + 1}: raise data.validation_fraction or name a data.validation_split"
             )
-        window_count = (len(self._held_out()) - 1) // self._context
-        numbers = range(index * self._rows, (index + 1) * self._rows)
-        return windows(self._held_out(), self._context, [number % window_count * self._context for number in numbers])
+        return consecutive_windows(self._held_out(), self._context, range(self._rows * index, self._rows * (index + 1)))
 
     def close(self) -> None:
         """Close files and end the reading thread."""

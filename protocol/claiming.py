@@ -247,6 +247,7 @@ class Claimant:
         known = None if is_lost else initial
         case = Case(claim.stage, manifest.model.block_stages, witnesses, manifest.recovery, known, is_lost)
         claim.plan, claim.rung = plan_recovery(case, first_rung)
+        claim.retry_at = None
         self._enter(ClaimPhase.FETCHING)
         for source in claim.plan.sources:
             offer = source.donation
@@ -348,7 +349,6 @@ class Claimant:
         elif claim.phase is ClaimPhase.ASKING:
             self._press(claim)
         elif claim.retry_at is not None and claim.retry_at <= self._state.now:
-            claim.retry_at = None
             self._replan()
 
     def _press(self, claim: OpenClaim) -> None:

@@ -35,7 +35,7 @@ from protocol.export_actions import BeginExport, ExportAction, ExportWish, FailE
 from protocol.ids import DRIVER_STAGE, PeerId
 from protocol.manifest import RunManifest
 from protocol.messages import Held, Hold, LetGo
-from protocol.placement import supersedes
+from protocol.placement import best_tenure
 from protocol.records import PROGRESS_KEY, ProgressRecord, StageRecord, stage_key
 
 TICK_S = 0.25
@@ -340,19 +340,6 @@ class Exporter:
 
     def _emit(self, name: str, **fields: object) -> None:
         self._act(Emit(name, {"peer": self._me, "step": self._step, **fields}))
-
-
-def best_tenure(records: list[StageRecord]) -> StageRecord | None:
-    """The tenure that wins among those read."""
-    best: StageRecord | None = None
-    for record in records:
-        if best is None or supersedes(_rank(record), _rank(best)):
-            best = record
-    return best
-
-
-def _rank(record: StageRecord) -> tuple[int, str, PeerId]:
-    return (record.incarnation, record.state, PeerId(record.peer))
 
 
 def _tenure(owner: StageRecord | None) -> tuple[PeerId, int] | None:

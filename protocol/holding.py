@@ -78,14 +78,12 @@ class Holds:
             self._answer(peer, message, "not mine", open_step)
         elif message.step not in self._held and message.step < open_step - 1:
             self._answer(peer, message, "passed", open_step)
-        elif self._is_out_of_reach(message.step, open_step):
+        elif self._is_out_of_reach(message.step, open_step) or not self._lease(peer, message.step):
             self._answer(peer, message, "full", open_step)
-        elif self._lease(peer, message.step):
+        else:
             if message.step == open_step - 1:
                 self.closed(message.step)
             self._answer(peer, message, self._status(message.step), open_step)
-        else:
-            self._answer(peer, message, "full", open_step)
 
     def _is_out_of_reach(self, step: int, open_step: int) -> bool:
         """For now: it is far away, or the last copy was just now."""

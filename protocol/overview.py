@@ -12,9 +12,9 @@ from typing import Literal
 
 import msgspec
 
-from protocol.ids import DRIVER_STAGE, PeerId
+from protocol.ids import DRIVER_STAGE
 from protocol.manifest import RunManifest
-from protocol.placement import rank_spares, supersedes
+from protocol.placement import best_tenure, rank_spares
 from protocol.records import (
     PROGRESS_KEY,
     SPARES_KEY,
@@ -112,10 +112,15 @@ def overview(manifest: RunManifest, posted: Iterable[Posted]) -> SwarmView:
 
 
 def _stage_view(stage: int, manifest: RunManifest, all_posted: list[Posted]) -> StageView:
-    best = _best_tenure(stage, all_posted)
-    if best is None:
+    expiries = {
+        posted.record: posted.expires_in_s
+        for posted in all_posted
+        if isinstance(posted.record, StageRecord) and posted.record.stage == stage
+    }
+    record = best_tenure(expiries)
+    if record is None:
         return _ownerless(stage, all_posted)
-    record, expires_in_s = best
+    expires_in_s = expiries[record]
     state: OwnerState = record.state
     if state != "left" and _is_mourned(record, expires_in_s, all_posted):
         state = "lost"
@@ -128,21 +133,6 @@ def _ownerless(stage: int, all_posted: list[Posted]) -> StageView:
     offers = [posted.record for posted in all_posted if isinstance(posted.record, OfferRecord)]
     incarnations = [offer.lost_incarnation for offer in offers if offer.for_stage == stage]
     return StageView(stage, "lost", incarnation=max(incarnations)) if incarnations else StageView(stage, "unowned")
-
-
-def _best_tenure(stage: int, all_posted: list[Posted]) -> tuple[StageRecord, float] | None:
-    best: tuple[StageRecord, float] | None = None
-    for posted in all_posted:
-        record = posted.record
-        if not isinstance(record, StageRecord) or record.stage != stage:
-            continue
-        if best is None or supersedes(_tenure(record), _tenure(best[0])):
-            best = (record, posted.expires_in_s)
-    return best
-
-
-def _tenure(record: StageRecord) -> tuple[int, str, PeerId]:
-    return record.incarnation, record.state, PeerId(record.peer)
 
 
 def _is_mourned(record: StageRecord, expires_in_s: float, all_posted: list[Posted]) -> bool:

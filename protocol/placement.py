@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from protocol.ids import DRIVER_STAGE, PeerId
-from protocol.records import SpareRecord
+from protocol.records import SpareRecord, StageRecord
 
 CLAIM_PATIENCE_S = 2.0
 """How long a spare leaves a hole to the spare ranked before it."""
@@ -29,6 +29,13 @@ _STATE_ORDER = {"serving": 0, "recovering": 1, "left": 2}
 def _precedence(tenure: tuple[int, str, PeerId]) -> tuple[int, int, PeerId]:
     incarnation, state, peer = tenure
     return (-incarnation, _STATE_ORDER[state], peer)
+
+
+def best_tenure(records: Iterable[StageRecord]) -> StageRecord | None:
+    """The tenure that wins among those of one stage."""
+    return min(
+        records, key=lambda record: _precedence((record.incarnation, record.state, PeerId(record.peer))), default=None
+    )
 
 
 def ring_walk(stage: int, stage_count: int, direction: int) -> Iterable[int]:

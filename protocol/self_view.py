@@ -88,8 +88,8 @@ def _doing(claim: OpenClaim) -> str:
         case ClaimPhase.SETTLING:
             return "waiting for objections"
         case ClaimPhase.FETCHING:
-            sources = claim.plan.sources if claim.plan else ()
-            return "fetching weights of " + " and ".join(f"S{source.stage}" for source in sources)
+            donors = [f"S{stage}" for stage in claim.plan.donors] if claim.plan else []
+            return "fetching weights of " + (" and ".join(donors) or "the founder")
         case ClaimPhase.BUILDING:
             return "building the stage"
 

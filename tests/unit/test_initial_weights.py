@@ -211,6 +211,9 @@ def test_a_founder_that_does_not_deliver_is_waited_for() -> None:
     node = Newcomer()
     for tries in range(1, 10):
         assert len(node.of(Fetch)) == tries
+        node.now += INITIAL_RETRY_S
+        node.do(TimerFired())
+        assert len(node.of(Fetch)) == tries, "one that is under way is not asked for again"
         node.do(FetchFailed((1, 1), FOUNDER, node.digests[1], "gone"))
         node.do(TimerFired())
         assert len(node.of(Fetch)) == tries

@@ -15,7 +15,7 @@ from protocol.messages import Donation, StageState
 from protocol.neighbourhood import Neighbourhood
 from protocol.node_state import NodeState
 from protocol.records import PROGRESS_KEY, ProgressRecord
-from protocol.recovery import Plan, Source
+from protocol.recovery import NO_STAGE, Plan, Source
 from protocol.self_view import Hearing, SelfView, self_view
 
 ME = PeerId("me")
@@ -101,6 +101,13 @@ def test_a_claimant_says_what_it_is_at(phase: ClaimPhase, doing: str) -> None:
     claim = OpenClaim(2, 4, "S2 was lost", 9.0, phase, 9.0, asked=1, plan=plan())
     view = seen(state_of(0, 1, 3, 4), claim)
     assert (view.role, view.stage, view.incarnation, view.doing) == ("claimant", 2, 4, doing)
+
+
+def test_a_claimant_of_a_stage_with_initial_weights_fetches_them_from_the_founder() -> None:
+    founder = Source(NO_STAGE, PeerId("founder"), Donation("initial", 2, 0, 0.0, 8, "d"))
+    initial = Plan("initial", "because", 0, (founder,), (1.0,))
+    claim = OpenClaim(2, 1, "S2 was never owned", 9.0, ClaimPhase.FETCHING, 9.0, asked=0, plan=initial)
+    assert seen(state_of(0, 1, 3, 4), claim).doing == "fetching weights of the founder"
 
 
 def test_a_node_that_said_goodbye_is_gone() -> None:
