@@ -51,13 +51,13 @@ def live(
     schedule: Annotated[int, typer.Option(help="Seed of the failures. 5 has five kills; 4.8 are to be expected.")] = 5,
 ) -> None:
     """Train two live swarms of preset tiny, one in peace and one with peers killed."""
-    from benchmarks.convergence.live import kills, run_live, write_live
+    from benchmarks.convergence.live import kills, replayed, run_live, write_live
     from bootstrap.found import load_manifest
 
     manifest = load_manifest("tiny", steps)
     spares = len(kills(percent, schedule, steps, manifest.last_stage))
     calm, churned = (run_live(manifest, rate, schedule, spares) for rate in (0, percent))
-    write_live(calm, churned, folder)
+    write_live(replayed(calm), replayed(churned), folder)
     typer.echo(f"{len(churned.recoveries)} killed; last losses {calm.losses[-1]:.3f} and {churned.losses[-1]:.3f}")
 
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
-from benchmarks.convergence.failures import lost_stages
+from benchmarks.convergence.failures import chance_of_loss
 from benchmarks.convergence.results import Result, Run
 from benchmarks.convergence.strategies import STRATEGIES, Loses, vulnerable
 from benchmarks.convergence.timing import Cost, checkpointed, going_on, redundant
 
 Results = Mapping[Run, Result]
-SCHEDULES = 20
-"""Of failures, by which checkpointing is judged."""
 END_MEASUREMENTS = 5
 TARGET_SHARE = 0.45
 """The target is what a run without failures reaches after this share of its iterations.
@@ -85,17 +82,14 @@ def cost_of(result: Result, target: float) -> Cost | None:
 
 
 def checkpoint_costs(results: Results, target: float, every: int, percent: int, loses: Loses) -> list[Cost | None]:
-    """What checkpointing would have needed under many schedules of failures; three would say little."""
-    calm = find(results, "none", 0)
-    steps = first_step(mean_curve([result.validation for result in calm]), target)
-    if steps is None:
-        return []
-    stages, factor = vulnerable(loses, calm[0].manifest.model.block_stages), calm[0].failure_factor
-
-    def fails(schedule: int, iteration: int) -> bool:
-        return bool(lost_stages(percent, schedule, iteration, stages, factor))
-
-    return [checkpointed(steps, every, partial(fails, schedule)) for schedule in range(SCHEDULES)]
+    """What checkpointing is to be expected to need, by seed of the run without failures."""
+    costs: list[Cost | None] = []
+    for calm in find(results, "none", 0):
+        stages = vulnerable(loses, calm.manifest.model.block_stages)
+        chance = chance_of_loss(percent, len(stages), calm.failure_factor)
+        steps = first_step(calm.validation, target)
+        costs.append(None if steps is None else checkpointed(steps, every, chance))
+    return costs
 
 
 def redundant_costs(results: Results, target: float) -> list[Cost | None]:

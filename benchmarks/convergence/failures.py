@@ -1,8 +1,4 @@
-"""Which stages fail when: a pure function of rate and seed, the same for every strategy.
-
-Time is counted in iterations that were carried out. For strategies that never roll back that is the step;
-checkpointing computes some steps again, and meets the failures of the later iterations too.
-"""
+"""Which stages fail when: a pure function of rate and seed, the same for every strategy."""
 
 from __future__ import annotations
 
@@ -22,6 +18,11 @@ def lost_stages(percent: int, seed: int, iteration: int, stages: tuple[int, ...]
     if iteration < 2:
         return ()
     return tuple(stage for stage in stages if _draw(seed, iteration, stage) < factor * RATES[percent])
+
+
+def chance_of_loss(percent: int, stages: int, factor: float) -> float:
+    """The probability that at least one of so many stages is lost in an iteration."""
+    return 1.0 - (1.0 - factor * RATES[percent]) ** stages
 
 
 def _draw(seed: int, iteration: int, stage: int) -> float:

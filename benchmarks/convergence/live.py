@@ -19,8 +19,6 @@ from bootstrap.faults import Fault
 from bootstrap.local import LocalPlan, LocalSwarm
 from protocol.manifest import RunManifest
 
-REPLAY_STEPS = 110
-"""Enough for two kills of the default schedule."""
 FILES = ("live-calm.json", "live-churned.json")
 
 
@@ -47,6 +45,8 @@ class LiveResult(msgspec.Struct, frozen=True):
     """From the first commit to that of each step."""
     recoveries: tuple[LiveRecovery, ...]
     origin: Origin
+    replayed: tuple[float, ...] = ()
+    """The losses of the study's trainer with the same manifest, losing the same stages after the same steps."""
 
 
 def kills(percent: int, schedule: int, steps: int, last_stage: int) -> tuple[Fault, ...]:
@@ -87,18 +87,18 @@ def _recovery(loss: Loss) -> LiveRecovery:
     return LiveRecovery(recovered["step"], loss.stage, recovered["method"], round(loss.standstill_s, 3))
 
 
-def replay(result: LiveResult) -> list[float]:
-    """The losses of the study's trainer with the same manifest, losing the same stages after the same steps."""
+def replayed(result: LiveResult) -> LiveResult:
+    """The same with what the study's trainer makes of it."""
     settings = result.manifest.recovery
     ours = Strategy("live", "live", "all", method=settings.method, swapped_pairs=settings.swapped_pairs)
     trainer = Trainer(result.manifest, ours, result.manifest.seed)
     losses = []
-    for step in range(1, min(REPLAY_STEPS, len(result.losses)) + 1):
+    for step in range(1, len(result.losses) + 1):
         lost = [recovery.stage for recovery in result.recoveries if recovery.step == step - 1]
         if lost:
             trainer.lose(lost, step - 1)
-        losses.append(trainer.train_step(step))
-    return losses
+        losses.append(round(trainer.train_step(step), 5))
+    return msgspec.structs.replace(result, replayed=tuple(losses))
 
 
 def write_live(calm: LiveResult, churned: LiveResult, folder: Path) -> None:
@@ -137,14 +137,14 @@ def _row(result: LiveResult) -> list[str]:
 
 def replay_note(results: list[LiveResult]) -> str:
     """How far the trainer's losses are from the live swarm's."""
-    return " ".join(_compare(result) for result in results[1:]) or "not run"
+    return " ".join(_compare(result) for result in results if result.replayed) or "not run"
 
 
 def _compare(result: LiveResult) -> str:
-    simulated = replay(result)
-    apart = [abs(one - other) for one, other in zip(simulated, result.losses, strict=False)]
+    apart = [abs(one - other) for one, other in zip(result.replayed, result.losses, strict=True)]
     who = "With peers killed" if result.percent else "With nobody killed"
     return (
         f"{who}, the trainer's loss and the live swarm's are {statistics.median(apart):.4f} apart at the median of "
-        f"the first {len(apart)} steps, {max(apart):.4f} at most."
+        f"{len(apart)} steps, {max(apart):.4f} at most; over the last 20 their means are "
+        f"{statistics.fmean(result.replayed[-20:]):.3f} and {statistics.fmean(result.losses[-20:]):.3f}."
     )

@@ -7,7 +7,8 @@ recovery costs from our live swarm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 ITERATION_S = 91.32
@@ -27,9 +28,6 @@ RECOMPUTED_ITERATIONS = 0.5
 """Of the iteration that was under way when a stage was lost, as much is computed again on average: the rejoin.
 
 All stages' work on it, which is pessimistic for the swarm: it loses the microbatches in flight, not the iteration."""
-
-ITERATIONS_MAX = 20_000
-"""A run that needs more than this is said not to arrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +62,26 @@ def redundant(iterations: float) -> Cost:
     return Cost(iterations, iterations * REDUNDANT_ITERATION_S)
 
 
-def checkpointed(steps: float, every: int, fails: Callable[[int], bool]) -> Cost | None:
-    """Roll all stages back to the last multiple of ``every`` steps whenever any is lost; None if that never arrives.
+def checkpointed(steps: float, every: int, chance: float) -> Cost:
+    """What is to be expected if all stages roll back to the last multiple of ``every`` steps whenever any is lost.
 
-    ``fails`` says whether a stage is lost just before an iteration. A microbatch is a pure function of its step, so
-    a step that is computed again gives the same weights to the bit (tests/unit/test_convergence.py): the losses are
-    those of a run without failures, only later.
+    ``chance`` is that of losing a stage in an iteration. A microbatch is a pure function of its step, so a step that
+    is computed again gives the same weights to the bit (tests/unit/test_convergence.py): the losses are those of a
+    run without failures, only later.
     """
-    step = iteration = restored = 0
-    while step < steps:
-        iteration += 1
-        if iteration > ITERATIONS_MAX:
-            return None
-        if fails(iteration):
-            restored += 1
-            step -= step % every
-        step += 1
-    reached = iteration - (step - steps)
-    return Cost(reached, reached * (ITERATION_S + SAVE_S / every) + restored * restore_s())
+    whole, rest = divmod(steps, every)
+    last = math.ceil(rest)
+    iterations = whole * _iterations(every, chance) + _iterations(last, chance) - (last - rest)
+    seconds = iterations * (ITERATION_S + SAVE_S / every) + chance * iterations * restore_s()
+    return Cost(iterations, seconds)
+
+
+def _iterations(steps: int, chance: float) -> float:
+    """Expected iterations from a checkpoint to ``steps`` behind it.
+
+    A loss just before the first costs nothing, and the iteration that meets one computes the first step anew: the
+    rest is waiting for ``steps - 1`` iterations in a row without a loss.
+    """
+    if not steps or not chance:
+        return steps
+    return 1 + ((1 - chance) ** (1 - steps) - 1) / chance

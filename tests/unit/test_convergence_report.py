@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+import statistics
 from pathlib import Path
 
 import msgspec
@@ -20,15 +21,14 @@ from benchmarks.convergence.curves import (
     stand_in,
     target_loss,
 )
-from benchmarks.convergence.failures import lost_stages
-from benchmarks.convergence.live import LiveRecovery, LiveResult, kills, read_live, replay, write_live
+from benchmarks.convergence.failures import chance_of_loss, lost_stages
+from benchmarks.convergence.live import LiveRecovery, LiveResult, kills, read_live, replay_note, replayed, write_live
 from benchmarks.convergence.report import fill_in, parts
 from benchmarks.convergence.results import Origin, Result, Run, read_all, write
 from benchmarks.convergence.strategies import STRATEGIES
 from benchmarks.convergence.study import Scale, carry_out, full_scale, quick_scale, run_all, runs
 from benchmarks.convergence.timing import (
     ITERATION_S,
-    ITERATIONS_MAX,
     SAVE_S,
     Cost,
     checkpointed,
@@ -53,22 +53,41 @@ def manifest() -> RunManifest:
 # --- time ---
 
 
-def at(*iterations: int) -> Callable[[int], bool]:
-    """Failures at these iterations."""
-    return frozenset(iterations).__contains__
+def rolled_back(steps: int, every: int, chance: float, luck: random.Random) -> int:
+    """Iterations that one run with checkpoints takes, played through."""
+    step = iterations = 0
+    while step < steps:
+        if luck.random() < chance:
+            step -= step % every
+        step += 1
+        iterations += 1
+    return iterations
 
 
-def test_checkpointing_pays_what_lies_behind_the_checkpoint_again() -> None:
-    calm = checkpointed(10, 5, at())
-    assert calm is not None
-    assert calm == Cost(10, pytest.approx(10 * ITERATION_S + 2 * SAVE_S))
-    # Steps 1..7, then back to 5: 6, 7 again, 8, 9, 10.
-    struck = checkpointed(10, 5, at(8))
-    assert struck == Cost(12, pytest.approx(12 * (ITERATION_S + SAVE_S / 5) + restore_s()))
+@pytest.mark.parametrize(("steps", "every", "chance"), [(10, 5, 0.2), (23, 10, 0.05), (7, 100, 0.1), (12, 1, 0.5)])
+def test_checkpointing_costs_what_playing_it_through_costs(steps: int, every: int, chance: float) -> None:
+    luck = random.Random(7)
+    played = [rolled_back(steps, every, chance, luck) for _ in range(4000)]
+    expected = checkpointed(steps, every, chance)
+    error = statistics.stdev(played) / len(played) ** 0.5
+    assert expected.iterations == pytest.approx(statistics.fmean(played), abs=4 * error)
+    losses = chance * expected.iterations
+    saving = expected.iterations * (ITERATION_S + SAVE_S / every)
+    assert expected.seconds == pytest.approx(saving + losses * restore_s())
 
 
-def test_checkpointing_may_never_arrive() -> None:
-    assert checkpointed(10, 5, at(*range(4, ITERATIONS_MAX, 4))) is None
+def test_without_failures_checkpointing_costs_its_saving() -> None:
+    assert checkpointed(10, 5, 0.0) == Cost(10, pytest.approx(10 * ITERATION_S + 2 * SAVE_S))
+    assert checkpointed(12.5, 5, 0.0).iterations == 12.5
+
+
+def test_the_chance_of_a_loss_is_how_often_the_draws_lose_a_stage() -> None:
+    stages = (1, 2, 3, 4, 5, 6)
+    struck = [bool(lost_stages(16, seed, step, stages, 1.0)) for seed in range(20) for step in range(2, 1002)]
+    chance = chance_of_loss(16, 6, 1.0)
+    error = (chance * (1 - chance) / len(struck)) ** 0.5
+    assert chance == pytest.approx(statistics.fmean(struck), abs=4 * error)
+    assert chance_of_loss(0, 6, 1.0) == 0
 
 
 def test_going_on_pays_iterations_and_standstills() -> None:
@@ -217,10 +236,12 @@ def test_live_results_come_in_pairs_and_are_replayed(tmp_path: Path) -> None:
         losses.append(trainer.train_step(step))
     struck = (LiveRecovery(2, 2, "checkfree", 1.0),)
     churned = LiveResult(trainer.manifest, 16, 5, tuple(losses), (0.0, 1.0, 2.0), struck, ORIGIN)
-    assert replay(churned) == losses
+    both = [churned, replayed(churned)]
+    assert both[1].replayed == pytest.approx(losses, abs=1e-5)
     assert read_live(tmp_path) == []
-    write_live(churned, churned, tmp_path)
-    assert read_live(tmp_path) == [churned, churned]
+    write_live(both[0], both[1], tmp_path)
+    assert read_live(tmp_path) == both
+    assert replay_note(both).startswith("With peers killed, the trainer's loss and the live swarm's are 0.0000 apart")
 
 
 def test_every_strategy_meets_16_percent_and_four_strategies_every_rate() -> None:
