@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.convergence.failures import lost_stages
-from benchmarks.convergence.results import Origin
 from benchmarks.convergence.strategies import Strategy
-from benchmarks.convergence.tables import render
 from benchmarks.convergence.trainer import Trainer
+from benchmarks.origin import Origin
+from benchmarks.page import render
 from bootstrap.board import Loss
 from bootstrap.faults import Fault
 from bootstrap.local import LocalPlan, LocalSwarm
@@ -76,7 +76,7 @@ def run_live(manifest: RunManifest, percent: int, schedule: int, spares: int) ->
         tuple(round(event["loss"], 5) for event in commits),
         tuple(round(event["time"] - commits[0]["time"], 3) for event in commits),
         tuple(_recovery(loss) for loss in board.losses),
-        Origin.here("cpu"),
+        Origin.here("cpu", "1 thread per run"),
     )
 
 

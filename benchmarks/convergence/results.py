@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 from pathlib import Path
 
 import msgspec
-import torch
 
 from benchmarks.convergence.trainer import Recovery
+from benchmarks.origin import Origin
 from protocol.manifest import RunManifest
-
-
-class Origin(msgspec.Struct, frozen=True):
-    """Where a result comes from."""
-
-    commit: str
-    versions: dict[str, str]
-    machine: str
-
-    @classmethod
-    def here(cls, device: str) -> Origin:
-        """This checkout, on this machine."""
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
-        )
-        versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-        return cls(described.stdout.strip() or "unknown", versions, _machine(device))
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -80,15 +60,3 @@ def read_all(folder: Path) -> dict[Run, Result]:
     """All results of a folder. Raises `msgspec.ValidationError` for a file that is none."""
     results = (msgspec.json.decode(path.read_bytes(), type=Result) for path in sorted(folder.glob("*-seed-*.json")))
     return {result.run: result for result in results}
-
-
-def _machine(device: str) -> str:
-    """Processor and cores, or the accelerator."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores, 1 thread per run"

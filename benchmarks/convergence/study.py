@@ -14,9 +14,10 @@ import torch
 
 from benchmarks.convergence.curves import stand_in
 from benchmarks.convergence.failures import lost_stages
-from benchmarks.convergence.results import Origin, Result, Run, read_all, write
+from benchmarks.convergence.results import Result, Run, read_all, write
 from benchmarks.convergence.strategies import STRATEGIES, vulnerable
 from benchmarks.convergence.trainer import Trainer
+from benchmarks.origin import Origin
 from protocol.errors import SettingsError
 from protocol.manifest import RunManifest, manifest_from_table, preset
 
@@ -150,7 +151,7 @@ def check_same_study(result: Result, scale: Scale) -> None:
 
 
 def _run_each(wanted: list[Run], scale: Scale, folder: Path, jobs: int, device: str) -> Iterator[Result]:
-    origin = Origin.here(device)
+    origin = Origin.here(device, "1 thread per run")
     made = (
         (carry_out(run, scale, device, origin) for run in wanted)
         if jobs == 1

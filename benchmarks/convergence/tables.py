@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from benchmarks import origin
 from benchmarks.convergence.curves import (
     Results,
     Summary,
@@ -20,6 +21,7 @@ from benchmarks.convergence.curves import (
 )
 from benchmarks.convergence.strategies import STRATEGIES, Loses
 from benchmarks.convergence.timing import ITERATION_S
+from benchmarks.page import Row, render
 
 PERCENTS = (0, 5, 10, 16)
 SEEDS = 3
@@ -32,12 +34,6 @@ PAPER = {
 }
 """Hours to the target at 5, 10, 16 %: arXiv 2506.15461, Table 2, 500M; it takes 10,000 iterations without failures."""
 _LOSES: dict[Loses, str] = {"none": "none", "middle": "S2..Sn-1", "all": "S1..Sn"}
-Row = Sequence[str]
-
-
-def render(header: Row, rows: Sequence[Row]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def cost_table(results: Results) -> str:
@@ -127,9 +123,4 @@ def swapping_cost(results: Results) -> str:
 
 def origin_table(results: Results) -> str:
     """Where the runs come from."""
-    kinds: dict[tuple[str, str, str], int] = {}
-    for result in results.values():
-        versions = ", ".join(f"{name} {version}" for name, version in sorted(result.origin.versions.items()))
-        kind = (result.origin.commit, versions, result.origin.machine)
-        kinds[kind] = kinds.get(kind, 0) + 1
-    return render(["runs", "commit", "versions", "machine"], [[str(count), *kind] for kind, count in kinds.items()])
+    return origin.origin_table(result.origin for result in results.values())

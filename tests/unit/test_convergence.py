@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.convergence.failures import RATES, lost_stages
 from benchmarks.convergence.improvements import decayed, probe
-from benchmarks.convergence.results import Origin
 from benchmarks.convergence.strategies import STRATEGIES
 from benchmarks.convergence.study import quick_scale
 from benchmarks.convergence.trainer import Trainer
+from benchmarks.origin import Origin
 from node.data import Batches, open_corpus
 from node.model import UnsplitModel
 from node.optimizer import StageOptimizer

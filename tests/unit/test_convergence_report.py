@@ -23,8 +23,8 @@ from benchmarks.convergence.curves import (
 )
 from benchmarks.convergence.failures import chance_of_loss, lost_stages
 from benchmarks.convergence.live import LiveRecovery, LiveResult, kills, read_live, replay_note, replayed, write_live
-from benchmarks.convergence.report import fill_in, parts
-from benchmarks.convergence.results import Origin, Result, Run, read_all, write
+from benchmarks.convergence.report import parts
+from benchmarks.convergence.results import Result, Run, read_all, write
 from benchmarks.convergence.strategies import STRATEGIES
 from benchmarks.convergence.study import Scale, carry_out, full_scale, quick_scale, run_all, runs
 from benchmarks.convergence.timing import (
@@ -37,6 +37,8 @@ from benchmarks.convergence.timing import (
     restore_s,
 )
 from benchmarks.convergence.trainer import Recovery, Trainer
+from benchmarks.origin import Origin
+from benchmarks.page import fill_in
 from protocol.errors import SettingsError
 from protocol.manifest import RunManifest
 
