@@ -28,6 +28,7 @@ from protocol.node_state import NodeState
 from protocol.pipeline import Pipe
 from protocol.records import ProgressRecord
 from protocol.steps import DriverLedger, DriverPhase
+from protocol.window import Window
 
 PROGRESS_PERIOD_S = 1.0
 """The progress record is stored at most this often."""
@@ -47,6 +48,9 @@ class Driver:
         self._unacknowledged: set[int] = set()
         self._waiting_for: list[int] | None = None
         self._is_stranded = False
+        self._window = Window(state.manifest)
+        self._is_disturbed = True
+        """Something is in this step's duration that the next one's lacks; a driver's first step has all beginnings."""
         self._step_began = self._commit_sent = state.now
         self._progress_at = -PROGRESS_PERIOD_S
 
@@ -83,13 +87,13 @@ class Driver:
         missing = self._state.membership.missing(self._block_stages)
         self._say_what_is_missing(missing)
         if missing:
-            self._is_stranded = True
+            self._is_stranded = self._is_disturbed = True
             return
         if self._is_stranded:
             self._is_stranded = False
             for index in self._ledger.in_flight:
                 self._issue(index, "a stage was lost")
-        while len(self._ledger.in_flight) < self._state.manifest.window:
+        while len(self._ledger.in_flight) < self._window.size:
             upcoming = self._ledger.next_index
             if upcoming is None:
                 break
@@ -107,6 +111,7 @@ class Driver:
     def _issue(self, index: int, reason: str | None = None, *, is_late: bool = False) -> None:
         microbatch = Microbatch(self._ledger.step, index)
         if reason is not None:
+            self._is_disturbed = True
             self._state.act(Discard(microbatch, self._ledger.attempt_of(index)))
             self.pipe.forget_attempts(index)
         timeout_s = self._state.manifest.step.microbatch_timeout_s
@@ -233,6 +238,9 @@ class Driver:
         seconds = self._state.now - self._step_began
         tokens = manifest.tokens_per_step
         self._state.emit("step.committed", step=step, loss=loss, tokens=tokens, seconds=seconds)
+        if not self._is_disturbed and self._window.note(seconds):
+            self._state.emit("window.settled", size=self._window.size)
+        self._is_disturbed = False
         self._close_step()
         self._report(step, loss, tokens / seconds if seconds > 0 else 0.0)
 

@@ -114,7 +114,7 @@ class StepSettings(_Section, frozen=True):
     microbatches: Annotated[int, Meta(ge=1, le=1 << 16)] = 4
     microbatch_size: Annotated[int, Meta(ge=1, le=1 << 16)] = 8
     window: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
-    """Microbatches in flight at most; 0 means twice the number of stages."""
+    """Microbatches in flight at most; 0 means that the driver finds it (protocol/window.py)."""
     total_steps: Annotated[int, Meta(ge=0)] = 0
     """The run is done after this many committed steps; 0 means it goes on until stopped."""
     microbatch_timeout_s: PositiveFloat = 20.0
@@ -177,7 +177,7 @@ class RunManifest(_Section, frozen=True):
 
     @property
     def window(self) -> int:
-        """Microbatches in flight at most."""
+        """Microbatches in flight at most: what was set, or twice the number of stages, but no more than there are."""
         wanted = self.step.window or 2 * self.stage_count
         return min(wanted, self.step.microbatches)
 

@@ -34,6 +34,7 @@ REQUIRED_FIELDS: dict[str, set[str]] = {
     "swarm.complete": _TENURE,
     "microbatch.reissued": {*_TENURE, "index", "attempt", "reason"},
     "step.committed": {*_TENURE, "loss", "tokens", "seconds"},
+    "window.settled": {*_TENURE, "size"},
     "weights.published": {*_TENURE, "for_stage", "bytes", "squared_gradient_norm"},
     "weights.held": {*_TENURE, "bytes", "digest", "seconds"},
     "stage.claimed": {*_TENURE, "why", "witnesses"},

@@ -1,0 +1,96 @@
+"""What torch offers: torch.distributed.pipelining over gloo, one process per block stage.
+
+The first process also holds the embedding and the last one the head, which spares it the hops to and from S0.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+from node.data import open_data
+from node.model import build_block_stage, build_edge_stage
+from node.optimizer import StageOptimizer
+from node.weights import DTYPES
+from protocol.manifest import RunManifest
+
+SCHEDULES = {"GPipe": ScheduleGPipe, "1F1B": Schedule1F1B}
+
+
+class Part(nn.Module):
+    """One process's part of the model, which passes on activations in the wire's dtype."""
+
+    def __init__(self, manifest: RunManifest, stage: int) -> None:
+        super().__init__()
+        edge = build_edge_stage(manifest.model, manifest.seed)
+        self.embedding = edge.model["embed_tokens"] if stage == 1 else None
+        self.block = build_block_stage(manifest.model, stage, manifest.seed)
+        self.head = nn.Sequential(edge.model["norm"], edge.lm_head) if stage == manifest.model.block_stages else None
+        self.dtype = DTYPES[manifest.wire.dtype]
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Tokens or activations -> activations or logits."""
+        hidden = self.block(self.embedding(source) if self.embedding is not None else source.float())
+        output: Tensor = self.head(hidden) if self.head is not None else hidden.to(self.dtype)
+        return output
+
+
+def step_seconds(manifest: RunManifest, schedule: str) -> list[float]:
+    """Seconds of each step under a schedule of `SCHEDULES`, by the last process's clock."""
+    context = get_context("spawn")
+    results: Queue[list[float]] = context.Queue()
+    with tempfile.TemporaryDirectory(prefix="understudy-pipelining-") as folder:
+        parts = [
+            context.Process(target=_train, args=(manifest, stage, schedule, Path(folder) / "meeting", results))
+            for stage in range(1, manifest.model.block_stages + 1)
+        ]
+        for part in parts:
+            part.start()
+        try:
+            seconds = results.get(timeout=3600)
+        finally:
+            for part in parts:
+                part.join(timeout=60)
+                part.kill()
+    return seconds
+
+
+def _train(manifest: RunManifest, stage: int, schedule: str, meeting: Path, results: Queue[list[float]]) -> None:
+    torch.set_num_threads(1)
+    count = manifest.model.block_stages
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=stage - 1, world_size=count)
+    part = Part(manifest, stage)
+    pipeline = PipelineStage(part, stage - 1, count, torch.device("cpu"))
+    run = SCHEDULES[schedule](pipeline, manifest.step.microbatches, loss_fn=_loss)
+    optimizer = StageOptimizer(part.parameters(), manifest.optimizer)
+    data = open_data(manifest)
+    seconds = []
+    for step in range(1, manifest.step.total_steps + 1):
+        began = time.perf_counter()
+        pairs = [data.microbatch(step, index) for index in range(manifest.step.microbatches)]
+        tokens, labels = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
+        if stage == 1:
+            run.step(tokens)
+        elif stage == count:
+            run.step(target=labels, losses=[], return_outputs=False)
+        else:
+            run.step()
+        optimizer.apply(step, 1)
+        seconds.append(time.perf_counter() - began)
+    data.close()
+    if stage == count:
+        results.put(seconds[1:])
+    dist.destroy_process_group()
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
