@@ -16,6 +16,7 @@ from pathlib import Path
 from multiaddr import Multiaddr
 
 from node.identity import peer_id_from_bytes, peer_id_to_bytes
+from node.straight import open_unix_stream
 from protocol.errors import NetworkError
 from protocol.ids import PeerId
 
@@ -73,7 +74,7 @@ async def ask(control_path: Path, request: bytes) -> tuple[asyncio.StreamReader,
     The caller sets the deadline. Raises `DaemonRefusal`, or `NetworkError` when p2pd is gone.
     """
     try:
-        reader, writer = await asyncio.open_unix_connection(control_path, limit=STREAM_BUFFER_BYTES)
+        reader, writer = await open_unix_stream(control_path, STREAM_BUFFER_BYTES)
     except OSError as error:
         raise NetworkError("the libp2p daemon is gone: start the node again") from error
     is_accepted = False

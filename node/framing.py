@@ -6,6 +6,7 @@ import asyncio
 
 from torch import Tensor
 
+from node.straight import read_front
 from node.tensors import bytes_of, check_activation, empty_tensor, header_of
 from protocol.errors import NetworkError, RemoteProtocolError
 from protocol.messages import AnyMessage, Backward, Forward, TensorHeader
@@ -27,11 +28,10 @@ async def read_some(reader: asyncio.StreamReader, target: memoryview) -> int:
 
     Raises `NetworkError` if the stream ended.
     """
-    piece = await reader.read(min(READ_BYTES, len(target)))
-    if not piece:
+    count = await read_front(reader, target[:READ_BYTES])
+    if not count:
         raise NetworkError("the stream was cut off within a tensor")
-    target[: len(piece)] = piece
-    return len(piece)
+    return count
 
 
 async def read_into(reader: asyncio.StreamReader, target: memoryview) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from node.network import Streams
+from node.straight import ReadsStraight, read_front
 from node.streams import StreamCallback
 from protocol.ids import PeerId
 
@@ -48,7 +49,7 @@ class MeteredStreams:
         return self._tally.metered(*await self._streams.open_stream(peer, protocol, timeout_s))
 
 
-class _MeteredReader:
+class _MeteredReader(ReadsStraight):
     """Those methods of a reader that streams of ours are read with."""
 
     def __init__(self, reader: asyncio.StreamReader, tally: Tally) -> None:
@@ -58,6 +59,11 @@ class _MeteredReader:
         data = await self._reader.read(count)
         self._tally.bytes_in += len(data)
         return data
+
+    async def read_straight(self, target: memoryview) -> int:
+        count = await read_front(self._reader, target)
+        self._tally.bytes_in += count
+        return count
 
     async def readexactly(self, count: int) -> bytes:
         data = await self._reader.readexactly(count)

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
+from node.arrival import WeightsBuffer
 from node.framing import read_message, read_some, write_frame
 from node.model import blank_stage
 from node.network import OPEN_TIMEOUT_S, LinkRules, Streams
 from node.stage import PART_NAMES
-from node.weights import WeightsBuffer, WeightsSnapshot, check_specs
+from node.weights import WeightsSnapshot, check_specs
 from node.worker import ComputeThread
 from protocol.errors import NetworkError, PeerRefusedError, RemoteProtocolError, WeightsError
 from protocol.events import Fetch
@@ -28,6 +30,8 @@ from protocol.wire import FETCH_MESSAGE_BYTES_MAX
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
+DIGEST_BYTES = 4 << 20
+"""What came is digested in pieces of at least this size while more comes."""
 SILENCE_TIMEOUT_S = 8.0
 """No byte for this long: the donor is gone or stuck."""
 SLOWEST_BYTES_PER_S = 32 * 1024
@@ -86,13 +90,13 @@ class Fetcher:
         self.model = model
         self.on_bytes: Callable[[Fetch, int], None] = lambda fetch, count: None
         """Told of bytes as they come."""
-        self._thread = thread
+        self.thread = thread
 
     async def fetch(self, fetch: Fetch) -> WeightsSnapshot:
         """The donor's verified weights. Raises an `UnderstudyError` that says why they will not come."""
         transfer = _Transfer(self, fetch)
         await transfer.run()
-        snapshot: WeightsSnapshot = await self._thread.call(transfer.freeze)
+        snapshot: WeightsSnapshot = await self.thread.call(transfer.freeze)
         if snapshot.digest != fetch.digest:
             raise WeightsError("the donor sent other weights than it offered")
         return snapshot
@@ -104,9 +108,11 @@ class _Transfer:
     def __init__(self, fetcher: Fetcher, fetch: Fetch) -> None:
         self._fetcher, self._fetch = fetcher, fetch
         self._buffer: WeightsBuffer | None = None
+        self._digesting: asyncio.Future[Any] | None = None
+        self._digest_at = DIGEST_BYTES
 
     def freeze(self) -> WeightsSnapshot:
-        """Verify every tensor's digest. For the compute thread."""
+        """Verify every tensor's digest, of which most are computed already. For the compute thread."""
         if self._buffer is None:
             raise WeightsError("no weights came")
         return self._buffer.freeze()
@@ -162,8 +168,9 @@ class _Transfer:
         async with asyncio.timeout(SILENCE_TIMEOUT_S + missing / SLOWEST_BYTES_PER_S):
             while not buffer.is_complete:
                 async with asyncio.timeout(SILENCE_TIMEOUT_S):
-                    count = await read_some(reader, buffer.writable()[:CHUNK_BYTES])
+                    count = await read_some(reader, buffer.writable())
                 buffer.advance(count)
+                self._digest_along(buffer)
                 self._fetcher.on_bytes(self._fetch, count)
         async with asyncio.timeout(SILENCE_TIMEOUT_S):
             end = await read_message(reader)
@@ -171,3 +178,9 @@ class _Transfer:
             raise NetworkError("the stream was cut off before its end marker")
         if not isinstance(end, FetchEnd):
             raise RemoteProtocolError("the donor did not end the transfer with its end marker")
+
+    def _digest_along(self, buffer: WeightsBuffer) -> None:
+        """Let the compute thread digest what came, a piece at a time, instead of all of it at the end."""
+        if buffer.received >= self._digest_at and (self._digesting is None or self._digesting.done()):
+            self._digest_at = buffer.received + DIGEST_BYTES
+            self._digesting = self._fetcher.thread.begin(buffer.digest)

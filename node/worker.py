@@ -24,7 +24,11 @@ class ComputeThread:
 
     async def call(self, function: Callable[[], Any]) -> Any:
         """Run something on the compute thread, in turn."""
-        return await asyncio.wrap_future(self._thread.submit(function))
+        return await self.begin(function)
+
+    def begin(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
+        """The same, without waiting for it."""
+        return asyncio.wrap_future(self._thread.submit(function))
 
     def close(self) -> None:
         """Drop what is pending and wait for the job that is running."""

@@ -22,7 +22,9 @@ IMPURE = {
 """What protocol/ must not know of: everything that has a clock, a thread, a file or a mind of its own."""
 
 COMPUTE = {"stage", "model", "optimizer", "weights", "data", "worker", "generation"}
-CARRIERS = {"tensors", "framing", "network", "transfer", "runtime", "config", "export_folder", "initial_weights"}
+CARRIERS = {
+    "arrival", "tensors", "framing", "network", "transfer", "runtime", "config", "export_folder", "initial_weights",
+}  # fmt: skip
 """Who computes with torch, and who names its types on their way there. Nobody else knows of it."""
 
 HUB = {"datasets", "huggingface_hub", "pyarrow", "fsspec"}

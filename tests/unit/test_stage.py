@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from node import stage as module
 from node.data import TrainingData
 from node.model import build_block_stage, build_edge_stage, build_stage
 from node.read_ahead import ReadAhead
@@ -44,6 +45,7 @@ MODEL = ModelSettings(
 )
 SHAPE = (2, 6, 8)
 SEED = 5
+PARTS: tuple[Part, ...] = ("embedding", "head")
 FIRST, SECOND = Attempt(1, 0), Attempt(1, 1)
 ONE, TWO = Microbatch(1, 0), Microbatch(1, 1)
 
@@ -302,6 +304,24 @@ def test_a_blended_stage_is_the_formula_with_a_fresh_optimizer(manifest: RunMani
     assert all(torch.equal(found, wanted) for found, wanted in zip(tensors(host), expected, strict=True))
     assert host._optimizer is not None
     assert host._optimizer.learning_rate_scale == 1.1
+
+
+def test_no_weight_is_drawn_that_is_replaced_anyway(manifest: RunManifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To draw 200 MB takes longer than to blend them, and the swarm waits."""
+    monkeypatch.setattr(module, "build_stage", lambda *_: pytest.fail("weights were drawn"))
+    assert StageHost(manifest, "cpu").work(BlendJob(2, 3, donors(1, 2), (0.25, 0.75), 1.1)) is None
+    other = build_stage(MODEL, 0, SEED + 1)
+    parts = tuple((part, snapshot(other, PART_NAMES[part])) for part in PARTS)
+    host = StageHost(manifest, "cpu")
+    assert host.work(InitialiseJob(0, 2, 1.0, parts)) is None
+    assert all(map(torch.equal, tensors(host), other.parameters()))
+
+
+def test_a_copy_that_was_loaded_does_not_follow_training(manifest: RunManifest) -> None:
+    copy = snapshot(build_stage(MODEL, 0, SEED))
+    host = StageHost(manifest, "cpu")
+    assert host.work(InitialiseJob(0, 2, 1.0, (("initial", copy),))) is None
+    assert not {found.data_ptr() for found in tensors(host)} & {held.data_ptr() for held in copy.tensors}
 
 
 def test_the_edge_stage_is_rebuilt_from_the_parts_there_are(manifest: RunManifest) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from node import transfer as module
+from node.arrival import WeightsBuffer
 from node.framing import read_message, write_frame
 from node.model import build_stage
 from node.network import LinkRules
@@ -159,6 +160,23 @@ def test_a_transfer_that_breaks_before_the_first_byte_begins_anew(cut: int) -> N
     donor = Donor()
     assert_same(fetch(FakeStreams(serve=donor.serve, breaks_after=[cut])))
     assert [request.offset for request in donor.requests] == [0, 0]
+
+
+def test_digests_are_under_way_before_the_last_byte_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest is waited for, and no fetch of two donors waits for the digests of all their weights at the end."""
+    monkeypatch.setattr(module, "DIGEST_BYTES", 64)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 64)
+    seen: list[int] = []
+
+    class Buffer(WeightsBuffer):
+        def digest(self) -> None:
+            seen.append(self.received)
+            super().digest()
+
+    monkeypatch.setattr(module, "WeightsBuffer", Buffer)
+    assert_same(fetch(FakeStreams(serve=Donor().serve)))
+    assert seen[0] < HELD.payload_bytes
+    assert seen[-1] == HELD.payload_bytes
 
 
 def test_a_transfer_without_its_end_marker_is_not_whole() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import FrozenInstanceError
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from node import weights
-from node.model import EMBEDDING_NAMES, HEAD_NAMES, build_stage
-from node.weights import TensorSpec, WeightsBuffer, WeightsSnapshot, blend, check_specs, load, snapshot
+from node.arrival import WeightsBuffer
+from node.model import EMBEDDING_NAMES, HEAD_NAMES, blank_stage, build_stage
+from node.weights import TensorSpec, WeightsSnapshot, adopt, blend, check_specs, snapshot
 from protocol.errors import LocalProtocolError, WeightsError
 from protocol.manifest import ModelSettings
 
@@ -92,6 +94,14 @@ def test_a_donor_that_is_not_finite_is_refused(bad: float, at: int, coefficients
     donors[1][1][at] = bad
     with pytest.raises(WeightsError, match="tensor 1 of donor 1 holds NaN or Inf"):
         blend(donors, coefficients)
+
+
+@pytest.mark.parametrize("block", [1, 16, 67])
+def test_the_size_of_the_blocks_changes_no_bit(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    donors = donors_of(3)
+    expected = blend(donors, [0.2, 0.3, 0.5])
+    monkeypatch.setattr(weights, "BLEND_BLOCK", block)
+    assert all(map(torch.equal, blend(donors, [0.2, 0.3, 0.5]), expected))
 
 
 def test_a_blend_that_overflows_is_refused() -> None:
@@ -180,16 +190,47 @@ def test_bfloat16_travels_too() -> None:
     assert torch.equal(receive(snapshot(module)).freeze().tensors[0], module.weight)
 
 
-def test_a_corrupt_byte_is_found_and_its_tensor_named() -> None:
-    buffer = receive(snapshot(build_stage(SETTINGS, 1, 0)))
-    buffer.verify()
-    for spec, tensor in zip(buffer.specs, buffer.tensors, strict=True):
-        content = tensor.view(-1).view(torch.uint8)
-        content[len(content) // 2] ^= 1
-        with pytest.raises(WeightsError, match=spec.name):
+@pytest.mark.parametrize("is_digested_along", [False, True])
+def test_a_corrupt_byte_is_found_and_its_tensor_named(is_digested_along: bool) -> None:
+    source = snapshot(build_stage(SETTINGS, 1, 0))
+    ends = [sum(spec.payload_bytes for spec in source.specs[: k + 1]) for k in range(len(source.specs))]
+    for spec, end in zip(source.specs, ends, strict=True):
+        payload = bytearray(b"".join(source.chunks(0, 1000)))
+        payload[end - 1] ^= 1
+        buffer = WeightsBuffer(source.specs)
+        for start in range(0, len(payload), 100):
+            fill(buffer, memoryview(payload)[start : start + 100])
+            if is_digested_along:
+                buffer.digest()
+        with pytest.raises(WeightsError, match=f"bytes of {spec.name} do not match"):
             buffer.verify()
-        content[len(content) // 2] ^= 1
+
+
+def test_digests_are_computed_once_and_while_bytes_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a fetch takes the time of the digests on top, when the last byte is there."""
+    digested: list[int] = []
+
+    class Digest:
+        def __init__(self) -> None:
+            self._digest = hashlib.new("sha256")
+
+        def update(self, content: memoryview) -> None:
+            digested.append(len(content))
+            self._digest.update(content)
+
+        def hexdigest(self) -> str:
+            return self._digest.hexdigest()
+
+    source = snapshot(build_stage(SETTINGS, 1, 0))
+    payload = memoryview(b"".join(source.chunks(0, 1000)))
+    monkeypatch.setattr(hashlib, "sha256", Digest)
+    buffer = WeightsBuffer(source.specs)
+    while not buffer.is_complete:
+        fill(buffer, payload[buffer.received : buffer.received + 77])
+        buffer.digest()
+        assert sum(digested) == buffer.received
     buffer.verify()
+    assert sum(digested) == len(payload)
 
 
 def test_advancing_beyond_the_room_is_our_bug() -> None:
@@ -218,7 +259,7 @@ def test_parts_of_a_stage_travel_by_name() -> None:
         part = snapshot(old, names)
         assert tuple(spec.name for spec in part.specs) == names
         check_specs(part.specs, new, names)
-        load(new, part.tensors, names)
+        adopt(new, part.tensors, names)
     assert snapshot(new).digest == snapshot(old).digest
 
 
@@ -280,12 +321,15 @@ def test_a_spec_from_the_network_is_validated() -> None:
 # Loading
 
 
-def test_loading_replaces_the_weights_in_place() -> None:
-    source, target = build_stage(SETTINGS, 1, 0), build_stage(SETTINGS, 2, 0)
-    owned = list(target.parameters())
-    load(target, list(source.parameters()))
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(owned, source.parameters(), strict=True))
-    assert all(parameter.requires_grad and parameter.is_leaf for parameter in owned)
+def test_adopted_tensors_are_the_weights() -> None:
+    """A stage without memory gets the very tensors: no weight is drawn or copied first."""
+    source, target = build_stage(SETTINGS, 1, 0), blank_stage(SETTINGS, 2)
+    tensors = [parameter.detach().clone() for parameter in source.parameters()]
+    adopt(target, tensors)
+    for parameter, tensor in zip(target.parameters(), tensors, strict=True):
+        assert parameter.data_ptr() == tensor.data_ptr()
+        assert parameter.requires_grad
+        assert parameter.is_leaf
 
 
 def test_loading_what_does_not_fit_changes_nothing() -> None:
@@ -298,5 +342,5 @@ def test_loading_what_does_not_fit_changes_nothing() -> None:
         ([], "1 tensors cannot be loaded where the stage has 2"),
     ):
         with pytest.raises(WeightsError, match=message):
-            load(module, [torch.zeros(5, 3), *bias])
+            adopt(module, [torch.zeros(5, 3), *bias])
         assert snapshot(module).digest == before
