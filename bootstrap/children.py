@@ -48,6 +48,10 @@ class Child:
         return self._process.returncode
 
     @property
+    def process_id(self) -> int:
+        return self._process.pid
+
+    @property
     def is_running(self) -> bool:
         return self._process.returncode is None
 

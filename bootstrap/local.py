@@ -117,6 +117,11 @@ class LocalSwarm:
             await self._end()
         return self.board
 
+    def process_of(self, peer: str) -> int | None:
+        """The id of the process that is this peer; None if we know of none that runs."""
+        child = self._peers.get(peer)
+        return child.process_id if child is not None and child.is_running else None
+
     @property
     def _is_complete(self) -> bool:
         return all(row.state != "waiting" for row in self.board.rows.values())

@@ -1,0 +1,1 @@
+"""What a node keeps in memory, against what its stage needs: docs/performance.md."""
