@@ -16,6 +16,7 @@ from torch import Tensor
 from node.data import TrainingData, open_data
 from node.model import EMBEDDING_NAMES, HEAD_NAMES, BlockStage, EdgeStage, blank_stage, build_stage
 from node.optimizer import StageOptimizer
+from node.precision import arithmetic
 from node.read_ahead import ReadAhead
 from node.tensors import from_wire, to_wire
 from node.weights import HeldCopy, WeightsSnapshot, adopt, blend, snapshot
@@ -179,11 +180,6 @@ class StageHost:
         whole = copy.digest_next() if copy is not None else None
         return None if whole is None else (whole.payload_bytes, whole.digest)
 
-    def _arithmetic(self) -> torch.autocast:
-        """bf16 where the device is faster for it, fp32 elsewhere; weights and gradients are fp32 always."""
-        is_faster = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=is_faster)
-
     # --- microbatches ---
 
     def _forward(self, job: ForwardJob) -> Tensor:
@@ -192,7 +188,7 @@ class StageHost:
             saved = self._embed(module, job.microbatch)
         else:
             source = from_wire(job.payload, self._device).requires_grad_()
-            with self._arithmetic():
+            with arithmetic(self._manifest, self._device):
                 saved = Saved(source, module(source))
         self._saved[job.microbatch, job.attempt] = saved
         return to_wire(saved.output, self._manifest.wire.dtype)
@@ -209,7 +205,7 @@ class StageHost:
         if not isinstance(module, EdgeStage) or saved is None or saved.labels is None:
             raise LocalProtocolError(f"no labels for {job.microbatch}")
         hidden = from_wire(job.payload, self._device).requires_grad_()
-        with self._arithmetic():
+        with arithmetic(self._manifest, self._device):
             loss = module.loss(hidden, saved.labels)
         gradient = _input_gradient(loss, hidden, None, is_counted=job.is_counted)
         return loss.item(), to_wire(gradient, self._manifest.wire.dtype)

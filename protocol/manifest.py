@@ -127,6 +127,13 @@ class WireSettings(_Section, frozen=True):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
+class ComputeSettings(_Section, frozen=True):
+    """How stages compute."""
+
+    dtype: Literal["auto", "float32"] = "auto"
+    """auto: each peer in bfloat16 where its machine is faster for it (node/precision.py), in float32 elsewhere."""
+
+
 class TimingSettings(_Section, frozen=True):
     """Liveness and records, in seconds."""
 
@@ -163,6 +170,7 @@ class RunManifest(_Section, frozen=True):
     recovery: RecoverySettings = msgspec.field(default_factory=RecoverySettings)
     step: StepSettings = msgspec.field(default_factory=StepSettings)
     wire: WireSettings = msgspec.field(default_factory=WireSettings)
+    compute: ComputeSettings = msgspec.field(default_factory=ComputeSettings)
     timing: TimingSettings = msgspec.field(default_factory=TimingSettings)
     initial: InitialSettings = msgspec.field(default_factory=InitialSettings)
 

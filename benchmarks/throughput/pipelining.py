@@ -20,6 +20,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from node.data import open_data
 from node.model import build_block_stage, build_edge_stage
 from node.optimizer import StageOptimizer
+from node.precision import arithmetic
 from node.weights import DTYPES
 from protocol.manifest import RunManifest
 
@@ -35,12 +36,13 @@ class Part(nn.Module):
         self.embedding = edge.model["embed_tokens"] if stage == 1 else None
         self.block = build_block_stage(manifest.model, stage, manifest.seed)
         self.head = nn.Sequential(edge.model["norm"], edge.lm_head) if stage == manifest.model.block_stages else None
-        self.dtype = DTYPES[manifest.wire.dtype]
+        self.manifest = manifest
 
     def forward(self, source: Tensor) -> Tensor:
         """Tokens or activations -> activations or logits."""
-        hidden = self.block(self.embedding(source) if self.embedding is not None else source.float())
-        output: Tensor = self.head(hidden) if self.head is not None else hidden.to(self.dtype)
+        with arithmetic(self.manifest, torch.device("cpu")):
+            hidden = self.block(self.embedding(source) if self.embedding is not None else source.float())
+            output: Tensor = self.head(hidden) if self.head else hidden.to(DTYPES[self.manifest.wire.dtype])
         return output
 
 

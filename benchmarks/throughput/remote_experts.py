@@ -22,16 +22,31 @@ from hivemind.moe.server.server import Server
 from hivemind.p2p import PeerID
 from hivemind.proto.runtime_pb2 import CompressionType
 from hivemind.utils.tensor_descr import BatchTensorDescriptor
-from torch import Tensor
+from torch import Tensor, nn
 
 from node.data import open_data
 from node.model import build_block_stage, build_edge_stage
 from node.optimizer import StageOptimizer
+from node.precision import arithmetic
 from protocol.manifest import RunManifest
 
 START_TIMEOUT_S = 120.0
 CALLS_AT_ONCE = 4
 """Processes of each expert that take calls: what hivemind recommends."""
+
+
+class Expert(nn.Module):
+    """A block stage that computes in the run's arithmetic."""
+
+    def __init__(self, manifest: RunManifest, stage: int) -> None:
+        super().__init__()
+        self.manifest = manifest
+        self.block = build_block_stage(manifest.model, stage, manifest.seed)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with arithmetic(self.manifest, torch.device("cpu")):
+            output: Tensor = self.block(hidden)
+        return output
 
 
 class OncePerStep:
@@ -84,7 +99,7 @@ def _hear(pipe: Connection, stage: int) -> ExpertInfo:
 def _host(manifest: RunManifest, stage: int, addresses: list[str], pipe: Connection) -> None:
     torch.set_num_threads(1)
     dht = DHT(initial_peers=addresses, start=True)
-    module = build_block_stage(manifest.model, stage, manifest.seed)
+    module = Expert(manifest, stage)
     optimizer: Any = OncePerStep(StageOptimizer(module.parameters(), manifest.optimizer), manifest.step.microbatches)
     rows = manifest.step.microbatch_size
     shape = (rows, manifest.model.context_length, manifest.model.hidden_size)
@@ -112,7 +127,8 @@ def _train(manifest: RunManifest, experts: list[RemoteExpert]) -> list[float]:
         hidden = edge.embed(tokens)
         for expert in experts:
             hidden = expert(hidden)
-        loss = edge.loss(hidden, labels)
+        with arithmetic(manifest, torch.device("cpu")):
+            loss = edge.loss(hidden, labels)
         loss.backward()
         return loss.detach()
 

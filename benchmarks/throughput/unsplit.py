@@ -9,6 +9,7 @@ import torch
 from node.data import open_data
 from node.model import UnsplitModel
 from node.optimizer import StageOptimizer
+from node.precision import arithmetic
 from protocol.manifest import RunManifest
 
 
@@ -23,7 +24,8 @@ def step_seconds(manifest: RunManifest, threads: int) -> list[float]:
     for step in range(1, manifest.step.total_steps + 1):
         began = time.perf_counter()
         for index in range(microbatches):
-            loss = model(*data.microbatch(step, index))
+            with arithmetic(manifest, torch.device("cpu")):
+                loss = model(*data.microbatch(step, index))
             loss.backward()
             loss.item()
         for optimizer in optimizers:
