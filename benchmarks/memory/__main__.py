@@ -1,4 +1,4 @@
-"""``python -m benchmarks.memory``: a local swarm, and what its nodes take."""
+"""``python -m benchmarks.memory run|report``: a local swarm, and what its nodes take."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ import typer
 import uvloop
 
 FOLDER = Path("docs/performance")
+PAGE = Path("docs/performance.md")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Option(help="Where the results lie, one JSON file per run.toml or preset.")]
 
 
-def main(
+@app.callback()
+def memory() -> None:
+    """Peak and growth of every node's resident memory."""
+
+
+@app.command()
+def run(
     source: Annotated[str, typer.Option(help="Preset or run.toml.")] = "tiny",
     steps: Annotated[int, typer.Option(help="Steps to train.", min=2)] = 1000,
     kills: Annotated[int, typer.Option(help="Peers to kill, each with a spare that waits.", min=0)] = 20,
-    folder: Annotated[Path, typer.Option(help="Where the result goes.")] = FOLDER,
+    folder: Folder = FOLDER,
 ) -> None:
-    """Peak and growth of every node's resident memory."""
+    """Train a swarm on this machine, kill some of its peers, and keep the figures."""
     from benchmarks.memory.measure import measure
     from benchmarks.memory.tables import growth_table, peak_table
 
@@ -29,5 +40,18 @@ def main(
     typer.echo(result.write(folder))
 
 
+@app.command()
+def report(
+    folder: Folder = FOLDER,
+    page: Annotated[Path, typer.Option(help="Its tables are brought up to date.")] = PAGE,
+) -> None:
+    """Write the tables from the results that are there."""
+    from benchmarks.memory.results import read_results
+    from benchmarks.memory.tables import parts
+    from benchmarks.page import write_parts
+
+    write_parts(page, parts(read_results(folder)))
+
+
 if __name__ == "__main__":
-    typer.run(main)
+    app()

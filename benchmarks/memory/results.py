@@ -9,8 +9,10 @@ import msgspec
 from benchmarks.origin import Origin
 from protocol.manifest import RunManifest
 
-WARM_UP_STEPS = 40
-"""Of a process: allocators fill their pools."""
+WARM_UP_STEPS = 60
+"""Of a process: until then the allocators of Python, torch and the daemon fill their pools."""
+WATCHED_STEPS_MIN = 50
+"""Over fewer steps a slope says nothing."""
 
 
 class Sample(msgspec.Struct, frozen=True, array_like=True):
@@ -47,7 +49,8 @@ class Process(msgspec.Struct):
     def growth(self, *, of_daemon: bool = False) -> float | None:
         """Bytes per 100 steps after the warm-up: the slope of a straight line through them. None: too few."""
         points = [(sample.step, sample.daemon if of_daemon else sample.node) for sample in self.steady]
-        return slope(points) * 100 if len(points) >= 5 else None
+        is_long = bool(points) and points[-1][0] - points[0][0] >= WATCHED_STEPS_MIN
+        return slope(points) * 100 if is_long else None
 
 
 class MemoryResult(msgspec.Struct, frozen=True):

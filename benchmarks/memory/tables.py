@@ -6,10 +6,19 @@ from collections.abc import Sequence
 
 from benchmarks.memory.expected import expected
 from benchmarks.memory.results import MemoryResult, Process
-from benchmarks.page import render
+from benchmarks.origin import origin_table
+from benchmarks.page import Row, render
 
 MB = 1e6
-Row = Sequence[str]
+
+
+def parts(results: Sequence[MemoryResult]) -> dict[str, str]:
+    """The generated parts of the page by name."""
+    return {
+        "memory-peaks": peak_table(results),
+        "memory-growth": growth_table(results),
+        "memory-origin": origin_table(result.origin for result in results),
+    }
 
 
 def peak_table(results: Sequence[MemoryResult]) -> str:
@@ -67,7 +76,8 @@ def _growth_row(result: MemoryResult, process: Process) -> Row:
 
 
 def _name(result: MemoryResult) -> str:
-    return f"{result.manifest.name}, {result.steps} steps, {result.recoveries} recoveries"
+    recoveries = "1 recovery" if result.recoveries == 1 else f"{result.recoveries} recoveries"
+    return f"{result.manifest.name}, {result.steps} steps, {recoveries}"
 
 
 def _mb(count: int) -> str:

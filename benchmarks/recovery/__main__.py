@@ -12,6 +12,7 @@ import uvloop
 from benchmarks.recovery.results import PARTS, Recovered
 
 FOLDER = Path("docs/performance")
+PAGE = Path("docs/performance.md")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -29,17 +30,35 @@ def run(
     runs: Annotated[int, typer.Option(help="Whole swarms to run.", min=1)] = 10,
     folder: Folder = FOLDER,
 ) -> None:
-    """Measure recoveries and keep the figures."""
+    """Measure recoveries. What is measured is kept after every swarm."""
     from benchmarks.recovery.measure import measure
     from benchmarks.recovery.scenarios import SCENARIOS
-    from benchmarks.recovery.tables import recovery_table
+    from benchmarks.recovery.tables import recovery_table, target_table
 
     if scenario not in SCENARIOS:
         raise typer.BadParameter(f"there is no scenario {scenario!r}: choose one of {', '.join(SCENARIOS)}")
+
+    async def keep_all() -> None:
+        async for result in measure(SCENARIOS[scenario], runs):
+            _say(result.runs[-1])
+            path = result.write(folder)
+        typer.echo(f"{recovery_table([result])}\n{target_table([result])}\n{path}")
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        result = runner.run(measure(SCENARIOS[scenario], runs, _say))
-    typer.echo(recovery_table([result]))
-    typer.echo(result.write(folder))
+        runner.run(keep_all())
+
+
+@app.command()
+def report(
+    folder: Folder = FOLDER,
+    page: Annotated[Path, typer.Option(help="Its tables are brought up to date.")] = PAGE,
+) -> None:
+    """Write the tables from the results that are there."""
+    from benchmarks.page import write_parts
+    from benchmarks.recovery.results import read_results
+    from benchmarks.recovery.tables import parts
+
+    write_parts(page, parts(read_results(folder)))
 
 
 def _say(recovered: Recovered) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
+
+import msgspec
 
 from benchmarks.origin import Origin
 from benchmarks.recovery.raw import RawPeers
@@ -19,48 +21,52 @@ from protocol.manifest import RunManifest
 
 DONORS = 2
 
-Report = Callable[[Recovered], None]
 
+async def measure(scenario: Scenario, runs: int) -> AsyncIterator[RecoveryResult]:
+    """So many whole swarms, one after the other; after each, the result so far.
 
-async def measure(scenario: Scenario, runs: int, report: Report) -> RecoveryResult:
-    """So many whole swarms, one after the other; what raw streams carry is measured before and after each."""
+    What raw streams carry is measured before and after each swarm.
+    """
     manifest = load_manifest(scenario.source, scenario.kill_step + scenario.steps_after)
+    result = RecoveryResult(scenario.name, manifest, scenario.stage, (), Origin.here())
     with tempfile.TemporaryDirectory(prefix="understudy-recovery-") as folder:
-        if not scenario.has_yardstick:
-            found = [await _swarm(scenario, manifest, Path(folder), number, report) for number in range(runs)]
-        else:
-            found = await _beside_raw_streams(scenario, manifest, Path(folder), runs, report)
-    return RecoveryResult(scenario.name, manifest, scenario.stage, tuple(found), Origin.here("cpu"))
+        plans = [_plan(scenario, manifest, Path(folder) / f"run-{number}") for number in range(runs)]
+        found = (
+            _beside_raw_streams(scenario, plans, Path(folder)) if scenario.has_yardstick else _alone(scenario, plans)
+        )
+        async for recovered in found:
+            result = msgspec.structs.replace(result, runs=(*result.runs, recovered))
+            yield result
 
 
-async def _beside_raw_streams(
-    scenario: Scenario, manifest: RunManifest, folder: Path, runs: int, report: Report
-) -> list[Recovered]:
-    found = []
-    async with RawPeers.open(DONORS, manifest.model.stage_bytes(scenario.stage), folder) as peers:
+def _plan(scenario: Scenario, manifest: RunManifest, folder: Path) -> LocalPlan:
+    return LocalPlan(scenario.source, manifest, 1, (Fault(scenario.stage, scenario.kill_step),), folder)
+
+
+async def _alone(scenario: Scenario, plans: list[LocalPlan]) -> AsyncIterator[Recovered]:
+    for plan in plans:
+        yield await _swarm(scenario, plan)
+
+
+async def _beside_raw_streams(scenario: Scenario, plans: list[LocalPlan], folder: Path) -> AsyncIterator[Recovered]:
+    payload_bytes = plans[0].manifest.model.stage_bytes(scenario.stage)
+    async with RawPeers.open(DONORS, payload_bytes, folder) as peers:
         before = await _raw(peers)
-        for number in range(runs):
-            recovered = await _swarm(scenario, manifest, folder, number, lambda _: None)
+        for plan in plans:
+            recovered = await _swarm(scenario, plan)
             after = await _raw(peers)
-            found.append(recovered.beside((before[0], after[0]), (before[1], after[1])))
-            report(found[-1])
+            yield recovered.beside((before[0], after[0]), (before[1], after[1]))
             before = after
-    return found
 
 
 async def _raw(peers: RawPeers) -> tuple[float, float]:
     """Seconds of a transfer from one sender, and of two side by side."""
-    return await peers.seconds(1), await peers.seconds(DONORS)
+    return round(await peers.seconds(1), 4), round(await peers.seconds(DONORS), 4)
 
 
-async def _swarm(scenario: Scenario, manifest: RunManifest, folder: Path, number: int, report: Report) -> Recovered:
+async def _swarm(scenario: Scenario, plan: LocalPlan) -> Recovered:
     """One swarm. Raises `RuntimeError` if the stage was not recovered."""
-    faults = (Fault(scenario.stage, scenario.kill_step),)
-    plan = LocalPlan(scenario.source, manifest, spares=1, faults=faults, folder=folder / f"run-{number}")
-    board = await LocalSwarm(plan, lambda _: None).run()
-    recovered = recovered_from(board, scenario.kill_step)
-    report(recovered)
-    return recovered
+    return recovered_from(await LocalSwarm(plan, lambda _: None).run(), scenario.kill_step)
 
 
 def recovered_from(board: Board, kill_step: int) -> Recovered:

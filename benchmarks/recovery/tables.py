@@ -5,12 +5,23 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from benchmarks.origin import origin_table
 from benchmarks.page import render
 from benchmarks.recovery.results import PARTS, RecoveryResult
 
 FETCH_RATIO_MAX = 1.2
 REST_S_MAX = 3.0
 """The targets."""
+
+
+def parts(results: Sequence[RecoveryResult]) -> dict[str, str]:
+    """The generated parts of the page by name."""
+    return {
+        "recovery": recovery_table(results),
+        "recovery-targets": target_table(results),
+        "recovery-bandwidth": bandwidth_table(results),
+        "recovery-origin": origin_table(result.origin for result in results),
+    }
 
 
 def recovery_table(results: Sequence[RecoveryResult]) -> str:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from node.metering import MeteredStreams, Tally
+from node.straight import read_front
 from protocol.ids import PeerId
 from tests.fakes import FakeStreams, MemoryWriter, as_writer, reader_of
 
@@ -27,6 +28,16 @@ def test_what_we_open_is_counted_both_ways() -> None:
         assert (tally.bytes_in, tally.bytes_out, tally.microbatches) == (7, 21, 0)
         writer.close()
         assert opened.writer.is_closed
+
+    asyncio.run(main())
+
+
+def test_what_goes_straight_into_memory_is_counted_too() -> None:
+    async def main() -> None:
+        tally, target = Tally(), bytearray(8)
+        reader, _ = tally.metered(reader_of(b"hello"), as_writer(MemoryWriter()))
+        assert await read_front(reader, memoryview(target)) == 5
+        assert (bytes(target), tally.bytes_in) == (b"hello\0\0\0", 5)
 
     asyncio.run(main())
 

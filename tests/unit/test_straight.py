@@ -79,6 +79,21 @@ def test_both_ways_of_reading_may_be_mixed(tmp_path: Path, make_loop: Callable[[
     connected(tmp_path, make_loop, body)
 
 
+def test_what_was_read_by_asyncio_leaves_the_way_free(tmp_path: Path) -> None:
+    """A tensor behind a message is not copied because there was a message."""
+
+    async def body(reader: StraightReader, other: asyncio.StreamWriter) -> None:
+        other.write(b"messages")
+        assert await reader.readexactly(5) + await reader.read(100) == b"messages"
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(reader.read_straight(memoryview(bytearray(4))))
+            await until(lambda: reader.room() is not None)
+            other.write(b"1234")
+        assert waiting.result() == 4
+
+    connected(tmp_path, asyncio.new_event_loop, body)
+
+
 @pytest.mark.parametrize("make_loop", LOOPS)
 def test_nothing_is_written_where_nobody_waits(
     tmp_path: Path, make_loop: Callable[[], asyncio.AbstractEventLoop]
