@@ -82,7 +82,7 @@ _ORDER = (
     (("checkfree-moments", "checkfree-probe", "checkfree-decay"), (16,)),
     (("checkfree-clipped", "checkfree-1-clipped"), (16,)),
 )
-_URGENT = 3
+_URGENT = 2
 """So many rows of the order come before the others for every seed: a study that is cut short still says something."""
 
 
