@@ -25,6 +25,7 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from importlib import resources
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
@@ -103,13 +104,22 @@ class _IdentityKey(RSAPrivateKey):  # type: ignore[misc]
         self._private_key = identity.private_key
 
 
+JUDGED_MAX = 512
+"""Records whose signature is not verified again when they are read again; at most 17 MB of them."""
+
+
 class _OwnedRecordsOnly(RSASignatureValidator):  # type: ignore[misc]
     """Refuses, on storing and on reading, every record that nobody signed or that is oversized.
 
-    It must depend on nothing but the record: an answer with one refused record is dropped whole.
+    It must depend on nothing but the record: an answer with one refused record is dropped whole. So a record that
+    comes again, and every read brings the same ones from several peers, need not be verified again.
     """
 
-    def validate(self, record: DHTRecord) -> bool:
+    def __init__(self, key: _IdentityKey) -> None:
+        super().__init__(key)
+        self.validate = lru_cache(JUDGED_MAX)(self._judge)
+
+    def _judge(self, record: DHTRecord) -> bool:
         if not math.isfinite(record.expiration_time) or not is_owned(record.subkey):
             return False
         if len(record.value) > RECORD_VALUE_BYTES_MAX + SIGNATURE_BYTES_MAX:

@@ -1,0 +1,52 @@
+"""Which records of the DHT are believed: signed by their owner, within limits, and judged once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from node.identity import Identity
+from node.ownership import RECORD_VALUE_BYTES_MAX, SIGNATURE_BYTES_MAX
+from node.swarm import DHTRecord, RSASignatureValidator, _IdentityKey, _OwnedRecordsOnly
+
+OWNER = _OwnedRecordsOnly(_IdentityKey(Identity.generate()))
+
+
+def validator() -> _OwnedRecordsOnly:
+    return _OwnedRecordsOnly(_IdentityKey(Identity.generate()))
+
+
+def signed(value: bytes = b"value", expiration: float = 1000.0) -> Any:
+    blank = DHTRecord(b"key", OWNER.tagged("name"), value, expiration)
+    return dataclasses.replace(blank, value=OWNER.sign_value(blank))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"value": b"value without a signature"},
+        {"expiration_time": 1001.0},
+        {"expiration_time": float("inf")},
+        {"key": b"another key"},
+        {"subkey": b"name"},
+        {"value": bytes(RECORD_VALUE_BYTES_MAX + SIGNATURE_BYTES_MAX + 1)},
+    ],
+)
+def test_a_record_that_was_changed_is_refused_even_behind_the_one_it_was(changes: dict[str, Any]) -> None:
+    reader, record = validator(), signed()
+    assert reader.validate(record)
+    assert not reader.validate(dataclasses.replace(record, **changes))
+    assert reader.validate(record)
+
+
+def test_a_record_that_comes_again_is_not_verified_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[Any] = []
+    judge = RSASignatureValidator.validate
+    monkeypatch.setattr(
+        RSASignatureValidator, "validate", lambda self, record: judged.append(record) or judge(self, record)
+    )
+    reader, one, other = validator(), signed(), signed(b"other")
+    assert all(reader.validate(record) for record in (one, dataclasses.replace(one), other, one))
+    assert judged == [one, other]
