@@ -1,0 +1,1 @@
+"""How fast activations get from peer to peer, against a bare hivemind stream: docs/performance.md, "The wire"."""

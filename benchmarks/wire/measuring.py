@@ -1,0 +1,95 @@
+"""Two peers on this machine, each a process with a p2pd of its own; the ways take turns."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path as FilePath
+
+import psutil
+
+from benchmarks.wire.paths import BarePath, LinksPath, Path, open_hivemind, open_stream, rules_for, tensor_of
+from benchmarks.wire.results import Transfer, WireResult, here
+from node.identity import Identity
+from node.swarm import Swarm, SwarmConfig, quiet_libraries
+from protocol.ids import PeerId
+
+START_TIMEOUT_S = 60.0
+TRANSFER_TIMEOUT_S = 120.0
+
+
+async def measure(sizes: list[int], repetitions: int, total_bytes: int, tell: Callable[[Transfer], None]) -> WireResult:
+    """Every size by every way, in turn, after one that does not count."""
+    quiet_libraries(is_verbose=False)
+    transfers: list[Transfer] = []
+    with tempfile.TemporaryDirectory(prefix="understudy-wire-") as folder:
+        keys = FilePath(folder)
+        config = SwarmConfig(("/ip4/127.0.0.1/tcp/0",))
+        async with (
+            Swarm.open(config, Identity.load_or_create(keys / "sender.key")) as swarm,
+            receiver(swarm, keys / "receiver.key", sizes) as peer,
+        ):
+            for size in sizes:
+                async for transfer in _measure_size(swarm, peer, size, (repetitions, total_bytes)):
+                    tell(transfer)
+                    transfers.append(transfer)
+    return WireResult(tuple(transfers), here())
+
+
+@asynccontextmanager
+async def receiver(swarm: Swarm, key: FilePath, sizes: list[int]) -> AsyncIterator[PeerId]:
+    """The other process; it ends when its standard input does, however we end."""
+    command = ("-W", "ignore", "-m", "benchmarks.wire.receiver", swarm.addresses[0], str(key), *map(str, sizes))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            peer = PeerId((await process.stdout.readline()).decode().strip())
+        yield peer
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+async def _measure_size(swarm: Swarm, peer: PeerId, size: int, effort: tuple[int, int]) -> AsyncIterator[Transfer]:
+    repetitions, total_bytes = effort
+    tensor, count = tensor_of(size), max(2, total_bytes // size)
+    async with asyncio.TaskGroup() as tasks:
+        links = await LinksPath.serve(swarm, peer, rules_for(size), tasks)
+        bare = {"hivemind": await open_hivemind(swarm, peer), "stream": await open_stream(swarm, peer)}
+        paths: dict[str, Path] = {**bare, "links": links}
+        for repetition in range(repetitions + 1):
+            for way, path in paths.items():
+                before, began = cpu_seconds(), time.perf_counter()
+                async with asyncio.timeout(TRANSFER_TIMEOUT_S):
+                    await path.send(tensor, count)
+                seconds, after = time.perf_counter() - began, cpu_seconds()
+                if repetition:
+                    used = {part: round(after[part] - before[part], 2) for part in after}
+                    yield Transfer(way, size, count, seconds, used)
+        for path in (*bare.values(), links):
+            _close(path)
+
+
+def _close(path: BarePath | LinksPath) -> None:
+    path.close()
+
+
+def cpu_seconds() -> dict[str, float]:
+    """Processor time of us, of the receiving process and of both p2pd, so far."""
+    used = {"sender": _used(psutil.Process()), "receiver": 0.0, "daemons": 0.0}
+    for child in psutil.Process().children(recursive=True):
+        used["daemons" if child.name() == "p2pd" else "receiver"] += _used(child)
+    return used
+
+
+def _used(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)

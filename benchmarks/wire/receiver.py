@@ -1,0 +1,35 @@
+"""The receiving process: ``python -m benchmarks.wire.receiver SEED KEYFILE SIZE...``, ends with its standard input."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import typer
+import uvloop
+
+from benchmarks.wire.paths import rules_for, serve_hivemind, serve_links, serve_stream
+from node.identity import Identity
+from node.swarm import Swarm, SwarmConfig, quiet_libraries
+
+
+async def receive(seed: str, key: Path, sizes: list[int]) -> None:
+    """Serve every way; say our PeerID; go on until standard input ends."""
+    quiet_libraries(is_verbose=False)
+    config = SwarmConfig(("/ip4/127.0.0.1/tcp/0",), initial_peers=(seed,))
+    async with Swarm.open(config, Identity.load_or_create(key)) as swarm, asyncio.TaskGroup() as tasks:
+        await serve_hivemind(swarm)
+        await serve_stream(swarm)
+        for size in sizes:
+            await serve_links(swarm, rules_for(size), tasks)
+        print(swarm.peer_id, flush=True)  # noqa: T201 - the parent waits for this line
+        await asyncio.to_thread(sys.stdin.read)
+
+
+def main(seed: str, key: Path, sizes: list[int]) -> None:
+    uvloop.run(receive(seed, key, sizes))
+
+
+if __name__ == "__main__":
+    typer.run(main)
