@@ -116,6 +116,13 @@ class Simulation:
                 return
         raise Violation("nothing left to happen, but the run is not done")
 
+    def advance(self, until: float) -> None:
+        """Let time pass until then, whatever comes of it."""
+        while self._agenda and self._agenda[0][0] <= until:
+            self.now, _, call = heapq.heappop(self._agenda)
+            call()
+        self.now = until
+
     @property
     def is_over(self) -> bool:
         return all(node.is_stopped or not node.is_alive for node in self.nodes.values())
@@ -153,10 +160,13 @@ class Simulation:
         if node.paused_until > self.now:
             self.at(node.paused_until, lambda: self.feed(node, event))
             return
-        actions = node.core.handle(event, self.now)
+        actions = self._handle(node, event)
         self.judge.check_actions(node.peer, actions)
         for action in actions:
             self._perform(node, action)
+
+    def _handle(self, node: SimNode, event: Event) -> list[Action]:
+        return node.core.handle(event, self.now)
 
     def _timer(self, node: SimNode, serial: int) -> None:
         if not node.is_alive or node.is_stopped or serial != node.timer_serial:
