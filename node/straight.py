@@ -8,12 +8,17 @@ target itself. All other reading is asyncio's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import SupportsIndex
 
 SPILL_BYTES = 64 * 1024
 """Room for what comes while nobody waits with a target."""
+WRITE_BUFFER_BYTES = 1 << 20
+"""`drain` waits while more than this is unsent, until a quarter of it is left: the socket never runs dry between
+two tensors."""
+
+Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class ReadsStraight:
@@ -34,7 +39,7 @@ async def read_front(reader: asyncio.StreamReader | ReadsStraight, target: memor
 
 
 class StraightReader(asyncio.StreamReader, ReadsStraight):
-    """The reading half of a stream; made with `open_unix_stream`."""
+    """The reading half of a stream; made with `open_unix_stream` and `start_unix_streams`."""
 
     def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(limit=limit, loop=loop)
@@ -151,4 +156,20 @@ async def open_unix_stream(path: Path, limit: int) -> tuple[StraightReader, asyn
     reader = StraightReader(limit, loop)
     inner = asyncio.StreamReaderProtocol(reader, loop=loop)
     transport, _ = await loop.create_unix_connection(lambda: _StraightProtocol(reader, inner), str(path))
+    transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
     return reader, asyncio.StreamWriter(transport, inner, reader, loop)
+
+
+async def start_unix_streams(accept: Accept, path: Path, limit: int) -> asyncio.Server:
+    """Like `asyncio.start_unix_server`, with readers that read straight."""
+    loop = asyncio.get_running_loop()
+
+    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        await accept(reader, writer)
+
+    def protocol() -> _StraightProtocol:
+        reader = StraightReader(limit, loop)
+        return _StraightProtocol(reader, asyncio.StreamReaderProtocol(reader, accepted, loop=loop))
+
+    return await loop.create_unix_server(protocol, str(path))

@@ -32,6 +32,7 @@ from node.control import (
 )
 from node.daemon import SOCKET_FOLDER, Daemon
 from node.dial import dial
+from node.straight import start_unix_streams
 from protocol.errors import LocalProtocolError, NetworkError, PeerRefusedError, SettingsError, UnderstudyError
 from protocol.ids import PeerId
 
@@ -111,9 +112,7 @@ class StreamHost:
         try:
             async with asyncio.timeout(CONTROL_TIMEOUT_S):
                 if self._server is None:
-                    self._server = await asyncio.start_unix_server(
-                        self._accept, self._listen_path, limit=STREAM_BUFFER_BYTES
-                    )
+                    self._server = await start_unix_streams(self._accept, self._listen_path, STREAM_BUFFER_BYTES)
                 _, writer = await ask(self._control_path, serve_request(self._listen_path, protocol))
         except (TimeoutError, DaemonRefusal) as error:
             raise NetworkError("the libp2p daemon does not accept streams: start the node again") from error

@@ -12,12 +12,12 @@ All of them end at the same two p2pd and the same connection between them:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from node.metering import MeteredStreams, Tally
 from node.network import LinkRules, Network
 from node.swarm import Swarm
 from node.tensors import bytes_of
@@ -115,10 +115,11 @@ class LinksPath:
     @classmethod
     async def serve(cls, swarm: Swarm, peer: PeerId, rules: LinkRules, tasks: asyncio.TaskGroup) -> LinksPath:
         """The sending end, listening for the receiver's word."""
-        network = Network(swarm, rules, lambda *_: path._is_done.set(), _fail)
+        tally = Tally()
+        network = Network(MeteredStreams(swarm, tally), rules, lambda *_: path._is_done.set(), _fail)
         path = cls(network, peer)
         network.start(tasks)
-        await swarm.serve_streams(network.protocol, network.receive)
+        await swarm.serve_streams(network.protocol, tally.metered_callback(network.receive))
         return path
 
     async def send(self, tensor: Tensor, count: int) -> None:
@@ -131,20 +132,19 @@ class LinksPath:
         self._network.stop()
 
 
-async def serve_links(swarm: Swarm, rules: LinkRules, tasks: asyncio.TaskGroup) -> None:
-    """The receiving end of a `LinksPath`."""
+async def serve_links(swarm: Swarm, rules: LinkRules, tasks: asyncio.TaskGroup) -> Network:
+    """The receiving end of a `LinksPath`; stop it in the end."""
 
     def deliver(peer: PeerId, message: AnyMessage, _: Tensor | None) -> None:
         if isinstance(message, Forward) and message.index == message.step - 1:
             network.send(peer, Heartbeat(1, 1, "serving", message.step), None)
 
-    network = Network(swarm, rules, deliver, lambda _: None)
+    tally = Tally()
+    network = Network(MeteredStreams(swarm, tally), rules, deliver, lambda _: None)
     network.start(tasks)
-    await swarm.serve_streams(network.protocol, network.receive)
+    await swarm.serve_streams(network.protocol, tally.metered_callback(network.receive))
+    return network
 
 
 def _fail(peer: PeerId) -> None:
     raise ConnectionError(f"the receiver {peer} is gone")
-
-
-Open = Callable[[Swarm, PeerId], Any]

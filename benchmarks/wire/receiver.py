@@ -21,10 +21,11 @@ async def receive(seed: str, key: Path, sizes: list[int]) -> None:
     async with Swarm.open(config, Identity.load_or_create(key)) as swarm, asyncio.TaskGroup() as tasks:
         await serve_hivemind(swarm)
         await serve_stream(swarm)
-        for size in sizes:
-            await serve_links(swarm, rules_for(size), tasks)
+        networks = [await serve_links(swarm, rules_for(size), tasks) for size in sizes]
         print(swarm.peer_id, flush=True)  # noqa: T201 - the parent waits for this line
         await asyncio.to_thread(sys.stdin.read)
+        for network in networks:
+            network.stop()
 
 
 def main(seed: str, key: Path, sizes: list[int]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import uvloop
 
-from node.straight import StraightReader, open_unix_stream, read_front
+from node.straight import WRITE_BUFFER_BYTES, StraightReader, open_unix_stream, read_front, start_unix_streams
 from tests.fakes import reader_of, until
 
 TIMEOUT_S = 10.0
@@ -186,3 +187,57 @@ def test_a_reader_that_cannot_is_copied_from() -> None:
         assert await read_front(reader, memoryview(target)) == 0
 
     asyncio.run(main())
+
+
+def accepting(
+    folder: Path, make_loop: Callable[[], asyncio.AbstractEventLoop], body: Callable[..., Awaitable[None]]
+) -> None:
+    """Run a test with the reading end that a server of ours accepted, and both writers."""
+
+    async def main() -> None:
+        accepted: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted.put_nowait((reader, writer))
+
+        server = await start_unix_streams(accept, folder / "socket", LIMIT)
+        async with asyncio.timeout(TIMEOUT_S), server:
+            _, opener = await open_unix_stream(folder / "socket", LIMIT)
+            reader, acceptor = await accepted.get()
+            try:
+                await body(reader, opener, acceptor)
+            finally:
+                for writer in (opener, acceptor):
+                    writer.transport.abort()
+                    with contextlib.suppress(OSError):
+                        await writer.wait_closed()
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("make_loop", LOOPS)
+def test_a_stream_that_was_accepted_is_read_straight_too(
+    tmp_path: Path, make_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def body(reader: asyncio.StreamReader, opener: asyncio.StreamWriter, _: asyncio.StreamWriter) -> None:
+        assert isinstance(reader, StraightReader)
+        opener.write(PAYLOAD)
+        assert await filled(reader, len(PAYLOAD)) == PAYLOAD
+
+    accepting(tmp_path, make_loop, body)
+
+
+@pytest.mark.parametrize("make_loop", LOOPS)
+def test_both_ends_write_ahead_and_then_wait(
+    tmp_path: Path, make_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def body(_: asyncio.StreamReader, *writers: asyncio.StreamWriter) -> None:
+        for writer in writers:
+            assert writer.transport.get_write_buffer_limits() == (WRITE_BUFFER_BYTES // 4, WRITE_BUFFER_BYTES)
+            writer.write(bytes(32 << 20))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await writer.drain()
+
+    accepting(tmp_path, make_loop, body)
