@@ -6,7 +6,15 @@ from protocol.ids import DRIVER_STAGE
 from protocol.neighbourhood import Neighbourhood
 from protocol.node_state import NodeState
 from protocol.recognition import Recognition
-from protocol.records import AnyRecord, OfferRecord, ProgressRecord, SpareRecord, StageRecord, stage_key
+from protocol.records import (
+    SPARES_KEY,
+    AnyRecord,
+    OfferRecord,
+    ProgressRecord,
+    SpareRecord,
+    StageRecord,
+    stage_key,
+)
 from protocol.tenancy import Tenancy
 
 
@@ -26,7 +34,7 @@ class Bulletin:
                 self._recognition.read(record)
         self._note_missing(key, tenures)
         spares = [record for record in records if isinstance(record, SpareRecord)]
-        if spares:
+        if key == SPARES_KEY:
             self._neighbourhood.note_spares(spares)
             self._tenancy.claimant.lookout.note_spares(spares)
         for found in records:
@@ -36,6 +44,7 @@ class Bulletin:
                 self._note_progress(found)
         self._tenancy.claimant.note_read(key)
         if self._state.tenure is None and not self._state.is_stopped:
+            self._tenancy.take_place()
             self._tenancy.claimant.consider()
             self._tenancy.say_spare()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from protocol.ids import DRIVER_STAGE, PeerId
 from protocol.node_state import NodeState
-from protocol.placement import choose_hole, rank_holes, rank_spares
+from protocol.placement import choose_hole, is_in_front, rank_holes, rank_spares
 from protocol.records import SpareRecord, stage_key
 
 REFUSAL_PAUSE_S = 1.0
@@ -19,16 +19,21 @@ class Lookout:
         self._capacity = capacity
         self._wanted_stage = wanted_stage
         self._spares: dict[PeerId, SpareRecord] = {}
-        self._keys_unread = {stage_key(stage) for stage in range(state.manifest.stage_count)}
+        self._keys_unread: set[str] = set()
         self._holes_since: float | None = None
         self._refused_until: dict[int, float] = {}
+        self.look_again()
 
     def my_record(self) -> SpareRecord:
         """How we present ourselves to the swarm."""
-        return SpareRecord(self._state.me, self._capacity)
+        return SpareRecord(self._state.me, self._capacity, can_drive=self._state.can_drive)
 
     def note_spares(self, records: list[SpareRecord]) -> None:
         self._spares = {PeerId(record.peer): record for record in records}
+
+    def look_again(self) -> None:
+        """Decide nothing before every stage was looked up from now on: what we knew may be old."""
+        self._keys_unread = {stage_key(stage) for stage in range(self._state.manifest.stage_count)}
 
     def note_read(self, key: str) -> None:
         self._keys_unread.discard(key)
@@ -39,16 +44,26 @@ class Lookout:
 
     @property
     def has_looked_around(self) -> bool:
-        """Every stage was looked up at least once."""
+        """Every stage was looked up since we began to look."""
         return not self._keys_unread
+
+    @property
+    def is_dispensable(self) -> bool:
+        """There is nothing to do for us, and enough spares that come before us wait for work already."""
+        return self.has_looked_around and not self._holes() and not is_in_front(self.my_record(), self._spares.values())
+
+    def _holes(self) -> list[int]:
+        """The stages without an owner that we may take."""
+        membership = self._state.membership
+        takeable = [s for s in range(membership.stage_count) if s != DRIVER_STAGE or self._state.can_drive]
+        return [stage for stage in takeable if not membership.is_present(stage)]
 
     def choose(self) -> tuple[int, str] | None:
         """The stage to claim now, and why."""
         if not self.has_looked_around:
             return None
         membership = self._state.membership
-        takeable = [s for s in range(membership.stage_count) if s != DRIVER_STAGE or self._state.can_drive]
-        holes = [stage for stage in takeable if not membership.is_present(stage)]
+        holes = self._holes()
         self._holes_since = (self._holes_since or self._state.now) if holes else None
         allowed = [stage for stage in holes if self._refused_until.get(stage, 0.0) <= self._state.now]
         if self._wanted_stage is not None and not membership.is_present(self._wanted_stage):
@@ -63,7 +78,9 @@ class Lookout:
         lost = [stage for stage in holes if membership.known_incarnation(stage) > 0]
         ranked = rank_holes(lost, [stage for stage in holes if stage not in lost])
         idle = {peer: spare for peer, spare in self._spares.items() if not membership.holds_a_seat(peer)}
-        ranking = rank_spares({**idle, self._state.me: self.my_record()}.values())
+        idle[self._state.me] = self.my_record()
+        is_driver_wanted = ranked[0] == DRIVER_STAGE
+        ranking = rank_spares(spare for spare in idle.values() if spare.can_drive or not is_driver_wanted)
         waited_s = self._state.now - (self._holes_since or self._state.now)
         stage = choose_hole(self._state.me, ranking, ranked, waited_s)
         if stage is None:

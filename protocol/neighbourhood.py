@@ -11,7 +11,7 @@ from protocol.ids import DRIVER_STAGE, PeerId
 from protocol.membership import Seat, Status
 from protocol.messages import Alive, AnyMessage, Lost
 from protocol.node_state import NodeState
-from protocol.placement import dead_stretch, nearest_survivors, rank_spares, watched
+from protocol.placement import dead_stretch, nearest_survivors, rank_spares, spread, watched
 from protocol.records import PROGRESS_KEY, SPARES_KEY, SpareRecord, StageRecord, stage_key, weights_key
 
 SPARE_READ_PERIOD_S = 1.0
@@ -80,6 +80,8 @@ class Neighbourhood:
         return died
 
     def _read_period_s(self) -> float:
+        if self._is_in_reserve:
+            return self._state.manifest.timing.record_refresh_s * (1 + spread(self._state.me))
         if self._state.is_serving and not self._state.membership.missing(self.watched()):
             return self._state.manifest.timing.record_refresh_s
         return SPARE_READ_PERIOD_S
@@ -87,6 +89,9 @@ class Neighbourhood:
     def read(self) -> None:
         """Read what concerns us from the DHT."""
         self._read_at = self._state.now
+        if self._is_in_reserve:
+            self._state.act(Read((SPARES_KEY, PROGRESS_KEY)))
+            return
         stages = sorted(self.watched())
         keys = [stage_key(stage) for stage in stages] + [SPARES_KEY]
         if self._state.tenure is None:
@@ -94,6 +99,10 @@ class Neighbourhood:
         if self._state.tenure is None or self._state.membership.missing(self.watched()):
             keys.append(PROGRESS_KEY)
         self._state.act(Read(tuple(keys)))
+
+    @property
+    def _is_in_reserve(self) -> bool:
+        return self._state.tenure is None and self._state.is_in_reserve
 
     def store_tenure(self) -> None:
         """Publish our tenure record, now and for a while."""

@@ -25,6 +25,8 @@ class NodeState:
     now: float = 0.0
     can_drive: bool = True
     """This machine has the run's text, so it may take S0."""
+    is_in_reserve: bool = False
+    """A spare that others are ranked before: it publishes nothing, and reads little and seldom."""
     tenure: Tenure | None = None
     tenure_state: StageState = "recovering"
     is_recognised: bool = False

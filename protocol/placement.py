@@ -6,12 +6,15 @@ Pure functions over small values; `membership` keeps the view they are asked abo
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from zlib import crc32
 
 from protocol.ids import DRIVER_STAGE, PeerId
 from protocol.records import SpareRecord, StageRecord
 
 CLAIM_PATIENCE_S = 2.0
 """How long a spare leaves a hole to the spare ranked before it."""
+FRONT_MAX = 16
+"""Spares that wait in front: they publish themselves and look for work all the time. All others are in reserve."""
 
 
 def supersedes(challenger: tuple[int, str, PeerId], holder: tuple[int, str, PeerId]) -> bool:
@@ -90,6 +93,22 @@ def rank_spares(spares: Iterable[SpareRecord]) -> list[PeerId]:
     """Waiting spares, the most capable first; equal capacity is decided by peer id."""
     waiting = (spare for spare in spares if spare.state == "waiting")
     return [PeerId(spare.peer) for spare in sorted(waiting, key=lambda spare: (-spare.capacity, spare.peer))]
+
+
+def is_in_front(me: SpareRecord, known: Iterable[SpareRecord]) -> bool:
+    """Whether this spare is among the first `FRONT_MAX` that wait, or the first of those that may take S0.
+
+    Without this, every spare would publish a record that every spare reads.
+    """
+    others = {spare.peer: spare for spare in known}
+    waiting = list({**others, me.peer: me}.values())
+    drivers = [spare for spare in waiting if spare.can_drive]
+    return me.peer in {*rank_spares(waiting)[:FRONT_MAX], *rank_spares(drivers)[:FRONT_MAX]}
+
+
+def spread(peer: PeerId) -> float:
+    """A number from 0 to below 1, evenly spread over peers and always the same for one."""
+    return crc32(peer.encode()) / 2**32
 
 
 def rank_holes(lost: Collection[int], unowned: Collection[int]) -> list[int]:

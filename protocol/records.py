@@ -43,6 +43,8 @@ class SpareRecord(Record, frozen=True, tag="spare"):
 
     capacity: Annotated[float, Meta(ge=0)]
     state: Literal["waiting", "left"] = "waiting"
+    can_drive: bool = True
+    """It has the run's text, so it may take S0."""
 
 
 class OfferRecord(Record, frozen=True, tag="offer"):

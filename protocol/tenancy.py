@@ -44,6 +44,17 @@ class Tenancy:
         self._store(self.claimant.lookout.my_record())
         self._neighbourhood.read()
 
+    def take_place(self) -> None:
+        """Wait in front or in reserve, by what we know of the stages and of the others who wait."""
+        state = self._state
+        was_in_reserve = state.is_in_reserve
+        is_idle = state.tenure is None and self.claimant.claim is None
+        state.is_in_reserve = is_idle and self.claimant.lookout.is_dispensable
+        if was_in_reserve and is_idle and not state.is_in_reserve:
+            self.claimant.lookout.look_again()
+            self._store(self.claimant.lookout.my_record())
+            self._neighbourhood.read()
+
     def say_spare(self) -> None:
         """Once we have looked around and found nothing to do."""
         if not self._is_known_spare and self.claimant.lookout.has_looked_around and self.claimant.claim is None:
@@ -122,7 +133,7 @@ class Tenancy:
             self.donor.refresh()
         if self._is_doorkeeper and self._charter is not None:
             self._store(msgspec.structs.replace(self._charter, peer=self._state.me))
-        if self._state.tenure is None:
+        if self._state.tenure is None and not self._state.is_in_reserve:
             self._store(self.claimant.lookout.my_record())
 
     @property
@@ -204,4 +215,5 @@ class Tenancy:
         if isinstance(self.host, Driver):
             self.host.advance()
         if self._state.tenure is None:
+            self.take_place()
             self.claimant.consider()

@@ -15,6 +15,8 @@ ARRIVE_S = 20.0
 SETTLE_S = 60.0
 """By then the records of everybody's arrival have expired."""
 RECOVERY_LIMIT_S = 120.0
+CALM_S = 30.0
+"""From the first loss to the second: by then no record of the first is left."""
 MICROBATCHES = 4
 
 
@@ -27,17 +29,19 @@ def measure(case: Case, window_s: float = 20.0, seed: int = 0) -> Outcome:
     swarm.advance(SETTLE_S + window_s)
     cpu_seconds = (time.process_time() - began) / window_s
     owners = {node.peer for stage in range(case.stages) if (node := swarm.owner(stage)) is not None}
-    spares = set(swarm.nodes) - owners
+    roles = {"owners": owners, "spares": set(swarm.nodes) - owners, "everybody": set(swarm.nodes)}
+    costs = {role: cost_of(swarm, peers, window_s) for role, peers in roles.items()}
     busiest = max(swarm.keys.reads, key=swarm.keys.reads.__getitem__)
+    busiest_key_reads_per_s = swarm.keys.reads[busiest] / window_s
+    killed = lose(swarm, case.stages // 2, is_silent=False)
+    swarm.advance(swarm.now + CALM_S)
     return Outcome(
         case=case,
-        owners=cost_of(swarm, owners, window_s),
-        spares=cost_of(swarm, spares, window_s),
-        everybody=cost_of(swarm, set(swarm.nodes), window_s),
+        **costs,
         busiest_key=busiest,
-        busiest_key_reads_per_s=swarm.keys.reads[busiest] / window_s,
+        busiest_key_reads_per_s=busiest_key_reads_per_s,
         cpu_seconds_per_s=cpu_seconds,
-        killed=lose(swarm, case.stages // 2, is_silent=False),
+        killed=killed,
         vanished=lose(swarm, case.stages // 2, is_silent=True),
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path as FilePath
 
 import psutil
 
-from benchmarks.wire.paths import BarePath, LinksPath, Path, open_hivemind, open_stream, rules_for, tensor_of
+from benchmarks.wire.paths import LinksPath, Path, open_hivemind, open_stream, rules_for, tensor_of
 from benchmarks.wire.results import Transfer, WireResult, here
 from node.identity import Identity
 from node.swarm import Swarm, SwarmConfig, quiet_libraries
@@ -74,12 +74,8 @@ async def _measure_size(swarm: Swarm, peer: PeerId, size: int, effort: tuple[int
                 if repetition:
                     used = {part: round(after[part] - before[part], 2) for part in after}
                     yield Transfer(way, size, count, seconds, used)
-        for path in (*bare.values(), links):
-            _close(path)
-
-
-def _close(path: BarePath | LinksPath) -> None:
-    path.close()
+        for path in paths.values():
+            await path.close()
 
 
 def cpu_seconds() -> dict[str, float]:

@@ -39,6 +39,8 @@ class Path(Protocol):
         """Send the tensor so many times; returns when the receiver has them all."""
         ...
 
+    async def close(self) -> None: ...
+
 
 def activation_of(payload_bytes: int) -> TensorHeader:
     """A bfloat16 activation of this many bytes, a multiple of 512."""
@@ -69,8 +71,9 @@ class BarePath:
             await self._writer.drain()
         await self._reader.readexactly(len(DONE))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._writer.close()
+        await self._writer.wait_closed()
 
 
 async def take_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -128,7 +131,7 @@ class LinksPath:
             self._network.send(self._peer, Forward(count, index, Attempt(1, 0), 1, 1), tensor)
         await self._is_done.wait()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._network.stop()
 
 

@@ -55,7 +55,17 @@ from protocol.messages import (
     Refusal,
     Withdraw,
 )
-from protocol.records import AnyRecord, ManifestRecord, ProgressRecord, SpareRecord, StageRecord, stage_key
+from protocol.placement import FRONT_MAX
+from protocol.records import (
+    PROGRESS_KEY,
+    SPARES_KEY,
+    AnyRecord,
+    ManifestRecord,
+    ProgressRecord,
+    SpareRecord,
+    StageRecord,
+    stage_key,
+)
 from tests.sim.simulation import small_manifest
 
 ME, OTHER = PeerId("me"), PeerId("other")
@@ -321,6 +331,47 @@ def test_a_peer_that_holds_a_seat_is_no_rival_for_the_next_hole() -> None:
     node.do(RecordsRead("spares", (SpareRecord("peer-1", 9.0), SpareRecord("peer-3", 9.0), SpareRecord("me", 1.0))))
     left = StageRecord(peer(2), 2, 1, "left", 5)
     assert said(Claim, node.read([*served(0, 1, 3, 4), left])) == [Claim(2, 2, (1, 3))]
+
+
+def front() -> tuple[SpareRecord, ...]:
+    """As many spares as it takes, all before us."""
+    return tuple(SpareRecord(f"spare-{number}", 9.0) for number in range(FRONT_MAX))
+
+
+def reserve() -> Node:
+    """A spare of a whole swarm that many others are ranked before."""
+    node = spare()
+    node.read(served(0, 1, 2, 3, 4))
+    node.do(RecordsRead(SPARES_KEY, front()))
+    return node
+
+
+def test_a_spare_in_reserve_publishes_nothing_and_reads_two_keys() -> None:
+    actions = reserve().wait(60.0)
+    assert of(Store, actions) == []
+    reads = of(Read, actions)
+    assert {read.keys for read in reads} == {(SPARES_KEY, PROGRESS_KEY)}
+    assert 60.0 / (2 * MANIFEST.timing.record_refresh_s) <= len(reads) <= 60.0 / MANIFEST.timing.record_refresh_s
+
+
+@pytest.mark.parametrize("still_there", [FRONT_MAX - 1, 0])
+def test_a_spare_in_reserve_moves_up_and_looks_around_before_it_decides(still_there: int) -> None:
+    node = reserve()
+    actions = node.do(RecordsRead(SPARES_KEY, front()[:still_there]))
+    assert [store.record for store in of(Store, actions)] == [SpareRecord(ME, 1.0)]
+    assert {stage_key(stage) for stage in range(5)} <= set(of(Read, actions)[0].keys)
+    gone = StageRecord(peer(2), 2, 1, "left", 5)
+    assert said(Claim, node.do(RecordsRead(stage_key(2), (gone,)))) == []
+    claims = said(Claim, node.read([*served(0, 1, 3, 4), gone]))
+    assert claims == ([] if still_there else [Claim(2, 2, (1, 3))])
+
+
+def test_whoever_cannot_drive_is_no_rival_for_s0() -> None:
+    node = spare()
+    rivals = tuple(SpareRecord(f"spare-{number}", 9.0, can_drive=False) for number in range(3))
+    node.do(RecordsRead(SPARES_KEY, rivals))
+    left = StageRecord(peer(0), 0, 1, "left", 5)
+    assert [claim.stage for claim in said(Claim, node.read([left, *served(1, 2, 3, 4)]))] == [0]
 
 
 def test_a_stage_that_was_never_owned_is_built_from_the_seed_when_nobody_objects() -> None:

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from protocol.ids import PeerId
 from protocol.placement import (
     CLAIM_PATIENCE_S,
+    FRONT_MAX,
     choose_hole,
     dead_stretch,
+    is_in_front,
     nearest_survivors,
     rank_holes,
     rank_spares,
+    spread,
     supersedes,
     watched,
 )
@@ -139,3 +142,36 @@ def test_who_is_no_spare_takes_nothing() -> None:
 
 def test_without_a_hole_there_is_nothing_to_take() -> None:
     assert choose_hole(ME, [ME], [], waited_s=100.0) is None
+
+
+def spares(count: int, capacity: float = 2.0, *, can_drive: bool = True) -> list[SpareRecord]:
+    return [SpareRecord(f"spare-{number:03}", capacity, can_drive=can_drive) for number in range(count)]
+
+
+def test_the_first_wait_in_front_and_the_others_in_reserve() -> None:
+    everybody = spares(FRONT_MAX + 5)
+    assert [is_in_front(me, everybody) for me in everybody] == [True] * FRONT_MAX + [False] * 5
+    assert is_in_front(SpareRecord("zz", 3.0), everybody), "the more capable comes first"
+    assert not is_in_front(SpareRecord("zz", 1.0), everybody)
+    assert is_in_front(SpareRecord("zz", 1.0), everybody[: FRONT_MAX - 1])
+
+
+def test_a_spare_counts_as_what_it_is_now_and_whoever_left_does_not_count() -> None:
+    me = SpareRecord("spare-000", 2.0)
+    assert is_in_front(me, [SpareRecord("spare-000", 0.1), *spares(FRONT_MAX)[1:], SpareRecord("a", 1.0)])
+    gone = [SpareRecord(spare.peer, 2.0, "left") for spare in spares(FRONT_MAX)]
+    assert is_in_front(SpareRecord("zz", 1.0), gone)
+
+
+def test_those_who_cannot_drive_keep_nobody_who_can_in_reserve() -> None:
+    others = spares(FRONT_MAX + 5, can_drive=False)
+    assert is_in_front(SpareRecord("zz", 1.0), others)
+    assert not is_in_front(SpareRecord("zz", 1.0, can_drive=False), others)
+    assert not is_in_front(SpareRecord("zz", 1.0), spares(FRONT_MAX))
+
+
+def test_peers_are_spread_evenly_and_always_alike() -> None:
+    places = [spread(PeerId(f"peer-{number}")) for number in range(1000)]
+    assert all(0 <= place < 1 for place in places)
+    assert all(200 < sum(int(place * 4) == quarter for place in places) < 300 for quarter in range(4))
+    assert spread(PeerId("peer-0")) == places[0]
