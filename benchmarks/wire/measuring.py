@@ -20,6 +20,8 @@ from protocol.ids import PeerId
 
 START_TIMEOUT_S = 60.0
 TRANSFER_TIMEOUT_S = 120.0
+TENSORS_MIN = 8
+"""Per repetition: with fewer, the way to the first and from the last byte would show."""
 
 
 async def measure(sizes: list[int], repetitions: int, total_bytes: int, tell: Callable[[Transfer], None]) -> WireResult:
@@ -60,7 +62,7 @@ async def receiver(swarm: Swarm, key: FilePath, sizes: list[int]) -> AsyncIterat
 
 async def _measure_size(swarm: Swarm, peer: PeerId, size: int, effort: tuple[int, int]) -> AsyncIterator[Transfer]:
     repetitions, total_bytes = effort
-    tensor, count = tensor_of(size), max(2, total_bytes // size)
+    tensor, count = tensor_of(size), max(TENSORS_MIN, total_bytes // size)
     async with asyncio.TaskGroup() as tasks:
         links = await LinksPath.serve(swarm, peer, rules_for(size), tasks)
         bare = {"hivemind": await open_hivemind(swarm, peer), "stream": await open_stream(swarm, peer)}
