@@ -12,7 +12,7 @@ from benchmarks.scale.results import Case, ScaleResult, read, roles_table, scale
 
 RESULT = Path("docs/performance/scale.json")
 PAGE = Path("docs/performance.md")
-CASES = ("5:10", "5:100", "5:1000", "20:30", "100:110", "100:1000")
+CASES = ("5:10", "5:100", "5:1000", "20:30", "100:110")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
