@@ -57,8 +57,15 @@ def report(
     page: Annotated[Path, typer.Option(help="Its tables are brought up to date.")] = PAGE,
 ) -> None:
     """Write the tables of the page from the figures."""
+    from benchmarks.origin import origin_table
+
     found = read(result)
-    tables = {"scale": scale_table(found), "scale-roles": roles_table(found), "scale-swarm": swarm_table(found)}
+    tables = {
+        "scale": scale_table(found),
+        "scale-roles": roles_table(found),
+        "scale-swarm": swarm_table(found),
+        "scale-origin": origin_table([found.origin]),
+    }
     write_parts(page, tables)
 
 

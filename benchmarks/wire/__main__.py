@@ -52,8 +52,12 @@ def report(
     page: Annotated[Path, typer.Option(help="Its tables are brought up to date.")] = PAGE,
 ) -> None:
     """Write the tables of the page from the figures."""
+    from benchmarks.origin import origin_table
+
     found = read(result)
-    write_parts(page, {"wire": wire_table(found), "wire-cpu": cpu_table(found)})
+    write_parts(
+        page, {"wire": wire_table(found), "wire-cpu": cpu_table(found), "wire-origin": origin_table([found.origin])}
+    )
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def test_tables_and_file_say_the_same(outcome: Outcome, tmp_path: Path) -> None:
 
 
 def test_the_page_has_room_for_the_tables() -> None:
-    fill_in(PAGE.read_text(encoding="utf-8"), {"scale": "", "scale-roles": "", "scale-swarm": ""})
+    parts = dict.fromkeys(("scale", "scale-roles", "scale-swarm", "scale-origin"), "")
+    fill_in(PAGE.read_text(encoding="utf-8"), parts)
 
 
 @pytest.mark.parametrize("text", ["", "5", "5:", "5:4", "2:9", "a:b", "5:10:2", "-5:10"])

@@ -64,7 +64,7 @@ def test_a_result_comes_back_from_its_file(tmp_path: Path) -> None:
 
 
 def test_the_page_has_room_for_the_tables() -> None:
-    fill_in(PAGE.read_text(encoding="utf-8"), {"wire": "", "wire-cpu": ""})
+    fill_in(PAGE.read_text(encoding="utf-8"), {"wire": "", "wire-cpu": "", "wire-origin": ""})
 
 
 @pytest.mark.parametrize("size", [64 << 10, MIB, 16 * MIB])
