@@ -1,9 +1,8 @@
-"""``python -m benchmarks.throughput``: the swarm and its contenders in turn, medians and ratios."""
+"""``python -m benchmarks.throughput run|report``: the swarm and its contenders in turn, medians and ratios."""
 
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -11,85 +10,85 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
-from benchmarks.convergence.results import Origin
-from benchmarks.throughput import pipelining, remote_experts, swarm, unsplit
-from bootstrap.found import load_manifest
 from protocol.manifest import RunManifest
 
+FOLDER = Path("docs/performance")
+PAGE = Path("docs/performance.md")
 LARGE = "benchmarks/throughput/large.toml"
-WARM_UP = 2
-"""Steps of each run that do not count."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Option(help="Where the results lie, one JSON file per model.")]
 
 
-class Contest(msgspec.Struct, frozen=True):
-    """Seconds per step of every contender, one list per round."""
-
-    manifest: RunManifest
-    seconds: dict[str, list[list[float]]]
-    origin: Origin
+@app.callback()
+def throughput() -> None:
+    """Tokens per second beside what else could train the same model on the same cores."""
 
 
-def contenders(source: str, manifest: RunManifest) -> dict[str, Callable[[], list[float]]]:
-    """Each in processes of its own."""
-    cores = len(os.sched_getaffinity(0))
-    return {
-        "swarm": partial(swarm.step_seconds, source, manifest),
-        "unsplit": partial(unsplit.step_seconds, manifest, cores),
-        "GPipe": partial(pipelining.step_seconds, manifest, "GPipe"),
-        "1F1B": partial(pipelining.step_seconds, manifest, "1F1B"),
-        "remote experts": partial(remote_experts.step_seconds, manifest),
-    }
-
-
-def median_s(rounds: list[list[float]]) -> float:
-    """The median over all rounds of the steps behind the warm-up."""
-    return statistics.median(value for seconds in rounds for value in seconds[WARM_UP:])
-
-
-def table(contest: Contest) -> str:
-    """Milliseconds and tokens per second, and the swarm's speed as a multiple of each contender's."""
-    ours = median_s(contest.seconds["swarm"])
-    lines = ["| | ms per step | tokens/s | the swarm is as fast |", "|---|---|---|---|"]
-    for name, rounds in contest.seconds.items():
-        median = median_s(rounds)
-        speed = contest.manifest.tokens_per_step / median
-        lines.append(f"| {name} | {1000 * median:.0f} | {speed:.0f} | x {median / ours:.2f} |")
-    return "\n".join(lines)
-
-
-def main(
-    source: Annotated[str, typer.Option(help="Preset or run.toml.")] = LARGE,
-    steps: Annotated[int, typer.Option(help="Steps of each run.", min=WARM_UP + 2)] = 12,
+@app.command()
+def run(
+    source: Annotated[str, typer.Argument(help="Preset or run.toml.")] = LARGE,
+    steps: Annotated[int, typer.Option(help="Steps of each run that count.", min=1)] = 8,
     rounds: Annotated[int, typer.Option(help="Runs of each contender, in turn.", min=1)] = 3,
     only: Annotated[str, typer.Option(help="Contenders, separated by commas, besides the swarm.")] = "",
-    output: Annotated[Path | None, typer.Option(help="Write the raw figures as JSON.")] = None,
+    folder: Folder = FOLDER,
 ) -> None:
-    """Measure steps per contender and print the table."""
-    manifest = load_manifest(source, steps)
-    chosen = {
-        name: run
-        for name, run in contenders(source, manifest).items()
-        if not only or name == "swarm" or name in only.split(",")
-    }
+    """Let everybody train the model in turn, and keep the figures."""
+    from benchmarks.origin import Origin
+    from benchmarks.throughput.results import SWARM, Contest, write
+    from benchmarks.throughput.tables import speed_table
+    from bootstrap.found import load_manifest
+
+    os.environ.setdefault("HIVEMIND_LOGLEVEL", "CRITICAL")  # of the experts' processes
+    manifest = load_manifest(source, None)
+    found = contenders(source, manifest, steps)
+    chosen = {name: found[name] for name in found if not only or name in {SWARM, *only.split(",")}}
     seconds: dict[str, list[list[float]]] = {name: [] for name in chosen}
     for number in range(1, rounds + 1):
-        for name, run in chosen.items():
-            seconds[name].append(_alone(run))
-            typer.echo(f"round {number}: {name} {1000 * median_s(seconds[name][-1:]):.0f} ms per step", err=True)
-    contest = Contest(manifest, seconds, Origin.here("cpu"))
-    if output is not None:
-        output.write_bytes(msgspec.json.encode(contest) + b"\n")
-    typer.echo(table(contest))
+        for name, train in chosen.items():
+            seconds[name].append(_alone(train))
+            typer.echo(f"round {number}, {name}: " + ", ".join(f"{value:.2f}" for value in seconds[name][-1]), err=True)
+    contest = Contest(manifest, seconds, Origin.here())
+    typer.echo(speed_table([contest]))
+    typer.echo(write(contest, folder))
 
 
-def _alone(run: Callable[[], list[float]]) -> list[float]:
+@app.command()
+def report(
+    folder: Folder = FOLDER,
+    page: Annotated[Path, typer.Option(help="Its tables are brought up to date.")] = PAGE,
+) -> None:
+    """Write the tables from the results that are there."""
+    from benchmarks.page import write_parts
+    from benchmarks.throughput.results import read_all
+    from benchmarks.throughput.tables import parts
+
+    write_parts(page, parts(read_all(folder)))
+
+
+def contenders(source: str, manifest: RunManifest, steps: int) -> dict[str, Callable[[], list[float]]]:
+    """Who competes, by name: each returns the seconds of its steps behind the warm-up."""
+    from benchmarks.throughput import pipelining, remote_experts, swarm, unsplit
+    from benchmarks.throughput.results import SWARM
+
+    cores = len(os.sched_getaffinity(0))
+    return {
+        SWARM: partial(swarm.step_seconds, source, steps),
+        "unsplit": partial(unsplit.step_seconds, manifest, steps, cores),
+        "GPipe": partial(pipelining.step_seconds, manifest, steps, "GPipe"),
+        "1F1B": partial(pipelining.step_seconds, manifest, steps, "1F1B"),
+        "RemoteExperts": partial(remote_experts.step_seconds, manifest, steps),
+    }
+
+
+def _alone(train: Callable[[], list[float]]) -> list[float]:
     """In a fresh process, so that no contender finds another one's threads and memory."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(run).result()
+        return pool.submit(train).result()
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
+from benchmarks.throughput.results import WARM_UP
 from node.data import open_data
 from node.model import build_block_stage, build_edge_stage
 from node.optimizer import StageOptimizer
@@ -46,13 +47,13 @@ class Part(nn.Module):
         return output
 
 
-def step_seconds(manifest: RunManifest, schedule: str) -> list[float]:
+def step_seconds(manifest: RunManifest, steps: int, schedule: str) -> list[float]:
     """Seconds of each step under a schedule of `SCHEDULES`, by the last process's clock."""
     context = get_context("spawn")
     results: Queue[list[float]] = context.Queue()
     with tempfile.TemporaryDirectory(prefix="understudy-pipelining-") as folder:
         parts = [
-            context.Process(target=_train, args=(manifest, stage, schedule, Path(folder) / "meeting", results))
+            context.Process(target=_train, args=(manifest, stage, steps, schedule, Path(folder) / "meeting", results))
             for stage in range(1, manifest.model.block_stages + 1)
         ]
         for part in parts:
@@ -66,7 +67,9 @@ def step_seconds(manifest: RunManifest, schedule: str) -> list[float]:
     return seconds
 
 
-def _train(manifest: RunManifest, stage: int, schedule: str, meeting: Path, results: Queue[list[float]]) -> None:
+def _train(
+    manifest: RunManifest, stage: int, steps: int, schedule: str, meeting: Path, results: Queue[list[float]]
+) -> None:
     torch.set_num_threads(1)
     count = manifest.model.block_stages
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=stage - 1, world_size=count)
@@ -76,7 +79,7 @@ def _train(manifest: RunManifest, stage: int, schedule: str, meeting: Path, resu
     optimizer = StageOptimizer(part.parameters(), manifest.optimizer)
     data = open_data(manifest)
     seconds = []
-    for step in range(1, manifest.step.total_steps + 1):
+    for step in range(1, WARM_UP + steps + 1):
         began = time.perf_counter()
         pairs = [data.microbatch(step, index) for index in range(manifest.step.microbatches)]
         tokens, labels = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
@@ -90,7 +93,7 @@ def _train(manifest: RunManifest, stage: int, schedule: str, meeting: Path, resu
         seconds.append(time.perf_counter() - began)
     data.close()
     if stage == count:
-        results.put(seconds[1:])
+        results.put(seconds[WARM_UP:])
     dist.destroy_process_group()
 
 

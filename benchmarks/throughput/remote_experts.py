@@ -24,6 +24,7 @@ from hivemind.proto.runtime_pb2 import CompressionType
 from hivemind.utils.tensor_descr import BatchTensorDescriptor
 from torch import Tensor, nn
 
+from benchmarks.throughput.results import WARM_UP
 from node.data import open_data
 from node.model import build_block_stage, build_edge_stage
 from node.optimizer import StageOptimizer
@@ -65,7 +66,7 @@ class OncePerStep:
         """The sums are dropped by `StageOptimizer.apply`."""
 
 
-def step_seconds(manifest: RunManifest) -> list[float]:
+def step_seconds(manifest: RunManifest, steps: int) -> list[float]:
     """Seconds of each step, by the caller's clock."""
     context = get_context("spawn")
     dht = DHT(start=True)
@@ -80,7 +81,7 @@ def step_seconds(manifest: RunManifest) -> list[float]:
             pipes.append(ours)
         infos = [_hear(pipe, stage) for stage, pipe in enumerate(pipes, start=1)]
         experts: Any = create_remote_experts(infos, dht)
-        return _train(manifest, experts)
+        return _train(manifest, experts, steps)
     finally:
         for pipe in pipes:
             pipe.send("stop")
@@ -115,7 +116,7 @@ def _host(manifest: RunManifest, stage: int, addresses: list[str], pipe: Connect
     dht.shutdown()
 
 
-def _train(manifest: RunManifest, experts: list[RemoteExpert]) -> list[float]:
+def _train(manifest: RunManifest, experts: list[RemoteExpert], steps: int) -> list[float]:
     torch.set_num_threads(1)
     edge = build_edge_stage(manifest.model, manifest.seed)
     optimizer = StageOptimizer(edge.parameters(), manifest.optimizer)
@@ -129,15 +130,15 @@ def _train(manifest: RunManifest, experts: list[RemoteExpert]) -> list[float]:
             hidden = expert(hidden)
         with arithmetic(manifest, torch.device("cpu")):
             loss = edge.loss(hidden, labels)
-        loss.backward()
+        torch.autograd.backward([loss])
         return loss.detach()
 
     seconds = []
     with ThreadPoolExecutor(microbatches) as threads:
-        for step in range(1, manifest.step.total_steps + 1):
+        for step in range(1, WARM_UP + steps + 1):
             began = time.perf_counter()
             list(threads.map(train, [step] * microbatches, range(microbatches)))
             optimizer.apply(step, microbatches)
             seconds.append(time.perf_counter() - began)
     data.close()
-    return seconds[1:]
+    return seconds[WARM_UP:]

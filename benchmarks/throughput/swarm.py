@@ -6,19 +6,36 @@ import asyncio
 import tempfile
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from benchmarks.throughput.results import WARM_UP
+from bootstrap.found import load_manifest
 from bootstrap.local import LocalPlan, LocalSwarm
-from protocol.manifest import RunManifest
+
+SEARCH_STEPS = 19
+"""Until S0 has found the number of microbatches in flight: one step to begin with, and three for each of six sizes."""
 
 
-def step_seconds(source: str, manifest: RunManifest) -> list[float]:
-    """Seconds from each commit to the next, by the driver's own events. The manifest was read from ``source``."""
+def step_seconds(source: str, steps: int) -> list[float]:
+    """Seconds from each commit to the next, by the driver's own events, once the window is found."""
+    manifest = load_manifest(source, SEARCH_STEPS + steps)
     with tempfile.TemporaryDirectory(prefix="understudy-throughput-") as folder:
         plan = LocalPlan(source, manifest, 0, (), Path(folder))
         asyncio.run(LocalSwarm(plan, lambda _: None).run())
         lines = (Path(folder) / "events.jsonl").read_bytes().splitlines()
-    events = [msgspec.json.decode(line) for line in lines]
-    times = [event["time"] for event in events if event["event"] == "step.committed"]
+    return settled_seconds([msgspec.json.decode(line) for line in lines], is_searching=not manifest.step.window)
+
+
+def settled_seconds(events: list[dict[str, Any]], *, is_searching: bool) -> list[float]:
+    """Of the steps behind ``window.settled``, or behind the warm-up if the window is given.
+
+    Raises `RuntimeError` if the search did not end.
+    """
+    found = [event["step"] for event in events if event["event"] == "window.settled"]
+    if is_searching and not found:
+        raise RuntimeError("S0 did not find its window in time: was a step disturbed?")
+    first = found[0] if is_searching else WARM_UP
+    times = [event["time"] for event in events if event["event"] == "step.committed" and event["step"] >= first]
     return [later - earlier for earlier, later in pairwise(times)]

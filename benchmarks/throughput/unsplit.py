@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from benchmarks.throughput.results import WARM_UP
 from node.data import open_data
 from node.model import UnsplitModel
 from node.optimizer import StageOptimizer
@@ -13,7 +14,7 @@ from node.precision import arithmetic
 from protocol.manifest import RunManifest
 
 
-def step_seconds(manifest: RunManifest, threads: int) -> list[float]:
+def step_seconds(manifest: RunManifest, steps: int, threads: int) -> list[float]:
     """Seconds of each step: the same microbatches, optimizer and clipping per stage as in a swarm."""
     torch.set_num_threads(threads)
     model = UnsplitModel(manifest.model, manifest.seed)
@@ -21,7 +22,7 @@ def step_seconds(manifest: RunManifest, threads: int) -> list[float]:
     data = open_data(manifest)
     microbatches = manifest.step.microbatches
     seconds = []
-    for step in range(1, manifest.step.total_steps + 1):
+    for step in range(1, WARM_UP + steps + 1):
         began = time.perf_counter()
         for index in range(microbatches):
             with arithmetic(manifest, torch.device("cpu")):
@@ -32,4 +33,4 @@ def step_seconds(manifest: RunManifest, threads: int) -> list[float]:
             optimizer.apply(step, microbatches)
         seconds.append(time.perf_counter() - began)
     data.close()
-    return seconds[1:]
+    return seconds[WARM_UP:]
