@@ -9,7 +9,7 @@ accuses nobody, because it cannot know who spoke meanwhile.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from protocol.ids import PeerId
@@ -56,8 +56,8 @@ class Seat:
     """When it was last declared dead."""
     displaced: Seat | None = None
     """Whose place a claimant took: it comes back if the claim is withdrawn before it was served."""
-    accused_until: float = float("-inf")
-    """Another owner says that it is dead; until then its own words do not revive it."""
+    accused_until: dict[PeerId, float] = field(default_factory=dict)
+    """Other owners say that it is dead; until then its own words do not revive it."""
 
     @property
     def is_present(self) -> bool:
@@ -67,6 +67,10 @@ class Seat:
     @property
     def is_serving(self) -> bool:
         return self.is_present and self.state == "serving"
+
+    def accusers(self, now: float) -> set[PeerId]:
+        """Who says now that it is dead."""
+        return {peer for peer, until in self.accused_until.items() if now < until}
 
 
 class Membership:
@@ -143,7 +147,7 @@ class Membership:
     def _revive(known: Seat, now: float) -> Observation | None:
         if known.status is Status.SUSPECT:
             known.status = Status.ALIVE
-        if known.status is not Status.DEAD or now < known.accused_until:
+        if known.status is not Status.DEAD or known.accusers(now):
             return None
         known.status = Status.ALIVE
         return Observation.REVIVED
@@ -219,23 +223,35 @@ class Membership:
                 self.raise_incarnation(stage, seat.incarnation)
                 del self.seats[stage]
 
-    def accuse(self, stage: int, incarnation: int, now: float) -> Seat | None:
+    def accuse(self, stage: int, incarnation: int, accuser: PeerId, now: float) -> Seat | None:
         """Another owner declares the tenure dead. The seat if this is news, else None.
 
         The accuser repeats itself while it means it. So a stage that only one neighbour can still reach
         is given up, where each neighbour trusting its own ears alone would leave the swarm standing.
         """
         seat = self.seats.get(stage)
+        if seat is not None and self._is_cut_off(accuser, seat.peer, now):
+            return None
         if seat is not None and seat.incarnation == incarnation:
-            seat.accused_until = now + self._timing.suspect_after_s
+            seat.accused_until[accuser] = now + self._timing.suspect_after_s
         return self.mark_dead(stage, incarnation, now)
+
+    def _is_cut_off(self, accuser: PeerId, accused: PeerId, now: float) -> bool:
+        """Others than the accused take the accuser for dead: then it is the accuser who hears nobody.
+
+        Two who only cannot hear each other are both believed: one is replaced, and its successor clears the other.
+        """
+        if self.holds_a_seat(accuser):
+            return False
+        accusers = set().union(*(seat.accusers(now) for seat in self.seats_of(accuser)))
+        return accusers != {accused}
 
     def absolve(self, stage: int, incarnation: int, now: float) -> bool:
         """The accuser hears the tenure again. True if that brings it back."""
         seat = self.seats.get(stage)
         if seat is None or seat.incarnation != incarnation or seat.status is not Status.DEAD:
             return False
-        seat.accused_until = now
+        seat.accused_until.clear()
         seat.status, seat.heard = Status.ALIVE, now
         return True
 

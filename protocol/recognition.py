@@ -107,7 +107,7 @@ class Recognition:
         elif is_about_us:
             return
         elif isinstance(message, Lost):
-            if membership.accuse(message.stage, message.incarnation, self._state.now):
+            if membership.accuse(message.stage, message.incarnation, peer, self._state.now):
                 self.on_seat_changed(message.stage)
                 if self._state.tenure is None:
                     self._neighbourhood.read()

@@ -11,6 +11,7 @@ from protocol.messages import StageState
 
 TIMING = TimingSettings()
 OLD, NEW = PeerId("old"), PeerId("new")
+ACCUSER, OTHER = PeerId("accuser"), PeerId("other")
 
 
 def seat(
@@ -244,37 +245,66 @@ def test_an_expired_record_is_no_death_for_those_who_listen() -> None:
 # --- accusations ---
 
 
+def judged_view(*seats: Seat) -> Membership:
+    """Owners of S2, and of S3 and S4, who speak of it."""
+    speakers = (Seat(stage, peer, 1, "serving", 0, Status.ALIVE, 0.0) for stage, peer in ((3, ACCUSER), (4, OTHER)))
+    return view_of(*seats, *speakers)
+
+
 def test_an_accused_owner_is_not_revived_by_its_own_word_while_the_accuser_means_it() -> None:
-    view = view_of(seat())
-    assert view.accuse(2, 1, now=10.0) is view.seats[2]
+    view = judged_view(seat())
+    assert view.accuse(2, 1, ACCUSER, now=10.0) is view.seats[2]
     assert view.observe(seat(now=11.0), is_direct=True) is Observation.KNOWN
     assert not view.is_present(2)
     assert view.observe(seat(now=10.0 + TIMING.suspect_after_s), is_direct=True) is Observation.REVIVED
 
 
 def test_an_accusation_repeated_holds_longer() -> None:
-    view = view_of(seat())
-    view.accuse(2, 1, now=10.0)
-    assert view.accuse(2, 1, now=11.0) is None
+    view = judged_view(seat())
+    view.accuse(2, 1, ACCUSER, now=10.0)
+    assert view.accuse(2, 1, ACCUSER, now=11.0) is None
     assert view.observe(seat(now=12.5), is_direct=True) is Observation.KNOWN
 
 
 def test_an_accusation_of_an_older_owner_changes_nothing() -> None:
-    view = view_of(seat(NEW, 2))
-    assert view.accuse(2, 1, now=1.0) is None
+    view = judged_view(seat(NEW, 2))
+    assert view.accuse(2, 1, ACCUSER, now=1.0) is None
     assert view.is_serving(2)
 
 
+def test_who_others_take_for_dead_is_not_believed() -> None:
+    """It hears nobody: it is the one that was cut off."""
+    view = judged_view(seat())
+    view.accuse(3, 1, OTHER, now=10.0)
+    assert view.accuse(2, 1, ACCUSER, now=10.5) is None
+    assert view.is_serving(2)
+    view.absolve(3, 1, now=11.0)
+    assert view.accuse(2, 1, ACCUSER, now=11.5) is view.seats[2]
+
+
+def test_who_we_ourselves_found_dead_is_not_believed() -> None:
+    view = judged_view(seat())
+    view.mark_dead(3, 1, now=10.0)
+    assert view.accuse(2, 1, ACCUSER, now=10.5) is None
+
+
+def test_two_who_only_cannot_hear_each_other_are_both_believed() -> None:
+    """Else those who heard of one first and those who heard of the other would never agree on whom to replace."""
+    view = judged_view(seat())
+    view.accuse(3, 1, OLD, now=10.0)
+    assert view.accuse(2, 1, ACCUSER, now=10.5) is view.seats[2]
+
+
 def test_an_accuser_takes_it_back() -> None:
-    view = view_of(seat())
-    view.accuse(2, 1, now=10.0)
+    view = judged_view(seat())
+    view.accuse(2, 1, ACCUSER, now=10.0)
     assert view.absolve(2, 1, now=11.0)
     assert view.is_serving(2)
     assert pass_time(view, 11.0, 12.75) == [], "its silence begins anew"
 
 
 def test_nobody_is_absolved_for_another() -> None:
-    view = view_of(seat(NEW, 2))
+    view = judged_view(seat(NEW, 2))
     view.mark_dead(2, 2, now=1.0)
     assert not view.absolve(2, 1, now=2.0)
     assert not view.absolve(3, 1, now=2.0)
