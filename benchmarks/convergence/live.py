@@ -12,6 +12,7 @@ import msgspec
 from benchmarks.convergence.failures import lost_stages
 from benchmarks.convergence.strategies import Strategy
 from benchmarks.convergence.trainer import Trainer
+from benchmarks.keeping import keep
 from benchmarks.origin import Origin
 from benchmarks.page import render
 from bootstrap.board import Loss
@@ -103,9 +104,8 @@ def replayed(result: LiveResult) -> LiveResult:
 
 def write_live(calm: LiveResult, churned: LiveResult, folder: Path) -> None:
     """Keep both runs beside the other results."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, result in zip(FILES, (calm, churned), strict=True):
-        (folder / name).write_bytes(msgspec.json.encode(result) + b"\n")
+        keep(result, folder / name)
 
 
 def read_live(folder: Path) -> list[LiveResult]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.convergence.trainer import Recovery
+from benchmarks.keeping import keep
 from benchmarks.origin import Origin
 from protocol.manifest import RunManifest
 
@@ -49,11 +50,7 @@ class Run(msgspec.Struct, frozen=True, order=True):
 
 def write(result: Result, folder: Path) -> None:
     """Keep a result: whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / result.run.file_name
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(msgspec.json.encode(result) + b"\n")
-    partial.replace(path)
+    keep(result, folder / result.run.file_name)
 
 
 def read_all(folder: Path) -> dict[Run, Result]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.keeping import keep
 from benchmarks.origin import Origin
 from protocol.manifest import RunManifest
 
@@ -66,12 +67,7 @@ class MemoryResult(msgspec.Struct, frozen=True):
 
     def write(self, folder: Path) -> Path:
         """Keep it: whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"memory-{self.manifest.name}.json"
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(msgspec.json.encode(self) + b"\n")
-        partial.replace(path)
-        return path
+        return keep(self, folder / f"memory-{self.manifest.name}.json")
 
 
 def read_results(folder: Path) -> list[MemoryResult]:

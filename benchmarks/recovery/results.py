@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.keeping import keep
 from benchmarks.origin import Origin
 from protocol.manifest import RunManifest
 
@@ -62,12 +63,7 @@ class RecoveryResult(msgspec.Struct, frozen=True):
 
     def write(self, folder: Path) -> Path:
         """Keep it: whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"recovery-{self.scenario}.json"
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
-        partial.replace(path)
-        return path
+        return keep(self, folder / f"recovery-{self.scenario}.json")
 
 
 def read_results(folder: Path) -> list[RecoveryResult]:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.keeping import keep
 from benchmarks.page import write_parts
-from benchmarks.scale.results import Case, ScaleResult, read, roles_table, scale_table, swarm_table, write
+from benchmarks.scale.results import Case, ScaleResult, read, roles_table, scale_table, swarm_table
 
 RESULT = Path("docs/performance/scale.json")
 PAGE = Path("docs/performance.md")
@@ -47,7 +48,7 @@ def run(
         outcomes.append(measure(wanted, window))
         typer.echo(f"{wanted.stages} stages, {wanted.peers} peers: done", err=True)
     found = ScaleResult(tuple(outcomes), window, Origin.here("cpu", "simulated"))
-    write(found, result)
+    keep(found, result)
     typer.echo("\n\n".join((scale_table(found), roles_table(found), swarm_table(found))))
 
 

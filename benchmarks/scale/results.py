@@ -104,11 +104,6 @@ def _whole(found: Outcome) -> list[str]:
     return [*losses, f"{found.busiest_key}: {found.busiest_key_reads_per_s:.0f}", f"{found.cpu_seconds_per_s:.2f}"]
 
 
-def write(result: ScaleResult, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-
-
 def read(path: Path) -> ScaleResult:
     """Raises `msgspec.ValidationError` for a file that holds something else."""
     return msgspec.json.decode(path.read_bytes(), type=ScaleResult)

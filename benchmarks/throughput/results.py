@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.keeping import keep
 from benchmarks.origin import Origin
 from protocol.manifest import RunManifest
 
@@ -38,10 +39,7 @@ class Contest(msgspec.Struct, frozen=True):
 
 def write(contest: Contest, folder: Path) -> Path:
     """Keep a contest as ``throughput-NAME.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"throughput-{contest.manifest.name}.json"
-    path.write_bytes(msgspec.json.encode(contest) + b"\n")
-    return path
+    return keep(contest, folder / f"throughput-{contest.manifest.name}.json")
 
 
 def read_all(folder: Path) -> list[Contest]:

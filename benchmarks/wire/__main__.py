@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 import uvloop
 
+from benchmarks.keeping import keep
 from benchmarks.page import write_parts
-from benchmarks.wire.results import Transfer, cpu_table, missed, read, wire_table, write
+from benchmarks.wire.results import Transfer, cpu_table, missed, read, wire_table
 
 RESULT = Path("docs/performance/wire.json")
 PAGE = Path("docs/performance.md")
@@ -40,7 +41,7 @@ def run(
 
     sizes = [size << 10 for size in kib or SIZES_KIB]
     found = uvloop.run(measure(sizes, repetitions, megabytes * 1_000_000, tell))
-    write(found, result)
+    keep(found, result)
     typer.echo(wire_table(found) + "\n\n" + cpu_table(found))
     if missed(found):
         typer.echo(f"The target is missed at {missed(found)} bytes.", err=True)

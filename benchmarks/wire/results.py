@@ -106,11 +106,6 @@ def missed(result: WireResult) -> list[int]:
     return [size for size in result.sizes if size >= 1 << 20 and ratio(result, OURS, size) < TARGET]
 
 
-def write(result: WireResult, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-
-
 def read(path: Path) -> WireResult:
     """Raises `msgspec.ValidationError` for a file that holds something else."""
     return msgspec.json.decode(path.read_bytes(), type=WireResult)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import typer
 
+from benchmarks.keeping import keep
 from benchmarks.origin import Origin
 from benchmarks.page import fill_in
 from benchmarks.scale.__main__ import PAGE, parse_case
 from benchmarks.scale.measuring import measure
 from benchmarks.scale.metering import Meter
-from benchmarks.scale.results import Case, Outcome, ScaleResult, read, roles_table, scale_table, swarm_table, write
+from benchmarks.scale.results import Case, Outcome, ScaleResult, read, roles_table, scale_table, swarm_table
 from protocol.events import Read, Send, Store
 from protocol.ids import Attempt, PeerId
 from protocol.messages import Forward, Heartbeat
@@ -61,7 +62,7 @@ def test_a_small_swarm_makes_both_losses_good(outcome: Outcome) -> None:
 
 def test_tables_and_file_say_the_same(outcome: Outcome, tmp_path: Path) -> None:
     found = ScaleResult((outcome,), 10.0, Origin("abc", {}, "a machine"))
-    write(found, tmp_path / "scale.json")
+    keep(found, tmp_path / "scale.json")
     assert read(tmp_path / "scale.json") == found
     assert len(scale_table(found).splitlines()) == len(swarm_table(found).splitlines()) == 3
     assert [row.split(" | ")[2] for row in roles_table(found).splitlines()[2:]] == ["owner", "spare"]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.keeping import keep
 from benchmarks.origin import Origin
 from benchmarks.page import fill_in
 from benchmarks.wire.__main__ import PAGE
 from benchmarks.wire.paths import BarePath, activation_of, rules_for, take_in, tensor_of
-from benchmarks.wire.results import Transfer, WireResult, cpu_table, missed, ratio, read, speed, wire_table, write
+from benchmarks.wire.results import Transfer, WireResult, cpu_table, missed, ratio, read, speed, wire_table
 from node.straight import open_unix_stream, start_unix_streams
 from node.tensors import bytes_of, header_of
 from protocol.wire import tensor_bytes
@@ -59,7 +60,7 @@ def test_the_tables_say_what_was_measured() -> None:
 
 
 def test_a_result_comes_back_from_its_file(tmp_path: Path) -> None:
-    write(FOUND, tmp_path / "folder" / "wire.json")
+    keep(FOUND, tmp_path / "folder" / "wire.json")
     assert read(tmp_path / "folder" / "wire.json") == FOUND
 
 
