@@ -127,16 +127,20 @@ def excess_losses(results: Results, strategy: str, percent: int) -> list[float]:
     return [end_loss(result) - calm[result.seed] for result in find(results, strategy, percent) if result.seed in calm]
 
 
-def around_recoveries(results: Results, strategy: str, before: int, after: int) -> list[float]:
-    """The mean rise of the training loss from ``before`` steps before a recovery to ``after`` steps behind it, at 16 %.
+def rises(results: Results, strategy: str, before: int, after: int) -> list[list[float]]:
+    """For each recovery at 16 %, the rise of the training loss from ``before`` steps before it to ``after`` behind it.
 
     What the run without failures did at the same steps, with the same microbatches, is taken off, and so is what was
     there already before the loss. Recoveries with another one in that span are left out.
     """
     calm = {result.seed: result for result in find(results, "none", 0)}
     pairs = [(result, calm[result.seed]) for result in find(results, strategy, 16) if result.seed in calm]
-    rises = [rise for result, other in pairs for rise in _rises(result, other, before, after)]
-    return [statistics.fmean(points) for points in zip(*rises, strict=True)]
+    return [rise for result, other in pairs for rise in _rises(result, other, before, after)]
+
+
+def around_recoveries(results: Results, strategy: str, before: int, after: int) -> list[float]:
+    """The mean of `rises`, step by step."""
+    return [statistics.fmean(points) for points in zip(*rises(results, strategy, before, after), strict=True)]
 
 
 def _rises(result: Result, calm: Result, before: int, after: int) -> Iterator[list[float]]:

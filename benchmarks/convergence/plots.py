@@ -21,9 +21,8 @@ from benchmarks.convergence.curves import (
 )
 from benchmarks.convergence.live import LiveResult
 from benchmarks.convergence.strategies import STRATEGIES
+from benchmarks.convergence.tables import AFTER, BEFORE
 
-BEFORE, AFTER = 5, 30
-"""Iterations before and after a recovery that are drawn."""
 BARS = (5, 10, 16)
 
 mpl.use("Agg")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.convergence.curves import Results, target_loss
 from benchmarks.convergence.live import LiveResult, live_table, replay_note
-from benchmarks.convergence.tables import cost_table, order_table, origin_table, swapping_cost
+from benchmarks.convergence.tables import cost_table, order_table, origin_table, rise_table, swapping_cost
 from benchmarks.page import write_parts
 
 
@@ -15,6 +15,7 @@ def parts(results: Results, live: list[LiveResult]) -> dict[str, str]:
     return {
         "cost": cost_table(results),
         "order": order_table(results),
+        "rise": rise_table(results),
         "swapping": swapping_cost(results),
         "target": f"Target: {target_loss(results):.3f} nats per byte.",
         "live": live_table(live),

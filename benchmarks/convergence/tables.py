@@ -16,6 +16,7 @@ from benchmarks.convergence.curves import (
     find,
     first_step,
     redundant_costs,
+    rises,
     summarise,
     target_loss,
 )
@@ -33,6 +34,9 @@ PAPER = {
     "CheckFree+": (355, 368, 461),
 }
 """Hours to the target at 5, 10, 16 %: arXiv 2506.15461, Table 2, 500M; it takes 10,000 iterations without failures."""
+BEFORE, AFTER = 5, 30
+"""Iterations before and after a recovery that are looked at."""
+SPANS = ((0, 5), (5, 15), (20, 30))
 _LOSES: dict[Loses, str] = {"none": "none", "middle": "S2..Sn-1", "all": "S1..Sn"}
 
 
@@ -100,6 +104,21 @@ def _order_row(results: Results, name: str, target: float) -> Row:
         f"{statistics.fmean(excess):+.3f} ({', '.join(f'{value:+.3f}' for value in excess)})",
         arrived if summary.iterations is None else f"{summary.iterations:.0f}",
     ]
+
+
+def rise_table(results: Results) -> str:
+    """What a recovery costs the training loss, soon and later: mean and standard error over recoveries."""
+    header = ["strategy at 16 %", "recoveries alone", *(f"rise, iterations {a + 1} to {b}" for a, b in SPANS)]
+    found = {name: rises(results, name, BEFORE, AFTER) for name in STRATEGIES if name != "none"}
+    return render(header, [_rise_row(name, each) for name, each in found.items() if len(each) > 1])
+
+
+def _rise_row(name: str, found: list[list[float]]) -> Row:
+    cells = []
+    for begin, end in SPANS:
+        means = [statistics.fmean(rise[BEFORE + begin : BEFORE + end]) for rise in found]
+        cells.append(f"{statistics.fmean(means):+.3f} ± {statistics.stdev(means) / len(means) ** 0.5:.3f}")
+    return [STRATEGIES[name].title, str(len(found)), *cells]
 
 
 def swapping_cost(results: Results) -> str:

@@ -27,6 +27,7 @@ from benchmarks.convergence.report import parts
 from benchmarks.convergence.results import Result, Run, read_all, write
 from benchmarks.convergence.strategies import STRATEGIES
 from benchmarks.convergence.study import Scale, carry_out, full_scale, quick_scale, run_all, runs
+from benchmarks.convergence.tables import rise_table
 from benchmarks.convergence.timing import (
     ITERATION_S,
     SAVE_S,
@@ -176,6 +177,16 @@ def test_the_loss_around_a_recovery_is_against_the_same_microbatches() -> None:
     crowded = msgspec.structs.replace(struck, recoveries=(recovery, recovery))
     assert around_recoveries(results(calm, crowded), "checkfree", 5, 5) == []
     assert around_recoveries(results(struck), "checkfree", 5, 5) == []
+
+
+def test_a_rise_comes_with_its_error() -> None:
+    """Two recoveries, after which the loss stands 0.1 and 0.3 above the run without failures."""
+    steps = [3.0] * 14
+    first, second = (Recovery(step, 2, "copy", (1,), (1.0,), (1.0,)) for step in (40, 100))
+    calm = result("none", 0, 0, steps)
+    struck = result("copy", 16, 0, [3.0] * 4 + [3.1] * 6 + [3.4] * 4, first, second)
+    row = rise_table(results(calm, struck)).splitlines()[2]
+    assert row == "| copy of the previous stage | 2 | +0.200 ± 0.100 | +0.200 ± 0.100 | +0.200 ± 0.100 |"
 
 
 def test_a_page_is_filled_in_between_its_marks() -> None:
