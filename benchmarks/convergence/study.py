@@ -77,12 +77,11 @@ _ORDER = (
     (("checkfree", "uniform", "copy", "random"), (16,)),
     (("checkfree+",), (16, 0)),
     (("checkfree", "checkfree+"), (10, 5)),
-    (("checkfree-regression",), (16,)),
-    (("checkfree-all", "checkfree-cold", "checkfree+mirror", "checkfree-1"), (16,)),
-    (("checkfree-moments", "checkfree-probe", "checkfree-decay"), (16,)),
+    (("checkfree-moments", "checkfree-probe", "checkfree-regression", "checkfree-decay"), (16,)),
+    (("checkfree-1", "checkfree+mirror", "checkfree-all", "checkfree-cold"), (16,)),
     (("checkfree-clipped", "checkfree-1-clipped"), (16,)),
 )
-_URGENT = 2
+_URGENT = 4
 """So many rows of the order come before the others for every seed: a study that is cut short still says something."""
 
 
