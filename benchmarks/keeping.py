@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
+
+FOLDER = Path("docs/performance")
+"""Where results lie, unless they are the study's."""
+PAGE = Path("docs/performance.md")
+"""Which shows them."""
+
+Kept = TypeVar("Kept", bound=msgspec.Struct)
 
 
 def keep(result: msgspec.Struct, path: Path) -> Path:
@@ -14,3 +22,8 @@ def keep(result: msgspec.Struct, path: Path) -> Path:
     partial.write_bytes(msgspec.json.encode(result) + b"\n")
     partial.replace(path)
     return path
+
+
+def read_kept(folder: Path, pattern: str, kind: type[Kept]) -> list[Kept]:
+    """The results in the files of a folder that match. Raises `msgspec.ValidationError` for a file that is none."""
+    return [msgspec.json.decode(path.read_bytes(), type=kind) for path in sorted(folder.glob(pattern))]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -15,9 +13,9 @@ from benchmarks.convergence.trainer import Trainer
 from benchmarks.keeping import keep
 from benchmarks.origin import Origin
 from benchmarks.page import render
+from benchmarks.swarms import run_swarm
 from bootstrap.board import Loss
 from bootstrap.faults import Fault
-from bootstrap.local import LocalPlan, LocalSwarm
 from protocol.manifest import RunManifest
 
 FILES = ("live-calm.json", "live-churned.json")
@@ -63,10 +61,7 @@ def run_live(manifest: RunManifest, percent: int, schedule: int, spares: int) ->
     """Train all steps of a manifest on this machine. Raises `RuntimeError` if a step or a recovery is missing."""
     steps = manifest.step.total_steps
     faults = kills(percent, schedule, steps, manifest.last_stage)
-    with tempfile.TemporaryDirectory(prefix="understudy-live-") as folder:
-        plan = LocalPlan(manifest.name, manifest, spares, faults, Path(folder))
-        board = asyncio.run(LocalSwarm(plan, lambda _: None).run())
-        events = [msgspec.json.decode(line) for line in (Path(folder) / "events.jsonl").read_bytes().splitlines()]
+    board, events = run_swarm(manifest.name, manifest, spares, faults)
     commits = [event for event in events if event["event"] == "step.committed"]
     if [event["step"] for event in commits] != list(range(1, steps + 1)):
         raise RuntimeError(f"{len(commits)} of {steps} steps were committed")

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.convergence.trainer import Recovery
-from benchmarks.keeping import keep
+from benchmarks.keeping import keep, read_kept
 from benchmarks.origin import Origin
 from protocol.manifest import RunManifest
 
@@ -54,6 +54,5 @@ def write(result: Result, folder: Path) -> None:
 
 
 def read_all(folder: Path) -> dict[Run, Result]:
-    """All results of a folder. Raises `msgspec.ValidationError` for a file that is none."""
-    results = (msgspec.json.decode(path.read_bytes(), type=Result) for path in sorted(folder.glob("*-seed-*.json")))
-    return {result.run: result for result in results}
+    """All results of a folder."""
+    return {result.run: result for result in read_kept(folder, "*-seed-*.json", Result)}

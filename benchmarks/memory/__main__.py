@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-FOLDER = Path("docs/performance")
-PAGE = Path("docs/performance.md")
+from benchmarks.keeping import FOLDER, PAGE
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 

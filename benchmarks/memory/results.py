@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.keeping import keep
+from benchmarks.keeping import keep, read_kept
 from benchmarks.origin import Origin
 from protocol.manifest import RunManifest
 
@@ -71,9 +71,8 @@ class MemoryResult(msgspec.Struct, frozen=True):
 
 
 def read_results(folder: Path) -> list[MemoryResult]:
-    """All results of a folder. Raises `msgspec.ValidationError` for a file that is none."""
-    paths = sorted(folder.glob("memory-*.json"))
-    return [msgspec.json.decode(path.read_bytes(), type=MemoryResult) for path in paths]
+    """All results of a folder."""
+    return read_kept(folder, "memory-*.json", MemoryResult)
 
 
 def slope(points: list[tuple[int, int]]) -> float:

@@ -9,10 +9,8 @@ from typing import Annotated
 import typer
 import uvloop
 
+from benchmarks.keeping import FOLDER, PAGE
 from benchmarks.recovery.results import PARTS, Recovered
-
-FOLDER = Path("docs/performance")
-PAGE = Path("docs/performance.md")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.keeping import keep
+from benchmarks.keeping import keep, read_kept
 from benchmarks.origin import Origin
 from protocol.manifest import RunManifest
 
@@ -67,6 +67,5 @@ class RecoveryResult(msgspec.Struct, frozen=True):
 
 
 def read_results(folder: Path) -> list[RecoveryResult]:
-    """All results of a folder. Raises `msgspec.ValidationError` for a file that is none."""
-    paths = sorted(folder.glob("recovery-*.json"))
-    return [msgspec.json.decode(path.read_bytes(), type=RecoveryResult) for path in paths]
+    """All results of a folder."""
+    return read_kept(folder, "recovery-*.json", RecoveryResult)

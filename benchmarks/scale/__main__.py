@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.keeping import keep
+from benchmarks.keeping import FOLDER, PAGE, keep
 from benchmarks.page import write_parts
 from benchmarks.scale.results import Case, ScaleResult, read, roles_table, scale_table, swarm_table
 
-RESULT = Path("docs/performance/scale.json")
-PAGE = Path("docs/performance.md")
+RESULT = FOLDER / "scale.json"
 CASES = ("5:10", "5:100", "5:1000", "20:30", "100:110")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)

@@ -12,10 +12,9 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.keeping import FOLDER, PAGE
 from protocol.manifest import RunManifest
 
-FOLDER = Path("docs/performance")
-PAGE = Path("docs/performance.md")
 LARGE = "benchmarks/throughput/large.toml"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.keeping import keep
+from benchmarks.keeping import keep, read_kept
 from benchmarks.origin import Origin
 from protocol.manifest import RunManifest
 
@@ -43,6 +43,5 @@ def write(contest: Contest, folder: Path) -> Path:
 
 
 def read_all(folder: Path) -> list[Contest]:
-    """All contests of a folder. Raises `msgspec.ValidationError` for a file that is none."""
-    paths = sorted(folder.glob("throughput-*.json"))
-    return [msgspec.json.decode(path.read_bytes(), type=Contest) for path in paths]
+    """All contests of a folder."""
+    return read_kept(folder, "throughput-*.json", Contest)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from benchmarks.swarms import run_swarm
 from benchmarks.throughput.results import WARM_UP
 from bootstrap.found import load_manifest
-from bootstrap.local import LocalPlan, LocalSwarm
 
 SEARCH_STEPS = 19
 """Until S0 has found the number of microbatches in flight: one step to begin with, and three for each of six sizes."""
@@ -21,11 +16,8 @@ SEARCH_STEPS = 19
 def step_seconds(source: str, steps: int) -> list[float]:
     """Seconds from each commit to the next, by the driver's own events, once the window is found."""
     manifest = load_manifest(source, SEARCH_STEPS + steps)
-    with tempfile.TemporaryDirectory(prefix="understudy-throughput-") as folder:
-        plan = LocalPlan(source, manifest, 0, (), Path(folder))
-        asyncio.run(LocalSwarm(plan, lambda _: None).run())
-        lines = (Path(folder) / "events.jsonl").read_bytes().splitlines()
-    return settled_seconds([msgspec.json.decode(line) for line in lines], is_searching=not manifest.step.window)
+    _, events = run_swarm(source, manifest)
+    return settled_seconds(events, is_searching=not manifest.step.window)
 
 
 def settled_seconds(events: list[dict[str, Any]], *, is_searching: bool) -> list[float]:

@@ -8,12 +8,11 @@ from typing import Annotated
 import typer
 import uvloop
 
-from benchmarks.keeping import keep
+from benchmarks.keeping import FOLDER, PAGE, keep
 from benchmarks.page import write_parts
 from benchmarks.wire.results import Transfer, cpu_table, missed, read, wire_table
 
-RESULT = Path("docs/performance/wire.json")
-PAGE = Path("docs/performance.md")
+RESULT = FOLDER / "wire.json"
 SIZES_KIB = [64, 1024, 4096, 16384]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)

@@ -14,6 +14,7 @@ import psutil
 
 from benchmarks.wire.paths import LinksPath, Path, open_hivemind, open_stream, rules_for, tensor_of
 from benchmarks.wire.results import Transfer, WireResult, here
+from bootstrap.local import LISTEN
 from node.identity import Identity
 from node.swarm import Swarm, SwarmConfig, quiet_libraries
 from protocol.ids import PeerId
@@ -30,7 +31,7 @@ async def measure(sizes: list[int], repetitions: int, total_bytes: int, tell: Ca
     transfers: list[Transfer] = []
     with tempfile.TemporaryDirectory(prefix="understudy-wire-") as folder:
         keys = FilePath(folder)
-        config = SwarmConfig(("/ip4/127.0.0.1/tcp/0",))
+        config = SwarmConfig((LISTEN,))
         async with (
             Swarm.open(config, Identity.load_or_create(keys / "sender.key")) as swarm,
             receiver(swarm, keys / "receiver.key", sizes) as peer,

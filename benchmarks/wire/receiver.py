@@ -10,6 +10,7 @@ import typer
 import uvloop
 
 from benchmarks.wire.paths import rules_for, serve_hivemind, serve_links, serve_stream
+from bootstrap.local import LISTEN
 from node.identity import Identity
 from node.swarm import Swarm, SwarmConfig, quiet_libraries
 
@@ -17,7 +18,7 @@ from node.swarm import Swarm, SwarmConfig, quiet_libraries
 async def receive(seed: str, key: Path, sizes: list[int]) -> None:
     """Serve every way; say our PeerID; go on until standard input ends."""
     quiet_libraries(is_verbose=False)
-    config = SwarmConfig(("/ip4/127.0.0.1/tcp/0",), initial_peers=(seed,))
+    config = SwarmConfig((LISTEN,), initial_peers=(seed,))
     async with Swarm.open(config, Identity.load_or_create(key)) as swarm, asyncio.TaskGroup() as tasks:
         await serve_hivemind(swarm)
         await serve_stream(swarm)

@@ -1,0 +1,29 @@
+"""Whole swarms of real processes on this machine, from the first step to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bootstrap.board import Board
+from bootstrap.faults import Fault
+from bootstrap.local import LocalPlan, LocalSwarm
+from protocol.manifest import RunManifest
+
+
+def run_swarm(
+    source: str, manifest: RunManifest, spares: int = 0, faults: tuple[Fault, ...] = ()
+) -> tuple[Board, list[dict[str, Any]]]:
+    """Train all steps of a manifest; what was seen, and every event in order of time. Leaves no file behind.
+
+    Raises like `LocalSwarm.run`.
+    """
+    with tempfile.TemporaryDirectory(prefix="understudy-benchmark-") as folder:
+        plan = LocalPlan(source, manifest, spares, faults, Path(folder))
+        board = asyncio.run(LocalSwarm(plan, lambda _: None).run())
+        lines = (Path(folder) / "events.jsonl").read_bytes().splitlines()
+    return board, [msgspec.json.decode(line) for line in lines]
