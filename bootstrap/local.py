@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ class LocalSwarm:
         self._on_change = on_change
         self._seed: Child | None = None
         self._nodes: list[Child] = []
+        self._spare_numbers = count()
         self._exporter: Child | None = None
         self._peers: dict[str, Child] = {}
         self._pending = list(plan.faults)
@@ -106,8 +108,8 @@ class LocalSwarm:
                 await self._start_node(f"stage-{stage}", str(stage))
             await self._watch(lambda: self._is_complete, SPARES_AFTER_STAGES_S, "every stage to be served")
             await self._start_exporter()
-            for number in range(self.plan.spares):
-                await self._start_node(f"spare-{number}", "auto")
+            for _ in range(self.plan.spares):
+                await self.start_spare()
             await self._watch(lambda: not self.board.missing_steps and not self._thaws, None, "")
             if self._exporter is not None:
                 exporter = self._exporter
@@ -116,6 +118,10 @@ class LocalSwarm:
         finally:
             await self._end()
         return self.board
+
+    async def start_spare(self) -> None:
+        """One more node that takes the stage of the next owner who is lost."""
+        await self._start_node(f"spare-{next(self._spare_numbers)}", "auto")
 
     def process_of(self, peer: str) -> int | None:
         """The id of the process that is this peer; None if we know of none that runs."""

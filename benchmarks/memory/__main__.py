@@ -25,7 +25,7 @@ def memory() -> None:
 def run(
     source: Annotated[str, typer.Option(help="Preset or run.toml.")] = "tiny",
     steps: Annotated[int, typer.Option(help="Steps to train.", min=2)] = 1000,
-    kills: Annotated[int, typer.Option(help="Peers to kill, each with a spare that waits.", min=0)] = 20,
+    kills: Annotated[int, typer.Option(help="Peers to kill, one after the other.", min=0)] = 20,
     folder: Folder = FOLDER,
 ) -> None:
     """Train a swarm on this machine, kill some of its peers, and keep the figures."""

@@ -17,6 +17,8 @@ from bootstrap.local import LocalPlan, LocalSwarm
 
 SAMPLES = 200
 """Of each process over the whole run, at most."""
+SPARES = 2
+"""That wait: when one becomes an owner, the next one is started."""
 
 
 def planned_kills(kills: int, steps: int, last_stage: int) -> tuple[Fault, ...]:
@@ -31,7 +33,7 @@ async def measure(source: str, steps: int, kills: int) -> MemoryResult:
     manifest = load_manifest(source, steps)
     faults = planned_kills(kills, steps, manifest.last_stage)
     with tempfile.TemporaryDirectory(prefix="understudy-memory-") as folder:
-        plan = LocalPlan(source, manifest, spares=kills, faults=faults, folder=Path(folder))
+        plan = LocalPlan(source, manifest, min(SPARES, kills), faults, Path(folder))
         board, processes = await _watched(LocalSwarm(plan, lambda _: None), max(1, steps // SAMPLES))
     recoveries = sum(loss.recovered is not None for loss in board.losses)
     if recoveries != kills or board.missing_steps:

@@ -21,6 +21,7 @@ class Watcher:
     def __init__(self, swarm: LocalSwarm, sample_every: int) -> None:
         self._swarm, self._sample_every = swarm, sample_every
         self._daemons: dict[int, int] = {}
+        self._replaced = 0
         self.processes: dict[str, Process] = {}
         """By peer."""
 
@@ -28,7 +29,15 @@ class Watcher:
         """Until cancelled."""
         while True:
             self.look()
+            await self.replace_spares()
             await asyncio.sleep(POLL_S)
+
+    async def replace_spares(self) -> None:
+        """Start a new one for each that became an owner."""
+        recovered = sum(loss.recovered is not None for loss in self._swarm.board.losses)
+        while self._replaced < recovered:
+            self._replaced += 1
+            await self._swarm.start_spare()
 
     def look(self) -> None:
         """Take the figures of all peers that hold a stage now."""

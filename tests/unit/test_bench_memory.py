@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from benchmarks.memory.expected import FACTOR, OVERHEAD_BYTES, activation_bytes,
 from benchmarks.memory.measure import planned_kills
 from benchmarks.memory.results import WARM_UP_STEPS, MemoryResult, Process, Sample, read_results, slope
 from benchmarks.memory.tables import growth_table, peak_table
-from benchmarks.memory.watch import memory_in, memory_of
+from benchmarks.memory.watch import Watcher, memory_in, memory_of
 from benchmarks.origin import Origin
+from bootstrap.board import Board, Loss
 from bootstrap.faults import Fault, check_faults
 from node.model import build_block_stage
 from protocol.manifest import ModelSettings, RunManifest, StepSettings
@@ -84,6 +87,30 @@ def test_a_status_file_is_read() -> None:
     mine = memory_of(os.getpid())
     assert mine is not None
     assert mine[0] >= mine[1] > 0
+
+
+class OneMoreSpare:
+    """A local swarm that only counts the spares it is to start."""
+
+    def __init__(self) -> None:
+        self.board = Board(5, 100)
+        self.started = 0
+
+    async def start_spare(self) -> None:
+        self.started += 1
+
+
+def test_every_spare_that_became_an_owner_is_replaced() -> None:
+    swarm: Any = OneMoreSpare()
+    watcher = Watcher(swarm, 1)
+    swarm.board.losses = [Loss(2, 0.0, "killed", 9), Loss(3, 0.0, "killed", 9)]
+    asyncio.run(watcher.replace_spares())
+    assert swarm.started == 0
+    for loss in reversed(swarm.board.losses):
+        loss.recovered = {"step": 9}
+        asyncio.run(watcher.replace_spares())
+        asyncio.run(watcher.replace_spares())
+    assert swarm.started == 2
 
 
 def test_the_slope_of_a_straight_line() -> None:
