@@ -5,26 +5,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from node.quantising import quantised, restored
 from node.weights import DTYPES, raw_bytes
 from protocol.errors import RemoteProtocolError
-from protocol.manifest import RunManifest
-from protocol.messages import TensorDtype, TensorHeader
+from protocol.manifest import RunManifest, WireDtype
+from protocol.messages import SCALE_BYTES, TensorHeader
+
+_WIRE_DTYPES: dict[WireDtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+}
+_NAMES: dict[torch.dtype, WireDtype] = {dtype: name for name, dtype in _WIRE_DTYPES.items()}
 
 
-def to_wire(tensor: Tensor, dtype: TensorDtype) -> Tensor:
-    """A contiguous CPU tensor of the wire's dtype; the same tensor if it is one already."""
+def to_wire(tensor: Tensor, dtype: WireDtype) -> Tensor:
+    """A contiguous CPU tensor as it travels; the same tensor if it is one already.
+
+    Its shape is the tensor's, but in int8 each row has its scale behind it (node/quantising.py).
+    """
+    if dtype == "int8":
+        return quantised(tensor).cpu()
     return tensor.detach().to(device="cpu", dtype=DTYPES[dtype]).contiguous()
 
 
 def from_wire(tensor: Tensor, device: torch.device) -> Tensor:
-    """Back to float32 on the compute device."""
+    """Back to float32, and to its own shape, on the compute device."""
+    if tensor.dtype == torch.int8:
+        return restored(tensor.to(device))
     return tensor.to(device=device, dtype=torch.float32)
 
 
 def header_of(tensor: Tensor) -> TensorHeader:
-    """Describe a tensor made by `to_wire`."""
-    dtype: TensorDtype = "float32" if tensor.dtype == torch.float32 else "bfloat16"
-    return TensorHeader(dtype, tuple(tensor.shape))
+    """Describe a tensor made by `to_wire`: its dtype, and the shape that `from_wire` gives it."""
+    name, (*rows, width) = _NAMES[tensor.dtype], tensor.shape
+    return TensorHeader(name, (*rows, width - _scale_bytes(name)))
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
@@ -34,7 +49,12 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 def empty_tensor(header: TensorHeader) -> Tensor:
     """Room for a tensor that arrives; fill `bytes_of` it."""
-    return torch.empty(header.shape, dtype=DTYPES[header.dtype])
+    *rows, width = header.shape
+    return torch.empty((*rows, width + _scale_bytes(header.dtype)), dtype=_WIRE_DTYPES[header.dtype])
+
+
+def _scale_bytes(dtype: WireDtype) -> int:
+    return SCALE_BYTES if dtype == "int8" else 0
 
 
 def activation_header(manifest: RunManifest) -> TensorHeader:

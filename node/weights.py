@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from protocol.errors import LocalProtocolError, WeightsError
-from protocol.messages import TensorDtype, TensorSpec
+from protocol.messages import TensorSpec, WeightsDtype
 
 SPECS_MAX = 1 << 16
 PAYLOAD_BYTES_MAX = 1 << 36
@@ -28,8 +28,8 @@ COEFFICIENT_SUM_TOLERANCE = 1e-6
 BLEND_BLOCK = 1 << 16
 """Elements that are multiplied and added while they are in the processor's cache."""
 
-DTYPES: dict[TensorDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_DTYPE_NAMES: dict[torch.dtype, TensorDtype] = {dtype: name for name, dtype in DTYPES.items()}
+DTYPES: dict[WeightsDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPE_NAMES: dict[torch.dtype, WeightsDtype] = {dtype: name for name, dtype in DTYPES.items()}
 _LAYER = re.compile(r"^model\.layers\.([0-9]+)\.")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -121,10 +121,14 @@ class StepSettings(_Section, frozen=True):
     """A microbatch not back after this long is re-issued; doubled whenever one was late."""
 
 
-class WireSettings(_Section, frozen=True):
-    """How tensors travel between stages."""
+WireDtype = Literal["float32", "bfloat16", "int8"]
 
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+class WireSettings(_Section, frozen=True):
+    """How activations and gradients travel between stages."""
+
+    dtype: WireDtype = "bfloat16"
+    """int8: with one scale for each row, that is for each token's hidden vector (node/quantising.py)."""
 
 
 class ComputeSettings(_Section, frozen=True):
@@ -229,12 +233,26 @@ def parse_manifest(text: str, source: str) -> RunManifest:
 
 def manifest_from_table(table: dict[str, Any], source: str) -> RunManifest:
     """Validate a table of settings. Raises `SettingsError`."""
+    _check_choices(table, source)
     try:
         manifest = msgspec.convert(table, type=RunManifest)
     except msgspec.ValidationError as error:
         raise SettingsError(f"{source}: {error}") from error
     check(manifest)
     return manifest
+
+
+def _check_choices(table: dict[str, Any], source: str) -> None:
+    """Say what a setting may be, where msgspec says only what it must not be. Raises `SettingsError`."""
+    for section in msgspec.structs.fields(RunManifest):
+        given = table.get(section.name)
+        if not isinstance(given, dict) or not isinstance(section.type, type):
+            continue
+        for field in msgspec.structs.fields(section.type):
+            allowed = get_args(field.type) if get_origin(field.type) is Literal else ()
+            if allowed and given.get(field.name, allowed[0]) not in allowed:
+                setting, choices = f"{section.name}.{field.name}", " or ".join(repr(choice) for choice in allowed)
+                raise SettingsError(f"{source}: {setting} is {given[field.name]!r}: it must be {choices}")
 
 
 def check(manifest: RunManifest) -> None:

@@ -22,6 +22,7 @@ from protocol.ids import (
     Attempt,
     Microbatch,
 )
+from protocol.manifest import WireDtype
 
 StageNumber = Annotated[int, Meta(ge=0, lt=STAGES_MAX)]
 Incarnation = Annotated[int, Meta(ge=1, le=INCARNATION_MAX)]
@@ -35,14 +36,20 @@ Digest = Annotated[str, Meta(max_length=128, pattern=VISIBLE)]
 StageState = Literal["recovering", "serving", "left"]
 
 TENSOR_DIMENSIONS_MAX = 8
-TensorDtype = Literal["float32", "bfloat16"]
-DTYPE_BYTES: dict[TensorDtype, int] = {"float32": 4, "bfloat16": 2}
+WeightsDtype = Literal["float32", "bfloat16"]
+"""Of weights: they are never quantised, so what a recovery rebuilds is the formula's."""
+DTYPE_BYTES: dict[WireDtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
+SCALE_BYTES = 4
+"""Behind each row of an int8 tensor: the float32 that its numbers are multiples of."""
 
 
 class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
-    """Describes the raw little-endian bytes that follow a message."""
+    """Describes the raw little-endian bytes that follow a message.
 
-    dtype: TensorDtype
+    ``shape`` is that of the numbers: of int8, each row of the last dimension has `SCALE_BYTES` more.
+    """
+
+    dtype: WireDtype
     shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**32)], ...], Meta(max_length=TENSOR_DIMENSIONS_MAX)]
 
 
@@ -268,7 +275,7 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
 
     # SHA-256 and not BLAKE2b: 1715 against 890 MiB/s on a core with SHA instructions (AMD EPYC, OpenSSL 3).
     name: Annotated[str, Meta(min_length=1, max_length=256, pattern=VISIBLE)]
-    dtype: TensorDtype
+    dtype: WeightsDtype
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 32)], ...], Meta(max_length=4)]
     digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 

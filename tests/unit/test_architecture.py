@@ -21,7 +21,7 @@ IMPURE = {
 }  # fmt: skip
 """What protocol/ must not know of: everything that has a clock, a thread, a file or a mind of its own."""
 
-COMPUTE = {"precision", "stage", "model", "optimizer", "weights", "data", "worker", "generation"}
+COMPUTE = {"precision", "stage", "model", "optimizer", "weights", "data", "worker", "generation", "quantising"}
 CARRIERS = {
     "arrival", "tensors", "framing", "network", "transfer", "runtime", "config", "export_folder", "initial_weights",
 }  # fmt: skip

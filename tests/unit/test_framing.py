@@ -130,7 +130,13 @@ def test_a_stream_without_tensors_accepts_none_and_has_a_limit_of_its_own() -> N
 
 @pytest.mark.parametrize(
     "header",
-    [None, TensorHeader("bfloat16", (2, 3, 4)), TensorHeader("float32", (4, 3, 2)), TensorHeader("float32", (24,))],
+    [
+        None,
+        TensorHeader("bfloat16", (2, 3, 4)),
+        TensorHeader("int8", (2, 3, 4)),
+        TensorHeader("float32", (4, 3, 2)),
+        TensorHeader("float32", (24,)),
+    ],
 )
 def test_another_tensor_than_the_runs_is_refused_before_there_is_room_for_it(
     header: TensorHeader | None, monkeypatch: pytest.MonkeyPatch

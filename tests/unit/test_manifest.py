@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import SettingsError
@@ -116,7 +116,10 @@ def test_tokens_per_step() -> None:
         ('name = "run"\n[step]\nmicrobatch = 3', r"unknown field `microbatch`.*step"),
         ('name = "run"\n[step]\nmicrobatches = 0', "run.toml: .*>= 1"),
         ('name = "run"\n[recovery]\nnorm_exponent = 3', "run.toml: .*<= 2"),
-        ('name = "run"\n[wire]\ndtype = "float16"', "run.toml: .*float16"),
+        ('name = "run"\n[wire]\ndtype = "float16"', "'float16': it must be 'float32' or 'bfloat16' or 'int8'$"),
+        ('name = "run"\n[recovery]\nmethod = 3', "recovery.method is 3: it must be 'checkfree' or 'checkfree\\+'$"),
+        ('name = "run"\nwire = "int8"', "run.toml: Expected `object`, got `str` .*wire"),
+        ('name = "run"\n[seed]\nwire = "int8"', "run.toml: Expected `int`, got `object` .*seed"),
         ('name = "run"\nprotocol_version = 99', "speaks protocol version 99, this node speaks 1: install"),
         ('name = "run"\n[model]\nhidden_size = 130', "hidden_size 130 must be a multiple of model.attention_heads 4"),
         ('name = "run"\n[model]\nhidden_size = 132', "must be even"),
@@ -178,12 +181,14 @@ def test_a_manifest_from_the_network_obeys_the_rules_across_fields() -> None:
         decode_manifest(other.encode())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_random_bytes_are_refused_and_nothing_else(data: bytes) -> None:
     with pytest.raises(SettingsError):
         decode_manifest(data)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2000), st.integers(0, 255))
 def test_a_damaged_manifest_is_refused_or_another_run(at: int, byte: int) -> None:
     encoded = bytearray(preset("tiny").encode())

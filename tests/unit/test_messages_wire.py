@@ -113,6 +113,8 @@ def test_a_tensor_is_described_by_its_header() -> None:
     assert wire.tensor_bytes(header) == 48
     assert wire.tensor_bytes(TensorHeader("float32", ())) == 4
     assert wire.tensor_bytes(TensorHeader("float32", (0, 9))) == 0
+    assert wire.tensor_bytes(TensorHeader("int8", (2, 3, 10))) == 2 * 3 * (10 + 4)
+    assert wire.tensor_bytes(TensorHeader("int8", ())) == 5
 
 
 def test_data_messages_name_their_microbatch() -> None:
@@ -152,6 +154,7 @@ def test_data_messages_name_their_microbatch() -> None:
         FetchHeader((TensorSpec("", "float32", (1,), "0" * 64),), 4),
         FetchHeader((TensorSpec("w", "float32", (0,), "0" * 64),), 4),
         FetchHeader((TensorSpec("w", "float32", (1,), "0" * 63),), 4),
+        FetchHeader((TensorSpec("w", "int8", (1,), "0" * 64),), 1),  # type: ignore[arg-type] # weights are not quantised
     ],
     ids=repr,
 )
