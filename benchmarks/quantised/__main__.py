@@ -1,0 +1,80 @@
+"""``python -m benchmarks.quantised train|time|report``: "Bytes on the wire" of docs/performance.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.keeping import FOLDER, PAGE, keep, read_kept
+from benchmarks.page import write_parts
+from benchmarks.quantised.results import Costs, Training, cost_table, loss_table
+
+TRAININGS = "quantised-*-seed-*.json"
+COSTS = "quantised-cost.json"
+TELL_EVERY = 20
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Option(help="Where the JSON files lie: one for each training, one for the times.")]
+
+
+@app.callback()
+def quantised() -> None:
+    """float32, bfloat16 and int8 between stages: the loss, and the time that conversion takes."""
+
+
+@app.command()
+def train(
+    folder: Folder = FOLDER,
+    iterations: Annotated[int, typer.Option(min=1)] = 300,
+    seed: Annotated[list[int] | None, typer.Option(help="Repeatable.", min=0)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A model of seconds.")] = False,
+) -> None:
+    """Train the study's model with each dtype; each is kept when it is done, whatever comes after it."""
+    from benchmarks.convergence.study import full_scale, quick_scale
+    from benchmarks.quantised.measuring import train_all
+
+    def tell(step: int, loss: float) -> None:
+        if step % TELL_EVERY == 0:
+            typer.echo(f"iteration {step}: loss {loss:.3f}", err=True)
+
+    manifest = (quick_scale() if quick else full_scale()).manifest
+    for training in train_all(manifest, seed or [0], iterations, tell):
+        keep(training, folder / training.file_name)
+        typer.echo(f"{training.dtype}, seed {training.seed}: {training.final:.4f}, held out {training.validation:.4f}")
+
+
+@app.command(name="time")
+def take_time(
+    folder: Folder = FOLDER,
+    repetitions: Annotated[int, typer.Option(help="Per dtype; the dtypes take turns.", min=1)] = 500,
+) -> None:
+    """Measure, with a quiet machine, what conversion takes."""
+    from benchmarks.quantised.measuring import time_all
+
+    costs = time_all(repetitions)
+    keep(costs, folder / COSTS)
+    typer.echo(cost_table(costs))
+
+
+@app.command()
+def report(
+    folder: Folder = FOLDER,
+    page: Annotated[Path, typer.Option(help="Its tables are brought up to date.")] = PAGE,
+) -> None:
+    """Write the tables of the page from the figures."""
+    from benchmarks.origin import origin_table
+
+    trained, timed = read_kept(folder, TRAININGS, Training), read_kept(folder, COSTS, Costs)
+    parts = {
+        "quantised-loss": loss_table(trained),
+        "quantised-cost": "\n\n".join(cost_table(costs) for costs in timed),
+        "quantised-origin": origin_table(made.origin for made in (*trained, *timed)),
+    }
+    write_parts(page, parts)
+
+
+if __name__ == "__main__":
+    app()
