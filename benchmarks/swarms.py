@@ -11,19 +11,23 @@ import msgspec
 
 from bootstrap.board import Board
 from bootstrap.faults import Fault
-from bootstrap.local import LocalPlan, LocalSwarm
+from bootstrap.local import LocalPlan, LocalSwarm, Place
 from protocol.manifest import RunManifest
 
 
 def run_swarm(
-    source: str, manifest: RunManifest, spares: int = 0, faults: tuple[Fault, ...] = ()
+    source: str,
+    manifest: RunManifest,
+    spares: int = 0,
+    faults: tuple[Fault, ...] = (),
+    places: tuple[Place, ...] = (),
 ) -> tuple[Board, list[dict[str, Any]]]:
     """Train all steps of a manifest; what was seen, and every event in order of time. Leaves no file behind.
 
     Raises like `LocalSwarm.run`.
     """
     with tempfile.TemporaryDirectory(prefix="understudy-benchmark-") as folder:
-        plan = LocalPlan(source, manifest, spares, faults, Path(folder))
+        plan = LocalPlan(source, manifest, spares, faults, Path(folder), places=places)
         board = asyncio.run(LocalSwarm(plan, lambda _: None).run())
         lines = (Path(folder) / "events.jsonl").read_bytes().splitlines()
     return board, [msgspec.json.decode(line) for line in lines]

@@ -27,10 +27,13 @@ class Child:
         self._process = process
 
     @classmethod
-    async def start(cls, name: str, module: str, arguments: Sequence[str], log_path: Path) -> Child:
-        """Start ``python -m module``; its output goes to the log file."""
+    async def start(
+        cls, name: str, module: str, arguments: Sequence[str], log_path: Path, prefix: Sequence[str] = ()
+    ) -> Child:
+        """Start ``python -m module``, behind the words of ``prefix``; its output goes to the log file."""
         with log_path.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
+                *prefix,
                 sys.executable,
                 "-m",
                 module,

@@ -34,6 +34,18 @@ LISTEN = "/ip4/127.0.0.1/tcp/0"
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a child runs."""
+
+    prefix: tuple[str, ...] = ()
+    """What its command begins with, such as ``ip netns exec NAME``: a command that becomes the child."""
+    listen: str = LISTEN
+
+
+HERE = Place()
+
+
+@dataclass(frozen=True, slots=True)
 class LocalPlan:
     """What to run."""
 
@@ -50,6 +62,12 @@ class LocalPlan:
     """Where the weights after the last step go."""
     initial_weights: Path | None = None
     """An export to begin with."""
+    places: tuple[Place, ...] = ()
+    """Of the seed and of S0, S1, ...; everybody else runs here."""
+
+    def place(self, number: int) -> Place:
+        """Of the seed (0), or of the first owner of stage ``number`` - 1."""
+        return self.places[number] if number < len(self.places) else HERE
 
 
 class EventTail:
@@ -105,7 +123,7 @@ class LocalSwarm:
         try:
             await self._start_seed()
             for stage in range(self.plan.manifest.stage_count):
-                await self._start_node(f"stage-{stage}", str(stage))
+                await self._start_node(f"stage-{stage}", str(stage), self.plan.place(stage + 1))
             await self._watch(lambda: self._is_complete, SPARES_AFTER_STAGES_S, "every stage to be served")
             await self._start_exporter()
             for _ in range(self.plan.spares):
@@ -137,21 +155,23 @@ class LocalSwarm:
     async def _start_seed(self) -> None:
         join_file = self.plan.folder / "join.txt"
         join_file.unlink(missing_ok=True)
-        arguments = [self.plan.source, "--host-maddr", LISTEN, "--dir", str(self.plan.folder)]
+        place = self.plan.place(0)
+        arguments = [self.plan.source, "--host-maddr", place.listen, "--dir", str(self.plan.folder)]
         arguments += ["--steps", str(self.plan.manifest.step.total_steps)]
         arguments += ["--identity", str(self._nodes_folder / "seed.key")]
         if self.plan.initial_weights is not None:
             arguments += ["--initial-weights", str(self.plan.initial_weights.resolve())]
-        self._seed = await Child.start("seed", "bootstrap", arguments, self._nodes_folder / "seed.log")
+        log_path = self._nodes_folder / "seed.log"
+        self._seed = await Child.start("seed", "bootstrap", arguments, log_path, place.prefix)
         await self._watch(join_file.exists, JOIN_TIMEOUT_S, "the seed to start")
         self.join = join_file.read_text(encoding="utf-8").strip()
 
-    async def _start_node(self, name: str, stage: str) -> None:
+    async def _start_node(self, name: str, stage: str, place: Place = HERE) -> None:
         files = self._nodes_folder / name
-        arguments = ["--join", self.join, "--stage", stage, "--host-maddr", LISTEN]
+        arguments = ["--join", self.join, "--stage", stage, "--host-maddr", place.listen]
         arguments += ["--identity", f"{files}.key", "--events", f"{files}.jsonl"]
         arguments += ["--device", self.plan.device, "--threads", str(self.plan.threads)]
-        self._nodes.append(await Child.start(name, "node", arguments, Path(f"{files}.log")))
+        self._nodes.append(await Child.start(name, "node", arguments, Path(f"{files}.log"), place.prefix))
 
     async def _start_exporter(self) -> None:
         """Early, so that nobody leaves with the last step before it is exported."""

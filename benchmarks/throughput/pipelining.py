@@ -1,12 +1,15 @@
 """What torch offers: torch.distributed.pipelining over gloo, one process per block stage.
 
 The first process also holds the embedding and the last one the head, which spares it the hops to and from S0.
+Gradients travel in the activations' dtype: they are the gradients of what was sent.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -47,14 +50,32 @@ class Part(nn.Module):
         return output
 
 
-def step_seconds(manifest: RunManifest, steps: int, schedule: str) -> list[float]:
-    """Seconds of each step under a schedule of `SCHEDULES`, by the last process's clock."""
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What all processes of one pipeline do."""
+
+    manifest: RunManifest
+    steps: int
+    schedule: str
+    meeting: Path
+    """The file by which they find each other."""
+
+
+def step_seconds(
+    manifest: RunManifest, steps: int, schedule: str, moves: Sequence[Callable[[], None]] = ()
+) -> list[float]:
+    """Seconds of each step under a schedule of `SCHEDULES`, by the last process's clock.
+
+    ``moves``: what each process does first, such as to enter a network namespace.
+    """
     context = get_context("spawn")
     results: Queue[list[float]] = context.Queue()
+    count = manifest.model.block_stages
     with tempfile.TemporaryDirectory(prefix="understudy-pipelining-") as folder:
+        training = Training(manifest, steps, schedule, Path(folder) / "meeting")
         parts = [
-            context.Process(target=_train, args=(manifest, stage, steps, schedule, Path(folder) / "meeting", results))
-            for stage in range(1, manifest.model.block_stages + 1)
+            context.Process(target=_train, args=(training, stage, results, move))
+            for stage, move in zip(range(1, count + 1), moves or [_stay] * count, strict=True)
         ]
         for part in parts:
             part.start()
@@ -67,19 +88,22 @@ def step_seconds(manifest: RunManifest, steps: int, schedule: str) -> list[float
     return seconds
 
 
-def _train(
-    manifest: RunManifest, stage: int, steps: int, schedule: str, meeting: Path, results: Queue[list[float]]
-) -> None:
+def _stay() -> None:
+    """The process is where it should be."""
+
+
+def _train(training: Training, stage: int, results: Queue[list[float]], move: Callable[[], None]) -> None:
+    move()
     torch.set_num_threads(1)
-    count = manifest.model.block_stages
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=stage - 1, world_size=count)
+    manifest, count = training.manifest, training.manifest.model.block_stages
+    dist.init_process_group("gloo", init_method=f"file://{training.meeting}", rank=stage - 1, world_size=count)
     part = Part(manifest, stage)
     pipeline = PipelineStage(part, stage - 1, count, torch.device("cpu"))
-    run = SCHEDULES[schedule](pipeline, manifest.step.microbatches, loss_fn=_loss)
+    run = SCHEDULES[training.schedule](pipeline, manifest.step.microbatches, loss_fn=_loss)
     optimizer = StageOptimizer(part.parameters(), manifest.optimizer)
     data = open_data(manifest)
     seconds = []
-    for step in range(1, WARM_UP + steps + 1):
+    for step in range(1, WARM_UP + training.steps + 1):
         began = time.perf_counter()
         pairs = [data.microbatch(step, index) for index in range(manifest.step.microbatches)]
         tokens, labels = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))

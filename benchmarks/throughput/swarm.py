@@ -8,15 +8,17 @@ from typing import Any
 from benchmarks.swarms import run_swarm
 from benchmarks.throughput.results import WARM_UP
 from bootstrap.found import load_manifest
+from bootstrap.local import Place
 
 SEARCH_STEPS = 19
 """Until S0 has found the number of microbatches in flight: one step to begin with, and three for each of six sizes."""
 
 
-def step_seconds(source: str, steps: int) -> list[float]:
+def step_seconds(source: str, steps: int, places: tuple[Place, ...] = ()) -> list[float]:
     """Seconds from each commit to the next, by the driver's own events, once the window is found."""
-    manifest = load_manifest(source, SEARCH_STEPS + steps)
-    _, events = run_swarm(source, manifest)
+    uncounted = WARM_UP if load_manifest(source).step.window else SEARCH_STEPS
+    manifest = load_manifest(source, uncounted + steps)
+    _, events = run_swarm(source, manifest, places=places)
     return settled_seconds(events, is_searching=not manifest.step.window)
 
 

@@ -1,0 +1,1 @@
+"""Links slower than the arithmetic: docs/performance.md, "Slow links"."""

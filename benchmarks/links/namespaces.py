@@ -1,0 +1,175 @@
+"""Network namespaces that stand for machines, joined by links of a given rate.
+
+Each has one interface, `INTERFACE`, on a bridge that lies in a namespace of its own: the network of this machine is
+not touched. Both ends of each link are shaped with ``tc tbf``: the end in the namespace is its uplink, the one at the
+bridge its downlink. All packets of a link share one queue, as at a home router.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+from bootstrap.local import Place
+from protocol.errors import SettingsError
+
+INTERFACE = "net0"
+BRIDGE = "bridge"
+PREFIX = "understudy-links-"
+FOLDER = Path("/run/netns")
+PIECE_BYTES = 16 * 1024
+"""TCP hands so much at once to a link. All machines share the cores here, and with 1,500 bytes at a time the packets
+cost as much of them as the arithmetic; the shaper counts the headers of every packet in it."""
+BURST_S = 0.002
+BURST_BYTES_MIN = 20 * 1024
+"""What may leave at once after a pause: 2 ms at the rate, and no less than one piece with its headers, which the
+shaper would cut into packets otherwise."""
+QUEUE_S = 0.05
+"""What a full queue holds. The way there and back takes 0.1 ms here, so TCP keeps a link busy with far less; more
+would only keep a heartbeat waiting behind tensors."""
+CLONE_NEWNET = 0x40000000
+COMMAND_TIMEOUT_S = 10.0
+
+_T = TypeVar("_T")
+_serial = count()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A namespace and its address."""
+
+    name: str
+    address: str
+
+    @property
+    def place(self) -> Place:
+        """Where a child of a local swarm runs."""
+        return Place(("ip", "netns", "exec", self.name), f"/ip4/{self.address}/tcp/0")
+
+    def enter(self) -> None:
+        """Move the calling thread here; threads and sockets that it makes from now on are here too.
+
+        Raises `OSError` if the namespace is gone.
+        """
+        # os.setns came with Python 3.12.
+        libc = ctypes.CDLL(None, use_errno=True)
+        handle = os.open(FOLDER / self.name, os.O_RDONLY)
+        try:
+            if libc.setns(handle, CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {self.name}")
+        finally:
+            os.close(handle)
+
+    def call(self, make: Callable[[], _T]) -> _T:
+        """Call something here, such as what makes a socket, in a thread of its own. Raises what it raises."""
+        results: list[_T] = []
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                self.enter()
+                results.append(make())
+            except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that asked
+                failures.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        if failures:
+            raise failures[0]
+        return results[0]
+
+
+@contextmanager
+def open_links(machines: int, rate_mbit: float | None) -> Iterator[list[Machine]]:
+    """So many machines on links of this rate in each direction; None: as fast as the kernel copies.
+
+    Removed again in the end, whatever happens. What a killed process left is removed at the next start. Raises
+    `SettingsError` if this cannot be had here.
+    """
+    check_here()
+    _remove_stale()
+    stem = f"{PREFIX}{os.getpid()}-{next(_serial)}-"
+    with ExitStack() as stack:
+        bridge = _add_namespace(stack, f"{stem}{BRIDGE}")
+        _ip("-n", bridge, "link", "add", BRIDGE, "type", "bridge")
+        _ip("-n", bridge, "link", "set", BRIDGE, "up")
+        found = []
+        for number in range(1, machines + 1):
+            machine = Machine(_add_namespace(stack, f"{stem}{number}"), f"10.77.0.{number}")
+            _join(machine, bridge, f"port{number}", rate_mbit)
+            found.append(machine)
+        yield found
+
+
+def check_here() -> None:
+    """Raises `SettingsError` with what is missing."""
+    missing = [program for program in ("ip", "tc") if shutil.which(program) is None]
+    if missing:
+        raise SettingsError(
+            f"{' and '.join(missing)} not found: install iproute2 (Debian, Ubuntu: apt install iproute2)"
+        )
+    if os.geteuid() != 0:
+        raise SettingsError("network namespaces need root: run this command as root, for example in a container")
+
+
+def shape(rate_mbit: float) -> list[str]:
+    """The words of ``tc`` for a link of this rate, in 10^6 bits per second."""
+    burst = max(BURST_BYTES_MIN, round(rate_mbit * 1e6 / 8 * BURST_S))
+    return ["tbf", "rate", f"{round(rate_mbit * 1e6)}bit", "burst", f"{burst}b", "latency", f"{QUEUE_S * 1000:g}ms"]
+
+
+def is_stale(name: str) -> bool:
+    """Whether a namespace is one of ours whose process is gone."""
+    process = name.removeprefix(PREFIX).partition("-")[0]
+    return name.startswith(PREFIX) and process.isdigit() and not Path("/proc", process).exists()
+
+
+def _join(machine: Machine, bridge: str, port: str, rate_mbit: float | None) -> None:
+    """Lay the link between a machine and the bridge."""
+    _ip("link", "add", INTERFACE, "netns", machine.name, "type", "veth", "peer", "name", port, "netns", bridge)
+    _ip("-n", bridge, "link", "set", port, "master", BRIDGE, "up")
+    _ip("-n", machine.name, "address", "add", f"{machine.address}/24", "dev", INTERFACE)
+    _ip("-n", machine.name, "link", "set", INTERFACE, "up")
+    _ip("-n", machine.name, "link", "set", "lo", "up")
+    if rate_mbit is not None:
+        for namespace, end in ((machine.name, INTERFACE), (bridge, port)):
+            _ip("-n", namespace, "link", "set", "dev", end, "gso_max_size", str(PIECE_BYTES))
+            _call("tc", "-n", namespace, "qdisc", "add", "dev", end, "root", *shape(rate_mbit))
+
+
+def _add_namespace(stack: ExitStack, name: str) -> str:
+    stack.callback(_remove, name)
+    _ip("netns", "add", name)
+    return name
+
+
+def _remove(name: str) -> None:
+    """Its links go with it."""
+    if (FOLDER / name).exists():
+        _ip("netns", "delete", name)
+
+
+def _remove_stale() -> None:
+    for path in FOLDER.glob(f"{PREFIX}*"):
+        if is_stale(path.name):
+            _remove(path.name)
+
+
+def _ip(*words: str) -> None:
+    _call("ip", *words)
+
+
+def _call(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S)
+    if done.returncode:
+        raise SettingsError(f"'{' '.join(words)}' failed: {done.stderr.strip()}")

@@ -1,0 +1,211 @@
+"""The benchmark of slow links: its bounds, its tables, and links that really are as slow as they should be."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks.links.__main__ import NARROW, PAGE
+from benchmarks.links.bounds import activation_bytes, bytes_per_step, fill_hops, filled_bound_s, plain_bound_s
+from benchmarks.links.namespaces import (
+    BURST_BYTES_MIN,
+    FOLDER,
+    PREFIX,
+    Machine,
+    check_here,
+    is_stale,
+    open_links,
+    shape,
+)
+from benchmarks.links.raw import bytes_per_s
+from benchmarks.links.results import SWARM, UNSHAPED, LinkResult, Round, read_all, write
+from benchmarks.links.tables import bound_table, parts, step_table
+from benchmarks.origin import Origin
+from benchmarks.page import fill_in
+from bootstrap.children import Child
+from bootstrap.found import load_manifest
+from bootstrap.local import HERE, LocalPlan
+from protocol.errors import SettingsError
+from protocol.manifest import ModelSettings, RunManifest, StepSettings
+
+MANIFEST = RunManifest(
+    name="few",
+    model=ModelSettings(hidden_size=64, block_stages=3, context_length=50),
+    step=StepSettings(microbatches=10, microbatch_size=2),
+)
+TENSOR_BYTES = 2 * 50 * 64 * 2
+
+
+def simulated_step(block_stages: int, microbatches: int) -> int:
+    """A step in transfers of one tensor, where computing takes no time, with all microbatches in flight.
+
+    Every stage sends one tensor at a time and receives one at a time; gradients go first, then older microbatches.
+    """
+    stages = block_stages + 1
+    hops = 2 * stages
+    path = [hop % stages if hop <= stages else (hops - hop) % stages for hop in range(hops + 1)]
+    position = [0] * microbatches
+    ticks = 0
+    while any(place < hops for place in position):
+        sending: set[int] = set()
+        receiving: set[int] = set()
+        moved = []
+        for index in sorted(range(microbatches), key=lambda number: (-position[number], number)):
+            if position[index] == hops:
+                continue
+            here, there = path[position[index]], path[position[index] + 1]
+            if here not in sending and there not in receiving:
+                sending.add(here)
+                receiving.add(there)
+                moved.append(index)
+        for index in moved:
+            position[index] += 1
+        ticks += 1
+    return ticks
+
+
+def test_every_stage_sends_an_activation_and_a_gradient_of_each_microbatch() -> None:
+    assert activation_bytes(MANIFEST) == TENSOR_BYTES
+    assert bytes_per_step(MANIFEST) == 2 * 10 * TENSOR_BYTES
+
+
+def test_the_plain_bound_is_the_slower_of_both() -> None:
+    transfer_s = bytes_per_step(MANIFEST) / 1000
+    assert plain_bound_s(MANIFEST, 1.0, 1000) == transfer_s
+    assert plain_bound_s(MANIFEST, transfer_s + 1, 1000) == transfer_s + 1
+
+
+@pytest.mark.parametrize("block_stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("microbatches", [1, 2, 5, 16, 64])
+def test_no_schedule_beats_the_bound_with_fill(block_stages: int, microbatches: int) -> None:
+    assert 2 * microbatches + fill_hops(block_stages) <= simulated_step(block_stages, microbatches)
+
+
+def test_the_fill_comes_on_top_of_the_transfer_and_not_of_the_computing() -> None:
+    tensor_s = TENSOR_BYTES / 1000
+    assert filled_bound_s(MANIFEST, 0.0, 1000) == pytest.approx((2 * 10 + 2 * 3 - 1) * tensor_s)
+    assert filled_bound_s(MANIFEST, 1000.0, 1000) == 1000.0
+
+
+RESULT = LinkResult(
+    MANIFEST,
+    rate_mbit=2.0,
+    rounds=(
+        Round(256_000.0, {UNSHAPED: [0.5, 0.5], SWARM: [1.1, 1.25], "GPipe": [2.35]}),
+        Round(256_000.0, {UNSHAPED: [0.5, 0.5], SWARM: [1.25, 2.0], "GPipe": [1.3]}),
+    ),
+    origin=Origin("abc", {}, "a machine"),
+)
+
+
+def test_the_tables_say_who_was_faster_and_what_was_possible() -> None:
+    rows = step_table([RESULT]).splitlines()[2:]
+    assert rows[1] == "| few | 2 | understudy | 1.25 |  |"
+    assert rows[2] == "| few | 2 | GPipe | 1.83 | 1.40 (2.00, 0.80) |"
+    row = bound_table([RESULT]).splitlines()[2]
+    assert row == "| few | 2 | 2.0 | 0.3 | 0.50 | 1.00 | 1.00 | 1.25 | 1.25 | **0.80** | 1.00 |"
+
+
+def test_a_result_comes_back_from_its_file(tmp_path: Path) -> None:
+    assert write(RESULT, tmp_path).name == "links-few-2.json"
+    assert read_all(tmp_path) == [RESULT]
+
+
+def test_the_page_has_room_for_the_tables() -> None:
+    fill_in(PAGE.read_text(encoding="utf-8"), dict.fromkeys(parts([]), ""))
+
+
+@pytest.mark.parametrize("source", [NARROW, "benchmarks/links/thin.toml"])
+def test_the_models_have_one_layer_per_stage_and_little_fill(source: str) -> None:
+    manifest = load_manifest(source)
+    assert manifest.model.layers_per_stage == 1
+    assert manifest.model.block_stages >= 3, "a pipeline of torch's has a stage that sends both ways"
+    assert fill_hops(manifest.model.block_stages) / (2 * manifest.step.microbatches) < 0.12
+    assert manifest.recovery.edge_copy_every == 0
+
+
+def test_a_shaper_lets_a_whole_piece_through_and_no_more_than_2_ms() -> None:
+    assert shape(20) == ["tbf", "rate", "20000000bit", "burst", f"{BURST_BYTES_MIN}b", "latency", "50ms"]
+    assert shape(800)[4] == "200000b"
+
+
+def test_only_what_a_dead_process_left_is_stale() -> None:
+    assert is_stale(f"{PREFIX}999999999-0-bridge")
+    assert not is_stale(f"{PREFIX}{os.getpid()}-0-bridge")
+    assert not is_stale("somebody-elses")
+    assert not is_stale(f"{PREFIX}mine")
+
+
+@pytest.mark.parametrize(("missing", "user", "told"), [("tc", 0, "tc not found"), ("", 1000, "need root")])
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, missing: str, user: int, told: str) -> None:
+    monkeypatch.setattr(shutil, "which", lambda program: None if program == missing else f"/sbin/{program}")
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    with pytest.raises(SettingsError, match=told):
+        check_here()
+
+
+def _why_not() -> str:
+    """Why links cannot be had here; empty if they can."""
+    try:
+        with open_links(1, 10.0):
+            return ""
+    except SettingsError as error:
+        return str(error)
+
+
+def test_without_links_there_is_a_clear_word() -> None:
+    assert re.search("^$|need root|not found|not permitted", _why_not(), re.IGNORECASE)
+
+
+def test_a_link_is_no_faster_than_its_rate() -> None:
+    """How much slower it is depends on who else uses this machine; one that is not shaped is 50 times as fast.
+
+    Without root there is a clear word instead.
+    """
+    if _why_not():
+        return
+    with open_links(2, 80.0) as (sender, receiver):
+        found = bytes_per_s(sender, receiver, 1_000_000)
+    assert 0 < found < (1_000_000 + 2 * BURST_BYTES_MIN) / 1_000_000 * 10e6
+    assert not list(FOLDER.glob(f"{PREFIX}{os.getpid()}-*")), "nothing is left behind"
+
+
+def test_links_go_with_an_interrupt() -> None:
+    if _why_not():
+        return
+    with pytest.raises(KeyboardInterrupt), open_links(2, 80.0):
+        raise KeyboardInterrupt
+    assert not list(FOLDER.glob(f"{PREFIX}{os.getpid()}-*"))
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next() -> None:
+    if _why_not():
+        return
+    name = f"{PREFIX}999999999-0-1"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    with open_links(1, 80.0):
+        assert not (FOLDER / name).exists()
+
+
+def test_children_of_a_local_swarm_run_in_their_places(tmp_path: Path) -> None:
+    machine = Machine("somewhere", "10.0.0.7")
+    plan = LocalPlan("tiny", MANIFEST, 0, (), tmp_path, places=(machine.place,))
+    assert plan.place(0).listen == "/ip4/10.0.0.7/tcp/0"
+    assert plan.place(0).prefix == ("ip", "netns", "exec", "somewhere")
+    assert plan.place(1) == HERE
+
+
+def test_a_child_is_what_its_prefix_becomes(tmp_path: Path) -> None:
+    async def main() -> None:
+        child = await Child.start("here", "json.tool", ["--help"], tmp_path / "log", ("env", "COLUMNS=40"))
+        assert await child.wait(10.0)
+        assert child.exit_status == 0
+
+    asyncio.run(main())
+    assert "json.tool" in (tmp_path / "log").read_text(encoding="utf-8")
