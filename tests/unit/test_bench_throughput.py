@@ -44,6 +44,14 @@ def test_what_it_sends_has_the_wires_type() -> None:
     assert Part(narrow, 1)(torch.zeros(1, 8, dtype=torch.int64)).dtype == torch.bfloat16
 
 
+def test_gradients_travel_in_the_wires_type() -> None:
+    narrow = RunManifest(name="narrow", model=MODEL)
+    hidden = torch.zeros(1, 8, 16, dtype=torch.bfloat16, requires_grad=True)
+    Part(narrow, 2)(hidden).sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.dtype == torch.bfloat16
+
+
 def test_an_expert_computes_its_stage_and_updates_once_per_step() -> None:
     hidden = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0))
     expert = Expert(MANIFEST, 2)
