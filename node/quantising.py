@@ -5,7 +5,7 @@ A row is the last dimension, one token's hidden vector of n numbers x. It travel
     int8 round(x / scale), n times | float32 scale = max |x| / 127        little-endian, as all that travels
 
 and comes back as int8 x scale: every number within half a scale of what it was. Rounding is to the nearest, ties to
-even, so the same row makes the same bytes everywhere. It stays one tensor: (..., n) becomes (..., n + 4).
+even, so the same row comes back the same everywhere. It stays one tensor: (..., n) becomes (..., n + 4).
 
 A row that holds NaN or Inf comes back as NaN throughout, and so does one under a scale that nobody sends (negative,
 Inf, NaN): a stage skips an update with NaN in it (node/optimizer.py), which it could not if it got plausible numbers.
@@ -31,10 +31,8 @@ def quantised(tensor: Tensor) -> Tensor:
     numbers = tensor.detach().to(torch.float32)
     scales = numbers.abs().amax(-1, keepdim=True) / LEVELS
     scales.masked_fill_(scales < SCALE_MIN, 0.0)
-    is_broken = ~scales.isfinite()
-    scales.masked_fill_(is_broken, math.nan)
-    levels = (numbers * torch.where(scales > 0, scales.reciprocal(), 0.0)).round_()
-    levels[is_broken.squeeze(-1)] = 0.0  # what NaN becomes as an integer is up to the processor
+    scales.masked_fill_(scales.isinf(), math.nan)
+    levels = (numbers * scales.reciprocal()).round_()  # any at all under a scale of 0 or NaN: they come to 0 and NaN
     size = (*numbers.shape[:-1], numbers.shape[-1] + SCALE_BYTES)
     rows = torch.empty(size, dtype=torch.int8, device=numbers.device)
     rows[..., :-SCALE_BYTES] = levels

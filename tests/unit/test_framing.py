@@ -12,8 +12,10 @@ from torch import Tensor
 
 from node import framing
 from node.framing import read_into, read_link_frame, read_message, read_some, write_frame
+from node.tensors import bytes_of, to_wire
 from protocol.errors import NetworkError, RemoteProtocolError
 from protocol.ids import Attempt
+from protocol.manifest import WireDtype
 from protocol.messages import AnyMessage, Backward, FetchEnd, Forward, Heartbeat, Hello, TensorHeader
 from protocol.wire import FETCH_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, PREFIX, encode_frame
 from tests.fakes import MemoryWriter, as_writer, reader_of
@@ -51,6 +53,21 @@ def test_a_data_message_arrives_with_its_tensor(kind: type[Forward | Backward]) 
         assert frame[0] == message
         assert frame[1] is not None
         assert torch.equal(frame[1], activation())
+
+    run(main())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_tensor_of_each_dtype_arrives_as_it_was_sent(dtype: WireDtype) -> None:
+    async def main() -> None:
+        sent = to_wire(activation(), dtype)
+        data = await written(FORWARD, sent)
+        assert data.endswith(bytes(bytes_of(sent)))
+        frame = await read_link_frame(reader_of(data), TensorHeader(dtype, (2, 3, 4)), TIMEOUT_S)
+        assert frame is not None
+        assert frame[1] is not None
+        assert frame[1].dtype == sent.dtype
+        assert torch.equal(frame[1], sent)
 
     run(main())
 

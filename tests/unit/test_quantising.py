@@ -87,7 +87,7 @@ def test_a_row_that_is_not_finite_comes_back_as_nan_and_leaves_the_others_alone(
     assert came_back[1, 0].isnan().all()
     came_back[1, 0] = 1.0
     assert torch.equal(came_back, torch.ones(2, 3, 4))
-    assert not wired[1, 0, :4].any()  # the same bytes on every processor
+    assert wired[1, 0, 4:].view(torch.float32).isnan()
 
 
 @pytest.mark.parametrize("scale", [-1.0, -1e-45, math.inf, -math.inf, math.nan])

@@ -16,6 +16,7 @@ from node.data import TrainingData
 from node.model import build_block_stage, build_edge_stage, build_stage
 from node.read_ahead import ReadAhead
 from node.stage import PART_NAMES, StageHost
+from node.tensors import header_of, to_wire
 from node.weights import WeightsSnapshot, blend, snapshot
 from protocol.errors import LocalProtocolError, TextError
 from protocol.events import (
@@ -35,8 +36,8 @@ from protocol.events import (
     SnapshotJob,
 )
 from protocol.ids import Attempt, Microbatch
-from protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings, WireSettings
-from protocol.messages import Part
+from protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings, WireDtype, WireSettings
+from protocol.messages import Part, TensorHeader
 
 torch.set_num_threads(1)
 
@@ -381,13 +382,15 @@ def test_a_job_without_a_stage_is_our_mistake(manifest: RunManifest, job: Job) -
         StageHost(manifest, "cpu").work(job)
 
 
-def test_what_is_sent_has_the_wires_type(manifest: RunManifest) -> None:
-    narrow = RunManifest(name="x", seed=SEED, model=MODEL, step=manifest.step, wire=WireSettings(dtype="bfloat16"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_what_is_sent_is_the_runs_activation(manifest: RunManifest, dtype: WireDtype) -> None:
+    narrow = RunManifest(name="x", seed=SEED, model=MODEL, step=manifest.step, wire=WireSettings(dtype=dtype))
     host = host_of(narrow, 1)
-    output = host.work(ForwardJob(ONE, FIRST, noise(1).bfloat16()))
-    passed_on = host.work(BackwardJob(ONE, FIRST, noise(2).bfloat16(), is_counted=True))
+    output = host.work(ForwardJob(ONE, FIRST, to_wire(noise(1), dtype)))
+    passed_on = host.work(BackwardJob(ONE, FIRST, to_wire(noise(2), dtype), is_counted=True))
     for tensor in (output, passed_on):
-        assert (tensor.dtype, tensor.requires_grad, tensor.is_contiguous()) == (torch.bfloat16, False, True)
+        assert header_of(tensor) == TensorHeader(dtype, tuple(noise(1).shape))
+        assert (tensor.requires_grad, tensor.is_contiguous()) == (False, True)
     assert {value.dtype for value in gradients(host).values() if value is not None} == {torch.float32}
 
 
