@@ -26,6 +26,7 @@ from node.model import build_block_stage, build_edge_stage
 from node.optimizer import StageOptimizer
 from node.precision import arithmetic
 from node.weights import DTYPES
+from protocol.errors import SettingsError
 from protocol.manifest import RunManifest
 
 SCHEDULES = {"GPipe": ScheduleGPipe, "1F1B": Schedule1F1B}
@@ -66,8 +67,11 @@ def step_seconds(
 ) -> list[float]:
     """Seconds of each step under a schedule of `SCHEDULES`, by the last process's clock.
 
-    ``moves``: what each process does first, such as to enter a network namespace.
+    ``moves``: what each process does first, such as to enter a network namespace. Raises `SettingsError` for a wire
+    in int8: torch's pipelines send tensors as they are.
     """
+    if manifest.wire.dtype == "int8":
+        raise SettingsError(f"{schedule} knows no int8 on the wire: compare runs of another dtype")
     context = get_context("spawn")
     results: Queue[list[float]] = context.Queue()
     count = manifest.model.block_stages

@@ -5,13 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 import torch.nn.functional as F
 
 from benchmarks.origin import Origin
 from benchmarks.throughput import unsplit
-from benchmarks.throughput.pipelining import Part
+from benchmarks.throughput.pipelining import Part, step_seconds
 from benchmarks.throughput.remote_experts import Expert, OncePerStep
 from benchmarks.throughput.results import SWARM, Contest, read_all, write
 from benchmarks.throughput.swarm import settled_seconds
@@ -20,6 +21,7 @@ from bootstrap.found import load_manifest
 from node.data import open_data
 from node.model import UnsplitModel, build_block_stage
 from node.optimizer import StageOptimizer
+from protocol.errors import SettingsError
 from protocol.manifest import ModelSettings, RunManifest, StepSettings, WireSettings
 
 MODEL = ModelSettings(hidden_size=16, intermediate_size=24, attention_heads=2, block_stages=3, context_length=8)
@@ -97,3 +99,9 @@ def test_the_models_are_what_the_page_says(name: str) -> None:
     model = manifest.model
     assert (model.hidden_size, model.context_length, model.block_stages) == (512, 256, 4)
     assert manifest.tokens_per_step == 8192
+
+
+def test_a_pipeline_of_torch_has_no_int8() -> None:
+    narrow = msgspec.structs.replace(MANIFEST, wire=WireSettings(dtype="int8"))
+    with pytest.raises(SettingsError, match="knows no int8"):
+        step_seconds(narrow, 1, "GPipe")
