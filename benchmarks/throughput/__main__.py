@@ -35,7 +35,7 @@ def run(
     only: Annotated[str, typer.Option(help="Contenders, separated by commas, besides the swarm.")] = "",
     folder: Folder = FOLDER,
 ) -> None:
-    """Let everybody train the model in turn, and keep the figures."""
+    """Let everybody train the model in turn, and keep the figures of all rounds so far."""
     from benchmarks.origin import Origin
     from benchmarks.throughput.results import SWARM, Contest, write
     from benchmarks.throughput.tables import speed_table
@@ -46,13 +46,14 @@ def run(
     found = contenders(source, manifest, steps)
     chosen = {name: found[name] for name in found if not only or name in {SWARM, *only.split(",")}}
     seconds: dict[str, list[list[float]]] = {name: [] for name in chosen}
+    origin = Origin.here()
     for number in range(1, rounds + 1):
         for name, train in chosen.items():
             seconds[name].append(_alone(train))
             typer.echo(f"round {number}, {name}: " + ", ".join(f"{value:.2f}" for value in seconds[name][-1]), err=True)
-    contest = Contest(manifest, seconds, Origin.here())
+        contest = Contest(manifest, seconds, origin)
+        write(contest, folder)
     typer.echo(speed_table([contest]))
-    typer.echo(write(contest, folder))
 
 
 @app.command()
