@@ -42,7 +42,7 @@ class Display:
         self._live: Live | None = None
         self._size = console.size
         self._diary = Diary()
-        self._line_at: float | None = None
+        self._has_looked = False
         self.is_live = console.is_terminal and not console.is_dumb_terminal and not is_quiet
         """Pictures are drawn; else lines are written."""
 
@@ -57,15 +57,13 @@ class Display:
         self._diary.note(name, fields, now)
 
     def show(self, view: SelfView, tally: Tally, now: float) -> None:
-        """Draw the node as it is now."""
+        """Draw the node as it is now, or write its line; there is nothing to say at the first look."""
         glance = self._diary.glance(view, tally, now)
         if self.is_live:
             self._draw(glance)
-            return
-        self._line_at = now if self._line_at is None else self._line_at
-        if now - self._line_at >= LINE_EVERY_S:
-            self._line_at = now
+        elif self._has_looked:
             logger.info("node %s", status_line(glance))
+        self._has_looked = True
 
     def lose_terminal(self) -> None:
         """The terminal was closed (SIGHUP, or writing to it failed): the node goes on unseen."""

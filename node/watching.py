@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from node.display import PERIOD_S, Display
+from node.display import LINE_EVERY_S, PERIOD_S, Display
 from node.metering import Tally
 from protocol.core import Core
 from protocol.events import Read
 from protocol.records import PROGRESS_KEY
 
-READ_EVERY_S = 5.0
+PICTURES_PER_READ = 10
+ANSWER_S = 1.0
+"""How long before a line the progress is read."""
 
 
 class Watch:
@@ -23,12 +25,28 @@ class Watch:
 
     async def run(self) -> None:
         """For ever; ends with its task."""
-        loop = asyncio.get_running_loop()
-        read_at = float("-inf")
+        self._look()
         while True:
-            now = loop.time()
-            if now - read_at >= READ_EVERY_S:
-                read_at = now
-                self._read(Read((PROGRESS_KEY,)))  # owners read it only when a stage is missing
-            self._display.show(self._core.self_view(), self._tally, now)
+            if self._display.is_live:
+                await self._draw()
+            else:
+                await self._write_line()
+
+    async def _draw(self) -> None:
+        self._read_progress()
+        for _ in range(PICTURES_PER_READ):
+            self._look()
             await asyncio.sleep(PERIOD_S)
+
+    async def _write_line(self) -> None:
+        await asyncio.sleep(LINE_EVERY_S - ANSWER_S)
+        self._read_progress()
+        await asyncio.sleep(ANSWER_S)
+        self._look()
+
+    def _read_progress(self) -> None:
+        """Owners read it only when a stage is missing."""
+        self._read(Read((PROGRESS_KEY,)))
+
+    def _look(self) -> None:
+        self._display.show(self._core.self_view(), self._tally, asyncio.get_running_loop().time())

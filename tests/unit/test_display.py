@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from node import display as module
+from node import watching
 from node.display import LINE_EVERY_S, ConsoleHandler, Display
 from node.metering import Tally
 from node.process import on_hangup
@@ -101,8 +102,9 @@ def test_without_a_terminal_there_is_a_line_now_and_then(log: logging.Logger, ca
     screen = Screen()
     with Display(Console(file=screen)) as display:
         assert not display.is_live
-        for now in (0.0, 1.0, LINE_EVERY_S - 0.1, LINE_EVERY_S, LINE_EVERY_S + 1):
-            display.show(VIEW, Tally(), now)
+        display.show(VIEW, Tally(), 0.0)
+        assert caplog.messages == []
+        display.show(VIEW, Tally(), LINE_EVERY_S)
     assert screen.getvalue() == ""
     assert [message.split()[:3] for message in caplog.messages] == [["node", "role=spare", "step=5"]]
 
@@ -202,16 +204,37 @@ def test_whoever_was_started_with_nohup_stays_deaf() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_the_progress_is_read_for_whoever_looks() -> None:
-    """An owner whose neighbours are all there has no reason of its own to read it."""
+@pytest.mark.parametrize(
+    ("console", "expected"),
+    [
+        (terminal(Screen()), ["look", "read", "look", "look", "look", "read", "look"]),
+        (Console(file=Screen()), ["look", "read", "look", "read", "look"]),
+    ],
+)
+def test_the_progress_is_read_for_whoever_looks(
+    monkeypatch: pytest.MonkeyPatch, console: Console, expected: list[str]
+) -> None:
+    """An owner whose neighbours are all there has no reason of its own to read it: once for some pictures or a line."""
+    monkeypatch.setattr(watching, "PICTURES_PER_READ", 3)
+    monkeypatch.setattr(watching, "PERIOD_S", 0.001)
+    monkeypatch.setattr(watching, "LINE_EVERY_S", 0.002)
+    monkeypatch.setattr(watching, "ANSWER_S", 0.001)
+    happened: list[str] = []
     reads: list[Read] = []
 
+    def read(action: Read) -> None:
+        reads.append(action)
+        happened.append("read")
+
     async def main() -> None:
-        watch = Watch(Core(PeerId("QmMe"), preset("tiny")), Tally(), Display(terminal(Screen())), reads.append)
+        display = Display(console)
+        monkeypatch.setattr(display, "show", lambda *_: happened.append("look"))
+        watch = Watch(Core(PeerId("QmMe"), preset("tiny")), Tally(), display, read)
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(watch.run())
-            await until(lambda: reads)
-            watching.cancel()
+            watching_task = tasks.create_task(watch.run())
+            await until(lambda: len(happened) > len(expected))
+            watching_task.cancel()
 
     asyncio.run(main())
-    assert reads == [Read((PROGRESS_KEY,))]
+    assert happened[: len(expected)] == expected
+    assert set(reads) == {Read((PROGRESS_KEY,))}
