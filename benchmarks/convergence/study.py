@@ -81,7 +81,7 @@ _ORDER = (
     (("checkfree-1", "checkfree+mirror", "checkfree-all", "checkfree-cold"), (16,)),
     (("checkfree-clipped", "checkfree-1-clipped"), (16,)),
 )
-_URGENT = 4
+_URGENT = 5
 """So many rows of the order come before the others for every seed: a study that is cut short still says something."""
 
 
