@@ -42,7 +42,7 @@ def is_owned(subkey: bytes) -> bool:
     return _OWNER_TAG.search(subkey) is not None
 
 
-def owned_records(entries: Mapping[object, tuple[object, float]], now: float) -> list[StoredRecord]:
+def owned_records(entries: Mapping[bytes, tuple[bytes, float]], now: float) -> list[StoredRecord]:
     """The usable records among subkey -> (value, expiration), in order of owner and subkey."""
     records = []
     for subkey, (value, expiration) in entries.items():

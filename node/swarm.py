@@ -8,8 +8,8 @@ What is wrapped, and why (hivemind 1.1.12):
   plain value with a later expiration would otherwise shut a key for everybody.
 - Its package is entered without its ``__init__``, which would import its averager, optimizer and layers, and scipy
   with them: a fifth of the processor time that a node takes to start.
-- Lookups ask every peer they know of and never answer from a cache, because a stale answer here
-  means two owners of one stage.
+- Lookups are our own (`node.lookup`): they ask every peer they know of and never answer from a cache,
+  because a stale answer here means two owners of one stage.
 
 Every method has a deadline and raises errors of `protocol.errors` only.
 """
@@ -31,11 +31,14 @@ from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from node import storing
 from node.addresses import check_listen_port
 from node.daemon import Daemon, sweep_stale_sockets
 from node.dial import check_identity_is_free, find_reachable
 from node.identity import Identity
+from node.lookup import Entries, look_up
 from node.ownership import (
     RECORD_VALUE_BYTES_MAX,
     SIGNATURE_BYTES_MAX,
@@ -78,7 +81,8 @@ DHT_TIMEOUT_S = 5.0
 RPC_TIMEOUT_S = 1.0
 """A peer of the DHT silent for this long is passed over, once: then it is on hivemind's blacklist."""
 REPLICAS = 5
-LOOKUP_WORKERS = 16
+STORE_WORKERS = 16
+"""Peers that are asked at a time who is nearest to a key."""
 PEERS_ASKED_MAX = 16
 """Peers that are asked the time."""
 KEYS_STORED_MAX = 4096
@@ -130,6 +134,15 @@ class _OwnedRecordsOnly(RSASignatureValidator):  # type: ignore[misc]
             return bool(super().validate(record))
         except ValueError:  # the key in the tag is not a key
             return False
+
+    def opened(self, entries: Entries) -> Entries:
+        """What was signed, without the signatures; a value that is not bytes is left out."""
+        opened: Entries = {}
+        for subkey, (value, expiration) in entries.items():
+            packed = self.strip_value(DHTRecord(b"", subkey, value, expiration))
+            with contextlib.suppress(msgspec.DecodeError):
+                opened[subkey] = msgspec.msgpack.decode(packed, type=bytes), expiration
+        return opened
 
     def tagged(self, subkey: str) -> bytes:
         return subkey.encode() + bytes(self.local_public_key)
@@ -191,7 +204,7 @@ class Swarm:
             initial_peers=list(initial_peers),
             client_mode=self._is_reader,
             num_replicas=REPLICAS,
-            num_workers=LOOKUP_WORKERS,
+            num_workers=STORE_WORKERS,
             wait_timeout=JOIN_RPC_TIMEOUT_S,
             cache_locally=False,
             cache_on_store=False,
@@ -250,10 +263,9 @@ class Swarm:
         """Like `get`, for several keys with one walk through the DHT."""
         with _as_network_error("cannot read from the DHT: no answer"):
             async with asyncio.timeout(DHT_TIMEOUT_S):
-                # No expiration is late enough, so every peer is asked and the answers are united.
-                answers = await self._dht.get_many(keys, sufficient_expiration_time=math.inf)
-        found = {key: answer.value if answer is not None else {} for key, answer in answers.items()}
-        return {key: owned_records(found[key], dht_time()) for key in keys}
+                found = await look_up(self._dht, keys)
+        now = dht_time()
+        return {key: owned_records(self._validator.opened(entries), now) for key, entries in found.items()}
 
     async def clock_offsets(self) -> list[float]:
         """Seconds by which this machine's clock is ahead of that of each peer of the DHT that answers."""

@@ -50,3 +50,9 @@ def test_a_record_that_comes_again_is_not_verified_again(monkeypatch: pytest.Mon
     reader, one, other = validator(), signed(), signed(b"other")
     assert all(reader.validate(record) for record in (one, dataclasses.replace(one), other, one))
     assert judged == [one, other]
+
+
+def test_what_was_signed_is_returned_without_the_signature_if_it_is_bytes() -> None:
+    texts = {b"bytes": b"\xc4\x05value", b"a number": b"\x05", b"cut off": b"\xc4\x09value", b"empty": b""}
+    entries = {name: (signed(packed).value, 1000.0) for name, packed in texts.items()}
+    assert OWNER.opened(entries) == {b"bytes": (b"value", 1000.0)}
