@@ -156,6 +156,7 @@ class Swarm:
         self._validator = _OwnedRecordsOnly(_IdentityKey(identity))
         self._daemon = daemon
         self._streams = StreamHost(daemon)
+        self._connecting: asyncio.Task[Any] | None = None
         self._p2p: Any = None
         self._dht: Any = None
         self.peer_id = identity.peer_id
@@ -189,7 +190,7 @@ class Swarm:
         try:
             with _as_network_error("the seed was reached but does not answer: try again, it may be busy"):
                 async with asyncio.timeout(JOIN_TIMEOUT_S):
-                    self._p2p = await P2P.replicate(Multiaddr(f"/unix{self._daemon.control_path}"))
+                    await self._connect()
                     self.addresses = tuple(str(address) for address in await self._p2p.get_visible_maddrs())
                     self._dht = await self._create_dht(initial_peers)
         except ValidationError as error:
@@ -197,6 +198,11 @@ class Swarm:
         self._dht.protocol.wait_timeout = RPC_TIMEOUT_S
         self._dht.protocol.storage.maxsize = KEYS_STORED_MAX
         storing.wrap_calls(self._dht)
+
+    async def _connect(self) -> None:
+        """A task of its own, which `_close` waits for: hivemind, when cancelled, does not close what it has opened."""
+        self._connecting = asyncio.create_task(P2P.replicate(Multiaddr(f"/unix{self._daemon.control_path}")))
+        self._p2p = await asyncio.shield(self._connecting)
 
     async def _create_dht(self, initial_peers: Sequence[str]) -> Any:
         return await DHTNode.create(
@@ -220,6 +226,8 @@ class Swarm:
             await self._streams.close()
             with contextlib.suppress(TimeoutError, OSError, P2PDaemonError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    if self._connecting is not None and not self._connecting.done():
+                        self._p2p = await self._connecting
                     if self._dht is not None:
                         await self._dht.shutdown()
                     if self._p2p is not None:

@@ -21,7 +21,7 @@ import uvloop
 
 from node import reunion
 from node import swarm as boundary
-from node.daemon import SOCKET_FOLDER, sweep_stale_sockets
+from node.daemon import SOCKET_FOLDER, processors, sweep_stale_sockets
 from node.identity import Identity
 from node.swarm import Swarm, SwarmConfig, dht_time
 from node.swarm_config import reader_config
@@ -465,8 +465,58 @@ def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path, after_s: float
     run(main())
 
 
+def test_a_start_that_is_cancelled_while_hivemind_connects_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every turn of the loop, beginning with hivemind's first question to p2pd."""
+    ask = boundary.P2P._ping_daemon
+
+    async def start_and_cancel(turns: int) -> bool:
+        has_begun = asyncio.Event()
+
+        async def begin(p2p: boundary.P2P) -> None:
+            has_begun.set()
+            await ask(p2p)
+
+        async def start() -> None:
+            async with opened(tmp_path, "a"):
+                pass
+
+        monkeypatch.setattr(boundary.P2P, "_ping_daemon", begin)
+        starting = asyncio.create_task(start())
+        await has_begun.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait([starting])
+        return starting.cancelled()
+
+    async def main() -> None:
+        assert all([await start_and_cancel(turns) for turns in range(6)])
+
+    run(main())
+
+
 async def _only_daemon(swarm: Swarm) -> bool:
     return [child.pid for child in daemons()] == [swarm._daemon.process_id]
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, str(processors())), ("7", "7")])
+def test_p2pd_is_told_how_many_processors_to_keep_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None, expected: str
+) -> None:
+    """Unless the person who starts it has said so already."""
+    if chosen is None:
+        monkeypatch.delenv("GOMAXPROCS", raising=False)
+    else:
+        monkeypatch.setenv("GOMAXPROCS", chosen)
+
+    async def main() -> None:
+        async with opened(tmp_path, "a"):
+            (daemon,) = daemons()
+            assert daemon.environ()["GOMAXPROCS"] == expected
+
+    run(main())
 
 
 def test_nothing_is_left_after_close(tmp_path: Path) -> None:

@@ -143,9 +143,14 @@ def test_nothing_is_global(name: str) -> None:
     assert not [part for part in ast.walk(tree_of(name)) if isinstance(part, ast.Global)]
 
 
+OWNERS = {"node/swarm.py": 1}
+"""How many tasks belong to an object instead of a TaskGroup: hivemind's start must outlive a cancelled caller."""
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_task_has_an_owner(name: str) -> None:
-    assert not {"asyncio.create_task", "asyncio.ensure_future", "loop.create_task"} & set(calls(name))
+    ownerless = {"asyncio.create_task", "asyncio.ensure_future", "loop.create_task"}
+    assert sum(call in ownerless for call in calls(name)) == OWNERS.get(name, 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
