@@ -189,6 +189,23 @@ async def _is_empty(swarm: Swarm, key: str) -> bool:
     return await swarm.get(key) == []
 
 
+def test_a_signed_record_that_cannot_be_unpacked_hides_no_other(tmp_path: Path) -> None:
+    """Whoever signs may write what it likes, and every peer stores it."""
+
+    async def main() -> None:
+        async with pair(tmp_path) as (a, b):
+            expiration = dht_time() + 20
+            assert await b.store("key", "", b"value", expiration)
+            protocol, key, subkey = a._dht.protocol, type(a._dht.node_id).generate("key"), b._validator.tagged("x")
+            record = boundary.DHTRecord(key.to_bytes(), protocol.serializer.dumps(subkey), b"\xc4\x09cut", expiration)
+            signed = b._validator.sign_value(record)
+            assert protocol.storage.store_subkey(key, subkey, signed, expiration)
+            for reader in (a, b):
+                assert [record.value for record in await reader.get("key")] == [b"value"]
+
+    run(main())
+
+
 @pytest.mark.filterwarnings("ignore:path is deprecated")  # in hivemind's P2P.create
 def test_unsigned_and_forged_records_are_neither_stored_nor_returned(tmp_path: Path) -> None:
     """A stranger runs hivemind without our validator, so it stores and returns whatever it likes."""
