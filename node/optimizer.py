@@ -22,13 +22,19 @@ class StageOptimizer:
     """Applies one step at a time to the parameters of a stage. Weight decay covers all of them.
 
     A recovered stage gets a new optimizer with the run's ``learning_rate_scale``; since the scale
-    always multiplies the manifest's rate, recovering twice does not compound it.
+    always multiplies the manifest's rate, recovering twice does not compound it. With ``decay_steps``
+    the scale goes back to one, in a straight line over as many updates.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], settings: OptimizerSettings, learning_rate_scale: float = 1.0
+        self,
+        parameters: Iterable[nn.Parameter],
+        settings: OptimizerSettings,
+        learning_rate_scale: float = 1.0,
+        decay_steps: int = 0,
     ) -> None:
         self.learning_rate_scale = learning_rate_scale
+        self.decay_steps = decay_steps
         self.age = 0
         """Updates so far."""
         self._settings = settings
@@ -45,11 +51,18 @@ class StageOptimizer:
         """
         if step < 1:
             raise LocalProtocolError(f"steps count from 1, not {step}")
-        full = self._settings.learning_rate * self.learning_rate_scale
+        full = self._settings.learning_rate * self._scale()
         age = min(step, self.age + 1)
         if age >= self._settings.warmup_steps:
             return full
         return full * age / self._settings.warmup_steps
+
+    def _scale(self) -> float:
+        """Of the next update."""
+        if not self.decay_steps:
+            return self.learning_rate_scale
+        left = max(0.0, 1.0 - (self.age + 1) / self.decay_steps)
+        return 1.0 + (self.learning_rate_scale - 1.0) * left
 
     def apply(self, step: int, counted: int) -> float | None:
         """Update the parameters from ``.grad``, the sum over ``counted`` microbatches, and drop the gradients.

@@ -138,7 +138,12 @@ class StageHost:
         if isinstance(module, EdgeStage) and self._batches is None:
             self._batches = open_data(self._manifest, self._reading)
         self._module = module.to(self._device)
-        self._optimizer = StageOptimizer(list(self._module.parameters()), self._manifest.optimizer, learning_rate_scale)
+        self._optimizer = StageOptimizer(
+            list(self._module.parameters()),
+            self._manifest.optimizer,
+            learning_rate_scale,
+            self._manifest.recovery.learning_rate_decay_steps,
+        )
 
     def _build(self, job: InitialiseJob | BlendJob) -> str | None:
         """Build the stage from the seed or from donors' weights; the reason, if these cannot be used."""

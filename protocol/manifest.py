@@ -104,6 +104,8 @@ class RecoverySettings(_Section, frozen=True):
     """How S2 and Sn-1 come back under checkfree+: as a copy of their swapped partner, or averaged."""
     norm_exponent: Annotated[int, Meta(ge=0, le=2)] = 2
     learning_rate_scale: PositiveFloat = 1.1
+    learning_rate_decay_steps: Annotated[int, Meta(ge=0)] = 0
+    """Updates in which a recovered stage's scaled rate goes back to the run's; 0: it stays, as in the paper."""
     edge_copy_every: Annotated[int, Meta(ge=0)] = 1
     """Commits from one copy of S0's weights to the next; 0 means none, and a lost S0 begins anew."""
 

@@ -76,9 +76,3 @@ class Memory:
             error = (module(source) - output).square().mean() / (output - source).square().mean()
             error.backward()
             optimizer.apply(update, 1)
-
-
-def decayed(scale: float, iterations_since: int) -> float:
-    """The scale of a recovered stage's learning rate, on its way back to one."""
-    left = max(0.0, 1.0 - iterations_since / DECAY_ITERATIONS)
-    return 1.0 + (scale - 1.0) * left

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import torch
 
-from benchmarks.convergence.improvements import Memory, blend_moments, decayed, probe
+from benchmarks.convergence.improvements import DECAY_ITERATIONS, Memory, blend_moments, probe
 from benchmarks.convergence.strategies import Strategy
 from node.data import open_data
 from node.model import BlockStage, EdgeStage, build_stage
@@ -63,7 +63,6 @@ class Trainer:
         self._norms: list[float | None] = [None] * len(self.hosts)
         self._incarnations = [1] * len(self.hosts)
         self._missing: set[int] = set()
-        self._recovered_at: dict[int, int] = {}
         self._memories = [Memory(self.manifest.step.microbatches) for _ in self.hosts]
         for stage, host in enumerate(self.hosts):
             host.work(InitialiseJob(stage, 1))
@@ -72,8 +71,6 @@ class Trainer:
 
     def train_step(self, step: int) -> float:
         """One optimizer update of the whole model; the mean loss of its microbatches before it."""
-        if self.strategy.improvement == "decay":
-            self._decay_rates(step)
         count = self.manifest.step.microbatches
         losses = [self._train_microbatch(Microbatch(step, index)) for index in range(count)]
         self._norms = [host.work(ApplyJob(step, count)) for host in self.hosts]
@@ -123,7 +120,6 @@ class Trainer:
         for stage in stages:
             self._incarnations[stage] += 1
             self._recover(stage, survivors, step)
-            self._recovered_at[stage] = step
             self._missing.remove(stage)
 
     def _recover(self, stage: int, survivors: Sequence[int], step: int) -> None:
@@ -191,8 +187,5 @@ class Trainer:
             case "regression":
                 assert isinstance(host.module, BlockStage)
                 self._memories[stage].regress(host.module, self.manifest.optimizer, torch.device(self._device))
-
-    def _decay_rates(self, step: int) -> None:
-        for stage, since in self._recovered_at.items():
-            scale = self.manifest.recovery.learning_rate_scale
-            self.hosts[stage].optimizer.learning_rate_scale = decayed(scale, step - since)
+            case "decay":
+                host.optimizer.decay_steps = DECAY_ITERATIONS

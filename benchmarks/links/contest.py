@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 
+from benchmarks.fresh import in_fresh_process
 from benchmarks.links.namespaces import INTERFACE, Machine, open_links
 from benchmarks.links.raw import bytes_per_s
 from benchmarks.links.results import SWARM, UNSHAPED, Round
@@ -39,7 +38,7 @@ def play(contest: Contest, tell: Callable[[str], None]) -> Round:
         tell(f"TCP: {raw * 8 / 1e6:.1f} Mbit/s")
         seconds = {}
         for name, train in _contenders(contest, free, shaped).items():
-            seconds[name] = _alone(train)
+            seconds[name] = in_fresh_process(train)
             tell(f"{name}: " + ", ".join(f"{value:.2f}" for value in seconds[name]))
     return Round(raw, seconds)
 
@@ -62,9 +61,3 @@ def use_for_gloo(machine: Machine) -> None:
     """Move this process to a machine, and gloo to its link."""
     machine.enter()
     os.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
-
-
-def _alone(train: Callable[[], list[float]]) -> list[float]:
-    """In a fresh process, so that no contender finds another one's threads and memory."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(train).result()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from benchmarks.fresh import in_fresh_process
 from benchmarks.keeping import FOLDER, PAGE
 from protocol.manifest import RunManifest
 
@@ -49,7 +48,7 @@ def run(
     origin = Origin.here()
     for number in range(1, rounds + 1):
         for name, train in chosen.items():
-            seconds[name].append(_alone(train))
+            seconds[name].append(in_fresh_process(train))
             typer.echo(f"round {number}, {name}: " + ", ".join(f"{value:.2f}" for value in seconds[name][-1]), err=True)
         contest = Contest(manifest, seconds, origin)
         write(contest, folder)
@@ -82,12 +81,6 @@ def contenders(source: str, manifest: RunManifest, steps: int) -> dict[str, Call
         "1F1B": partial(pipelining.step_seconds, manifest, steps, "1F1B"),
         "RemoteExperts": partial(remote_experts.step_seconds, manifest, steps),
     }
-
-
-def _alone(train: Callable[[], list[float]]) -> list[float]:
-    """In a fresh process, so that no contender finds another one's threads and memory."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(train).result()
 
 
 if __name__ == "__main__":

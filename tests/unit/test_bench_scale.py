@@ -11,9 +11,11 @@ from benchmarks.keeping import keep
 from benchmarks.origin import Origin
 from benchmarks.page import fill_in
 from benchmarks.scale.__main__ import PAGE, parse_case
+from benchmarks.scale.depth import MICROBATCHES, RUN, Depth, DepthResult, depth_table
 from benchmarks.scale.measuring import measure
 from benchmarks.scale.metering import Meter
 from benchmarks.scale.results import Case, Outcome, ScaleResult, read, roles_table, scale_table, swarm_table
+from bootstrap.found import load_manifest
 from protocol.events import Read, Send, Store
 from protocol.ids import Attempt, PeerId
 from protocol.messages import Forward, Heartbeat
@@ -81,3 +83,17 @@ def test_a_case_that_is_none_is_refused(text: str) -> None:
 
 def test_a_case_is_stages_and_peers() -> None:
     assert parse_case("5:1000") == Case(5, 1000)
+
+
+def test_every_depth_is_a_run_of_its_own(tmp_path: Path) -> None:
+    for stages in (3, 64):
+        path = tmp_path / "run.toml"
+        path.write_text(RUN.format(stages=stages, microbatches=MICROBATCHES))
+        manifest = load_manifest(str(path), 5)
+        assert (manifest.model.block_stages, manifest.step.microbatches, manifest.step.total_steps) == (stages, 8, 5)
+
+
+def test_depths_are_compared_by_medians() -> None:
+    depth = Depth(4, swarm=[0.5, 0.4, 9.0], unsplit=[0.3, 0.4, 0.4])
+    table = depth_table(DepthResult((depth,), Origin.here()))
+    assert table.splitlines()[-1] == "| 4 | 500 | 15.6 | 400 | 0.80 |"

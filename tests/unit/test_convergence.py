@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.convergence.failures import RATES, lost_stages
-from benchmarks.convergence.improvements import decayed, probe
+from benchmarks.convergence.improvements import probe
 from benchmarks.convergence.strategies import STRATEGIES
 from benchmarks.convergence.study import quick_scale
 from benchmarks.convergence.trainer import Trainer
@@ -237,9 +237,3 @@ def test_a_cold_optimizer_goes_on_at_the_full_rate() -> None:
 def test_a_probe_takes_the_coefficients_with_the_least_loss() -> None:
     assert probe((0.9, 0.1), lambda coefficients: abs(coefficients[0] - 0.3)) == (0.25, 0.75)
     assert probe((0.3, 0.7), lambda coefficients: abs(coefficients[0] - 0.3)) == (0.3, 0.7)
-
-
-def test_a_raised_rate_decays_to_the_runs() -> None:
-    assert decayed(1.1, 0) == pytest.approx(1.1)
-    assert decayed(1.1, 50) == pytest.approx(1.05)
-    assert decayed(1.1, 5000) == 1.0

@@ -152,3 +152,12 @@ def test_no_gradient_is_a_gradient_of_zero() -> None:
         assert missing.apply(step, 1) == zero.apply(step, 1)
     assert [weight.item() for weight in owned] == [weight.item() for weight in twin]
     assert owned[1].item() != pytest.approx(0.9, abs=1e-3)  # momentum went on
+
+
+def test_a_raised_rate_decays_to_the_runs_over_its_own_updates() -> None:
+    optimizer = StageOptimizer(parameters([1.0]), PLAIN, learning_rate_scale=1.1, decay_steps=4)
+    rates = []
+    for step in range(900, 906):
+        rates.append(optimizer.learning_rate(step))
+        optimizer.apply(step, 1)
+    assert rates == pytest.approx([0.1075, 0.105, 0.1025, 0.1, 0.1, 0.1])

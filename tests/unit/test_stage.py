@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -305,6 +306,15 @@ def test_a_blended_stage_is_the_formula_with_a_fresh_optimizer(manifest: RunMani
     assert all(torch.equal(found, wanted) for found, wanted in zip(tensors(host), expected, strict=True))
     assert host._optimizer is not None
     assert host._optimizer.learning_rate_scale == 1.1
+    assert host._optimizer.decay_steps == 0
+
+
+def test_a_stage_knows_over_how_many_updates_its_rate_decays(manifest: RunManifest) -> None:
+    recovery = msgspec.structs.replace(manifest.recovery, learning_rate_decay_steps=50)
+    host = StageHost(msgspec.structs.replace(manifest, recovery=recovery), "cpu")
+    assert host.work(BlendJob(2, 3, donors(1, 2), (0.25, 0.75), 1.1)) is None
+    assert host._optimizer is not None
+    assert host._optimizer.decay_steps == 50
 
 
 def test_no_weight_is_drawn_that_is_replaced_anyway(manifest: RunManifest, monkeypatch: pytest.MonkeyPatch) -> None:
