@@ -222,6 +222,8 @@ class Network:
             logger.debug("link from %s ended: %s", peer, error)
 
     def _check_hello(self, hello: AnyMessage | None) -> None:
+        if hello is None:
+            raise NetworkError("it ended before its hello")
         if not isinstance(hello, Hello):
             raise RemoteProtocolError("a link did not begin with a hello")
         if hello.protocol_version != PROTOCOL_VERSION:

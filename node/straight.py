@@ -150,6 +150,16 @@ class _StraightProtocol(asyncio.BufferedProtocol):
         self._inner.resume_writing()
 
 
+class _Writer(asyncio.StreamWriter):
+    """The writing half of a stream. After its end asyncio drops what is written, uvloop raises a `RuntimeError`."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Raises `ConnectionResetError` once the stream has ended, whichever loop runs it."""
+        if self.transport.is_closing():
+            raise ConnectionResetError("the stream has ended")
+        super().write(data)
+
+
 async def open_unix_stream(path: Path, limit: int) -> tuple[StraightReader, asyncio.StreamWriter]:
     """Like `asyncio.open_unix_connection`, with a reader that reads straight. Raises `OSError`."""
     loop = asyncio.get_running_loop()
@@ -157,19 +167,21 @@ async def open_unix_stream(path: Path, limit: int) -> tuple[StraightReader, asyn
     inner = asyncio.StreamReaderProtocol(reader, loop=loop)
     transport, _ = await loop.create_unix_connection(lambda: _StraightProtocol(reader, inner), str(path))
     transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
-    return reader, asyncio.StreamWriter(transport, inner, reader, loop)
+    return reader, _Writer(transport, inner, reader, loop)
 
 
 async def start_unix_streams(accept: Accept, path: Path, limit: int) -> asyncio.Server:
     """Like `asyncio.start_unix_server`, with readers that read straight."""
     loop = asyncio.get_running_loop()
 
-    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
-        await accept(reader, writer)
-
     def protocol() -> _StraightProtocol:
         reader = StraightReader(limit, loop)
-        return _StraightProtocol(reader, asyncio.StreamReaderProtocol(reader, accepted, loop=loop))
+
+        async def accepted(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+            await accept(reader, _Writer(writer.transport, inner, reader, loop))
+
+        inner = asyncio.StreamReaderProtocol(reader, accepted, loop=loop)
+        return _StraightProtocol(reader, inner)
 
     return await loop.create_unix_server(protocol, str(path))

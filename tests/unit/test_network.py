@@ -6,15 +6,18 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import uvloop
 from torch import Tensor
 
 from node import network as module
 from node.framing import read_link_frame, write_frame
 from node.network import LinkRules, Network
+from node.straight import open_unix_stream, start_unix_streams
 from protocol.errors import NetworkError, PeerRefusedError
 from protocol.ids import Attempt, PeerId
 from protocol.manifest import PROTOCOL_VERSION
@@ -145,6 +148,58 @@ def test_a_stream_that_breaks_at_the_hello_is_opened_again() -> None:
             assert await sent(b.streams.opened[-1]) == [HELLO, beat(1)]
 
     run(main)
+
+
+class SocketStreams:
+    """Streams over a unix socket, as node/control.py opens them; the other side only reads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def open_stream(
+        self, peer: PeerId, protocol: str, timeout_s: float
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await open_unix_stream(self.path, 1024)
+        self.writers.append(writer)
+        return reader, writer
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("is_sent_first", [True, False])
+def test_a_stream_that_ends_just_as_something_is_sent_is_opened_again(
+    tmp_path: Path, make_loop: Callable[[], asyncio.AbstractEventLoop], is_sent_first: bool
+) -> None:
+    """Found in a swarm: the sender woke up between the end of the stream and the news of it, and the node died."""
+
+    async def main() -> None:
+        came: list[AnyMessage] = []
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while frame := await read_link_frame(reader, ACTIVATION, TIMEOUT_S):
+                came.append(frame[0])
+            writer.close()
+
+        streams = SocketStreams(tmp_path / "socket")
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            await start_unix_streams(accept, streams.path, 1024),
+            asyncio.TaskGroup() as tasks,
+        ):
+            network = Network(streams, RULES, lambda *_: None, lambda _: None)
+            network.start(tasks)
+            network.send(PEER, beat(1), None)
+            await network.flush(TIMEOUT_S)
+            await until(lambda: came == [HELLO, beat(1)])
+            actions = [lambda: network.send(PEER, beat(2), None), streams.writers[0].transport.abort]
+            for act in actions if is_sent_first else reversed(actions):
+                act()
+            await until(lambda: came[-2:] == [HELLO, beat(2)])
+            network.stop()
+            await until(lambda: all(writer.transport.is_closing() for writer in streams.writers))
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(main())
 
 
 def test_the_end_of_an_idle_stream_is_noticed_and_a_refusal_means_gone() -> None:
@@ -300,7 +355,7 @@ def test_nothing_is_delivered_after_a_wrong_hello(complaint: str, caplog: pytest
 def test_a_link_that_ends_before_its_hello_is_nothing_to_speak_of(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with bench() as b:
-            for length in range(1, len(HELLO_BYTES)):
+            for length in range(len(HELLO_BYTES)):
                 assert await b.receive(HELLO_BYTES[:length]) == []
 
     with caplog.at_level(logging.WARNING, "node.network"):

@@ -241,3 +241,17 @@ def test_both_ends_write_ahead_and_then_wait(
                     await writer.drain()
 
     accepting(tmp_path, make_loop, body)
+
+
+@pytest.mark.parametrize("make_loop", LOOPS)
+def test_writing_after_the_end_is_a_broken_connection(
+    tmp_path: Path, make_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def body(_: asyncio.StreamReader, *writers: asyncio.StreamWriter) -> None:
+        for writer in writers:
+            writer.transport.abort()
+            await writer.wait_closed()
+            with pytest.raises(ConnectionResetError):
+                writer.write(b"late")
+
+    accepting(tmp_path, make_loop, body)
