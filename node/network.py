@@ -1,7 +1,7 @@
 """Links: how messages get to peers.
 
-A link is a one-way stream that its sender opens. To each peer there are two, so that a heartbeat never
-queues behind a tensor: *control* for small messages, *data* for activations and gradients. A link that
+A link is a one-way stream that its sender opens. To each peer there is one for *control*, so that a heartbeat
+never queues behind a tensor, and there are `DATA_LINKS` that take activations and gradients in turn. A link that
 breaks is re-dialled at once: a refusal means that the peer is gone, and the core is told. What was
 queued on a link that cannot be opened is lost; the protocol heals that.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,6 +32,9 @@ WRITE_TIMEOUT_S = 120.0
 """A frame that the peer does not take in for this long: the link is dead, whatever TCP thinks."""
 IDLE_TIMEOUT_S = 60.0
 """A link without traffic is closed by its sender; its receiver waits twice as long."""
+DATA_LINKS = 4
+"""libp2p lets a stream have 256 KiB on its way until the reader's word is back, which waits behind other tensors where
+a line is slow: with one stream to a peer, lines of 100 Mbit/s were idle for a fifth of a step (docs/experiments.md)."""
 QUEUE_MESSAGES_MAX = 4096
 """Messages queued to one peer at most; the oldest is dropped beyond it."""
 
@@ -152,7 +155,9 @@ class Network:
         self._streams, self._rules = streams, rules
         self._deliver, self._on_gone = deliver, on_gone
         self._tasks: asyncio.TaskGroup | None = None
-        self._links: dict[tuple[PeerId, bool], tuple[OutLink, asyncio.Task[None]]] = {}
+        self._links: dict[tuple[PeerId, int], tuple[OutLink, asyncio.Task[None]]] = {}
+        """By peer and number; 0 is control."""
+        self._tensors_sent: Counter[PeerId] = Counter()
         self._last_closed: PeerId | None = None
 
     @property
@@ -168,7 +173,7 @@ class Network:
         """Queue a message; the link is opened if need be."""
         if self._tasks is None:
             return
-        key = (peer, isinstance(message, Forward | Backward))
+        key = (peer, self._number(peer, message))
         link, task = self._links.get(key, (None, None))
         if link is None or task is None or task.done():
             link = OutLink(peer, self._streams, self._rules, self._on_gone)
@@ -176,6 +181,13 @@ class Network:
             self._links[key] = (link, self._tasks.create_task(link.run(), name=f"link {peer[-8:]}"))
         else:
             link.put(message, tensor)
+
+    def _number(self, peer: PeerId, message: AnyMessage) -> int:
+        """Of the link that the message takes."""
+        if not isinstance(message, Forward | Backward):
+            return 0
+        self._tensors_sent[peer] += 1
+        return 1 + self._tensors_sent[peer] % DATA_LINKS
 
     def close(self, peer: PeerId) -> None:
         """Close the links to a peer and drop what is queued for it.
@@ -185,6 +197,7 @@ class Network:
         self._last_closed = peer
         for key in [key for key in self._links if key[0] == peer]:
             self._links.pop(key)[1].cancel()
+        self._tensors_sent.pop(peer, None)
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until everything queued is sent, or the time is over."""

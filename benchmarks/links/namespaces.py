@@ -36,6 +36,9 @@ shaper would cut into packets otherwise."""
 QUEUE_S = 0.05
 """What a full queue holds. The way there and back takes 0.1 ms here, so TCP keeps a link busy with far less; more
 would only keep a heartbeat waiting behind tensors."""
+CONGESTION_CONTROL = "cubic"
+"""What Linux uses unless it is told otherwise, whatever this machine does."""
+CONGESTION_FILE = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 CLONE_NEWNET = 0x40000000
 COMMAND_TIMEOUT_S = 10.0
 
@@ -107,6 +110,7 @@ def open_links(machines: int, rate_mbit: float | None) -> Iterator[list[Machine]
         for number in range(1, machines + 1):
             machine = Machine(_add_namespace(stack, f"{stem}{number}"), f"10.77.0.{number}")
             _join(machine, bridge, f"port{number}", rate_mbit)
+            machine.call(_choose_congestion_control)
             found.append(machine)
         yield found
 
@@ -145,6 +149,14 @@ def _join(machine: Machine, bridge: str, port: str, rate_mbit: float | None) -> 
         for namespace, end in ((machine.name, INTERFACE), (bridge, port)):
             _ip("-n", namespace, "link", "set", "dev", end, "gso_max_size", str(PIECE_BYTES))
             _call("tc", "-n", namespace, "qdisc", "add", "dev", end, "root", *shape(rate_mbit))
+
+
+def _choose_congestion_control() -> None:
+    """For the network namespace of the calling thread."""
+    try:
+        CONGESTION_FILE.write_text(CONGESTION_CONTROL)
+    except OSError as error:
+        raise SettingsError(f"TCP has no {CONGESTION_CONTROL} here: modprobe tcp_{CONGESTION_CONTROL}") from error
 
 
 def _add_namespace(stack: ExitStack, name: str) -> str:

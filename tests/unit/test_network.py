@@ -105,7 +105,7 @@ def test_messages_go_out_in_order_after_a_hello() -> None:
     run(main)
 
 
-def test_tensors_have_a_link_of_their_own() -> None:
+def test_tensors_have_links_of_their_own() -> None:
     async def main() -> None:
         async with bench() as b:
             b.network.send(PEER, FORWARD, torch.ones(1, 2, 3))
@@ -113,9 +113,29 @@ def test_tensors_have_a_link_of_their_own() -> None:
             b.network.send(PEER, Backward(8, 1, Attempt(1, 0), 1, 1), torch.ones(1, 2, 3))
             b.network.send(OTHER, beat(2), None)
             await b.network.flush(TIMEOUT_S)
-            assert [opened.peer for opened in b.streams.opened] == [PEER, PEER, OTHER]
+            assert [opened.peer for opened in b.streams.opened] == [PEER, PEER, PEER, OTHER]
             kinds = [[type(message) for message in await sent(opened)] for opened in b.streams.opened]
-            assert kinds == [[Hello, Forward, Backward], [Hello, Heartbeat], [Hello, Heartbeat]]
+            assert kinds == [[Hello, Forward], [Hello, Heartbeat], [Hello, Backward], [Hello, Heartbeat]]
+
+    run(main)
+
+
+def test_tensors_to_a_peer_take_its_links_in_turn() -> None:
+    """Whoever else is sent tensors in between: two peers would otherwise get every other link only."""
+
+    async def main() -> None:
+        async with bench() as b:
+            for index in range(2 * module.DATA_LINKS):
+                for peer in (PEER, OTHER):
+                    b.network.send(peer, Forward(8, index, Attempt(1, 0), 1, 1), torch.ones(1, 2, 3))
+            await b.network.flush(TIMEOUT_S)
+            for peer in (PEER, OTHER):
+                came = [await sent(opened) for opened in b.streams.opened if opened.peer == peer]
+                carried = [[message.index for message in link if isinstance(message, Forward)] for link in came]
+                assert carried == [[first, first + module.DATA_LINKS] for first in range(module.DATA_LINKS)]
+            b.network.close(PEER)
+            assert PEER not in b.network._tensors_sent
+            assert {peer for peer, _ in b.network._links} == {OTHER}
 
     run(main)
 
