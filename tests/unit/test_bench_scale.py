@@ -71,7 +71,7 @@ def test_tables_and_file_say_the_same(outcome: Outcome, tmp_path: Path) -> None:
 
 
 def test_the_page_has_room_for_the_tables() -> None:
-    parts = dict.fromkeys(("scale", "scale-roles", "scale-swarm", "scale-origin"), "")
+    parts = dict.fromkeys(("scale", "scale-roles", "scale-swarm", "scale-live", "scale-origin"), "")
     fill_in(PAGE.read_text(encoding="utf-8"), parts)
 
 
