@@ -328,4 +328,4 @@ AnyMessage = (
 )
 
 DataMessage = Forward | Backward
-"""Messages with a tensor behind them; they travel on the data link, all others on the control link."""
+"""Messages with a tensor behind them; they travel on data links, all others on the control link."""
