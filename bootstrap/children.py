@@ -60,9 +60,10 @@ class Child:
 
     @property
     def last_line(self) -> str:
-        """The last line it said, for when it failed."""
-        lines = self.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        """The last line it said, for when it failed; without the frame that Python draws around some tracebacks."""
+        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        said = [line for line in (line.strip(" |+-") for line in lines) if line]
+        return said[-1] if said else "it said nothing"
 
     def kill(self) -> None:
         """SIGKILL: no goodbye."""

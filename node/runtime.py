@@ -180,8 +180,18 @@ class Node:
         for action in self._core.handle(event, self._loop.time()):
             self._perform(action)
 
+    def _feed_own(self, event: Event) -> None:
+        """An event of our own timer or compute thread, straight from the loop, which would only log what goes wrong.
+
+        A node that then did nothing any more would keep its stage: better that it ends and is replaced.
+        """
+        try:
+            self.feed(event)
+        except Exception as error:  # noqa: BLE001 - whatever it is, `run` raises it
+            self._fail(error)
+
     def _tick(self) -> None:
-        self.feed(TimerFired())
+        self._feed_own(TimerFired())
         if not self._stopped.done():
             self._timer = self._loop.call_at(self._core.deadline, self._tick)
 
@@ -193,10 +203,10 @@ class Node:
 
     def _job_finished(self, job: Job, result: Any) -> None:
         self._tally.microbatches += isinstance(job, BackwardJob)
-        self.feed(JobDone(job, result))
+        self._feed_own(JobDone(job, result))
 
     def _fail(self, error: BaseException) -> None:
-        """The compute thread failed: end the node, with the reason."""
+        """Nothing here can go on: end the node, with the reason."""
         if not self._stopped.done():
             self._stopped.set_exception(error)
 

@@ -18,7 +18,8 @@ from node.config import NodeConfig
 from node.display import Display
 from node.runtime import Node
 from node.swarm import StoredRecord, Swarm
-from protocol.ids import PeerId
+from protocol.events import Action, BackwardJob, Event, JobDone, TimerFired
+from protocol.ids import Attempt, Microbatch, PeerId
 from protocol.manifest import preset
 from protocol.records import PROGRESS_KEY, AnyRecord, ManifestRecord, SpareRecord, decode_record
 from tests.fakes import until
@@ -103,6 +104,30 @@ def test_asked_twice_it_does_not_wait_for_the_goodbye(pause_s: float) -> None:
 
     asyncio.run(main())
     assert swarm.stored == []
+
+
+@pytest.mark.parametrize("is_timer", [True, False], ids=["timer", "job"])
+def test_a_bug_ends_the_node_with_its_reason(is_timer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in a swarm: the loop logged it, and the node kept its stage and did nothing any more."""
+
+    async def main() -> None:
+        async with running(LonelySwarm()) as (node, task):
+            handle = node._core.handle
+
+            def break_down(event: Event, now: float) -> list[Action]:
+                if isinstance(event, TimerFired if is_timer else JobDone):
+                    raise ZeroDivisionError("made up")
+                return handle(event, now)
+
+            monkeypatch.setattr(node._core, "handle", break_down)
+            loop = asyncio.get_running_loop()
+            job = BackwardJob(Microbatch(1, 0), Attempt(1, 0), None, is_counted=True)
+            loop.call_soon(node._tick) if is_timer else loop.call_soon(node._job_finished, job, None)
+            await asyncio.wait([task])
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        asyncio.run(main())
+    assert caught.value.subgroup(ZeroDivisionError) is not None
 
 
 def test_whoever_sits_in_front_of_it_sees_it_and_the_progress_is_read_for_that() -> None:
