@@ -11,6 +11,8 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TREE := $(VENV)/tree/understudy
+PACKAGES := protocol node bootstrap
 QUICK := build/study-quick
 NEEDED := 3, 11
 HAS_NEEDED := import sys; sys.exit(sys.version_info < ($(NEEDED)))
@@ -79,4 +81,5 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP_INSTALL) torch
 	@echo "setup 3/3: installing the other packages"
 	@$(PIP_INSTALL) -e '.[dev]'
+	@mkdir -p $(TREE) && ln -sfn $(foreach package,$(PACKAGES),$(CURDIR)/$(package)) $(TREE)
 	@touch $@

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from protocol.errors import SettingsError
+from understudy.protocol.errors import SettingsError
 
 Row = Sequence[str]
 

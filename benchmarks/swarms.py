@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from bootstrap.board import Board
-from bootstrap.faults import Fault
-from bootstrap.local import LocalPlan, LocalSwarm, Place
-from protocol.manifest import RunManifest
+from understudy.bootstrap.board import Board
+from understudy.bootstrap.faults import Fault
+from understudy.bootstrap.local import LocalPlan, LocalSwarm, Place
+from understudy.protocol.manifest import RunManifest
 
 
 def run_swarm(

@@ -1,4 +1,4 @@
-"""The ``understudy`` command. ``python -m bootstrap`` is ``understudy bootstrap``."""
+"""The ``understudy`` command. ``python -m understudy.bootstrap`` is ``understudy bootstrap``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from node import export_command
-from node.__main__ import Multiaddrs, default_identity, node, option, parse_listen, run
-from node.__main__ import main as run_command
-from node.addresses import JoinString
-from node.generate_command import generate
-from node.process import EXIT_DONE, StopSwitch
-from protocol.manifest import PRESETS
+from understudy.node import export_command
+from understudy.node.__main__ import Multiaddrs, default_identity, node, option, parse_listen, run
+from understudy.node.__main__ import main as run_command
+from understudy.node.addresses import JoinString
+from understudy.node.generate_command import generate
+from understudy.node.process import EXIT_DONE, StopSwitch
+from understudy.protocol.manifest import PRESETS
 
 app = typer.Typer(
     name="understudy",
@@ -47,13 +47,13 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
     """Found a run: print its join string and be the first peer of its DHT."""
 
     async def main(switch: StopSwitch) -> int:
-        from bootstrap.begin import Founding, begin
-        from bootstrap.found import keep_founding
-        from bootstrap.seed import SeedPlan, serve_seed
-        from node.identity import Identity
-        from node.read_ahead import off_the_loop
-        from node.swarm import SwarmConfig, quiet_libraries
-        from node.telemetry import configure_logging
+        from understudy.bootstrap.begin import Founding, begin
+        from understudy.bootstrap.found import keep_founding
+        from understudy.bootstrap.seed import SeedPlan, serve_seed
+        from understudy.node.identity import Identity
+        from understudy.node.read_ahead import off_the_loop
+        from understudy.node.swarm import SwarmConfig, quiet_libraries
+        from understudy.node.telemetry import configure_logging
 
         configure_logging(is_verbose=verbose)
         quiet_libraries(is_verbose=verbose)
@@ -103,7 +103,7 @@ def local(  # noqa: PLR0913, PLR0917 - one parameter per option
     """Run a whole swarm on this machine. Without arguments: preset tiny, one spare, one peer killed."""
 
     async def main(switch: StopSwitch) -> int:
-        from bootstrap.show import LocalArguments, run_local
+        from understudy.bootstrap.show import LocalArguments, run_local
 
         arguments = LocalArguments(
             source=source or "tiny",
@@ -132,8 +132,8 @@ def status(
     """Show a swarm's stages, spares, progress and what it waits for, without taking part."""
 
     async def main(switch: StopSwitch) -> int:
-        from bootstrap.status import StatusArguments, run_status
-        from node.swarm import quiet_libraries
+        from understudy.bootstrap.status import StatusArguments, run_status
+        from understudy.node.swarm import quiet_libraries
 
         quiet_libraries(is_verbose=False)
         return await run_status(StatusArguments(join, is_watching=watch, is_json=json), switch)
@@ -150,8 +150,8 @@ def doctor(
     """Check whether this machine can host a stage, and what to do if not."""
 
     async def main(_: StopSwitch) -> int:
-        from bootstrap.doctor import DoctorArguments, run_doctor
-        from node.join_file import read_join
+        from understudy.bootstrap.doctor import DoctorArguments, run_doctor
+        from understudy.node.join_file import read_join
 
         hosts, _announced = parse_listen(host_maddr or [], [])
         known = await read_join(join, 0) if join is not None else None

@@ -6,10 +6,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from bootstrap.found import load_manifest, reload_manifest
-from node.driving_data import describe_data
-from node.initial_weights import InitialWeights
-from protocol.manifest import RunManifest
+from understudy.bootstrap.found import load_manifest, reload_manifest
+from understudy.node.driving_data import describe_data
+from understudy.node.initial_weights import InitialWeights
+from understudy.protocol.manifest import RunManifest
 
 logger = logging.getLogger(__name__)
 

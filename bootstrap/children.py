@@ -30,11 +30,15 @@ class Child:
     async def start(
         cls, name: str, module: str, arguments: Sequence[str], log_path: Path, prefix: Sequence[str] = ()
     ) -> Child:
-        """Start ``python -m module``, behind the words of ``prefix``; its output goes to the log file."""
+        """Start ``python -P -m module``, behind the words of ``prefix``; its output goes to the log file.
+
+        -P: whatever lies in the current directory is not imported.
+        """
         with log_path.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *prefix,
                 sys.executable,
+                "-P",
                 "-m",
                 module,
                 *arguments,

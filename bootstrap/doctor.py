@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from node.addresses import JoinString
-from node.checkup import (
+from understudy.node.addresses import JoinString
+from understudy.node.checkup import (
     Finding,
     check_accelerator,
     check_cores,
@@ -19,7 +19,7 @@ from node.checkup import (
     check_packages,
     check_python,
 )
-from node.process import EXIT_DONE, EXIT_FAILED
+from understudy.node.process import EXIT_DONE, EXIT_FAILED
 
 _STYLES = {"ok": "green", "note": "yellow", "bad": "bold red"}
 
@@ -54,9 +54,9 @@ async def examine(arguments: DoctorArguments) -> AsyncIterator[Finding]:
     yield check_disk(arguments.files)
     if packages.verdict == "bad":
         return
-    from node.config import describe_accelerator
-    from node.outreach import check_daemon, check_port, check_seed, visit
-    from node.swarm import P2PD
+    from understudy.node.config import describe_accelerator
+    from understudy.node.outreach import check_daemon, check_port, check_seed, visit
+    from understudy.node.swarm import P2PD
 
     yield check_accelerator(describe_accelerator())
     port = check_port(arguments.host_maddrs)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from protocol.errors import SettingsError
+from understudy.protocol.errors import SettingsError
 
 _KILL = re.compile(r"(\d{1,9})@(\d{1,9})")
 _PAUSE = re.compile(r"(\d{1,9})@(\d{1,9}):(\d{1,9}(?:\.\d{1,9})?)")

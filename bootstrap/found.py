@@ -8,12 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from node.addresses import JoinString, told_to_others
-from node.identity import Identity
-from node.join_file import write_join
-from protocol.errors import SettingsError
-from protocol.manifest import PRESETS, RunManifest, check, decode_manifest, parse_manifest, preset
-from protocol.records import ManifestRecord
+from understudy.node.addresses import JoinString, told_to_others
+from understudy.node.identity import Identity
+from understudy.node.join_file import write_join
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.manifest import PRESETS, RunManifest, check, decode_manifest, parse_manifest, preset
+from understudy.protocol.records import ManifestRecord
 
 MANIFEST_FILE = "manifest.json"
 JOIN_FILE = "join.txt"

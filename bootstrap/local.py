@@ -16,12 +16,12 @@ from typing import Any
 
 import msgspec
 
-from bootstrap.board import Board, Loss
-from bootstrap.children import Child
-from bootstrap.faults import Fault
-from node.daemon import sweep_stale_sockets
-from protocol.errors import NetworkError
-from protocol.manifest import RunManifest
+from understudy.bootstrap.board import Board, Loss
+from understudy.bootstrap.children import Child
+from understudy.bootstrap.faults import Fault
+from understudy.node.daemon import sweep_stale_sockets
+from understudy.protocol.errors import NetworkError
+from understudy.protocol.manifest import RunManifest
 
 POLL_S = 0.05
 JOIN_TIMEOUT_S = 60.0
@@ -162,7 +162,7 @@ class LocalSwarm:
         if self.plan.initial_weights is not None:
             arguments += ["--initial-weights", str(self.plan.initial_weights.resolve())]
         log_path = self._nodes_folder / "seed.log"
-        self._seed = await Child.start("seed", "bootstrap", arguments, log_path, place.prefix)
+        self._seed = await Child.start("seed", "understudy.bootstrap", arguments, log_path, place.prefix)
         await self._watch(join_file.exists, JOIN_TIMEOUT_S, "the seed to start")
         self.join = join_file.read_text(encoding="utf-8").strip()
 
@@ -171,14 +171,14 @@ class LocalSwarm:
         arguments = ["--join", self.join, "--stage", stage, "--host-maddr", place.listen]
         arguments += ["--identity", f"{files}.key", "--events", f"{files}.jsonl"]
         arguments += ["--device", self.plan.device, "--threads", str(self.plan.threads)]
-        self._nodes.append(await Child.start(name, "node", arguments, Path(f"{files}.log"), place.prefix))
+        self._nodes.append(await Child.start(name, "understudy.node", arguments, Path(f"{files}.log"), place.prefix))
 
     async def _start_exporter(self) -> None:
         """Early, so that nobody leaves with the last step before it is exported."""
         if self.plan.export_folder is not None:
             arguments = [str(self.plan.export_folder), "--join", self.join, "--last", "--host-maddr", LISTEN]
             log_path = self._nodes_folder / "export.log"
-            self._exporter = await Child.start("export", "node.export_command", arguments, log_path)
+            self._exporter = await Child.start("export", "understudy.node.export_command", arguments, log_path)
 
     @property
     def _guests(self) -> list[Child]:

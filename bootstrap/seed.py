@@ -7,15 +7,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bootstrap.found import found, join_string
-from node.addresses import JoinString
-from node.identity import Identity
-from node.initial_weights import InitialWeights
-from node.swarm import Swarm, SwarmConfig, dht_time
-from node.transfer import WeightsServer, fetch_protocol
-from protocol.errors import NetworkError
-from protocol.manifest import RunManifest
-from protocol.records import MANIFEST_KEY, ManifestRecord, encode_record
+from understudy.bootstrap.found import found, join_string
+from understudy.node.addresses import JoinString
+from understudy.node.identity import Identity
+from understudy.node.initial_weights import InitialWeights
+from understudy.node.swarm import Swarm, SwarmConfig, dht_time
+from understudy.node.transfer import WeightsServer, fetch_protocol
+from understudy.protocol.errors import NetworkError
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.records import MANIFEST_KEY, ManifestRecord, encode_record
 
 logger = logging.getLogger(__name__)
 

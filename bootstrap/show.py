@@ -11,14 +11,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from bootstrap.board import Board
-from bootstrap.faults import check_faults, demo_fault, parse_faults
-from bootstrap.found import load_manifest
-from bootstrap.local import LocalPlan, LocalSwarm
-from bootstrap.view import live_view, progress_line, summary
-from node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
-from protocol.errors import SettingsError
-from protocol.manifest import RunManifest
+from understudy.bootstrap.board import Board
+from understudy.bootstrap.faults import check_faults, demo_fault, parse_faults
+from understudy.bootstrap.found import load_manifest
+from understudy.bootstrap.local import LocalPlan, LocalSwarm
+from understudy.bootstrap.view import live_view, progress_line, summary
+from understudy.node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.manifest import RunManifest
 
 LINE_EVERY_S = 2.0
 
@@ -73,12 +73,12 @@ def plan_local(arguments: LocalArguments) -> LocalPlan:
 def _check_machine(arguments: LocalArguments, manifest: RunManifest) -> None:
     """Refuse once and now what every node would refuse later. Imports torch only where it is needed."""
     if arguments.device != "cpu" or arguments.threads < 0:
-        from node.config import choose_device, choose_threads
+        from understudy.node.config import choose_device, choose_threads
 
         choose_device(arguments.device)
         choose_threads(arguments.threads)
     if manifest.data.source != "python-stdlib":
-        from node.data import open_data
+        from understudy.node.data import open_data
 
         open_data(manifest).close()
 

@@ -12,17 +12,17 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
-from bootstrap.view import status_line, status_view
-from node.identity import Identity
-from node.join_file import read_join
-from node.joining import obtain_manifest
-from node.process import EXIT_DONE, StopSwitch
-from node.swarm import Swarm, dht_time
-from node.swarm_config import reader_config
-from protocol.errors import NetworkError, RemoteProtocolError
-from protocol.manifest import RunManifest
-from protocol.overview import Posted, SwarmView, keys_of_view, overview
-from protocol.records import decode_record
+from understudy.bootstrap.view import status_line, status_view
+from understudy.node.identity import Identity
+from understudy.node.join_file import read_join
+from understudy.node.joining import obtain_manifest
+from understudy.node.process import EXIT_DONE, StopSwitch
+from understudy.node.swarm import Swarm, dht_time
+from understudy.node.swarm_config import reader_config
+from understudy.protocol.errors import NetworkError, RemoteProtocolError
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.overview import Posted, SwarmView, keys_of_view, overview
+from understudy.protocol.records import decode_record
 
 READ_EVERY_S = 2.0
 

@@ -7,8 +7,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bootstrap.board import Board, Loss
-from protocol.overview import StageView, SwarmView
+from understudy.bootstrap.board import Board, Loss
+from understudy.protocol.overview import StageView, SwarmView
 
 _STATE_STYLES = {"serving": "green", "recovering": "yellow", "waiting": "dim", "unowned": "dim"}
 _WIDTHS = {"stage": 5, "state": 10, "step": 6}

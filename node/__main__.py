@@ -1,4 +1,4 @@
-"""``understudy node`` and ``python -m node``: run one volunteer's node. The only place with uvloop."""
+"""``understudy node`` and ``python -m understudy.node``: run one volunteer's node. The only place with uvloop."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import typer
 import uvloop
 from rich.console import Console
 
-from node.addresses import JoinString, parse_multiaddr, told_to_others
-from node.join_file import read_join
-from node.process import EXIT_DONE, Main, StopSwitch, on_hangup, supervise
-from protocol.errors import SettingsError
-from protocol.ids import DRIVER_STAGE
+from understudy.node.addresses import JoinString, parse_multiaddr, told_to_others
+from understudy.node.join_file import read_join
+from understudy.node.process import EXIT_DONE, Main, StopSwitch, on_hangup, supervise
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.ids import DRIVER_STAGE
 
 if TYPE_CHECKING:
-    from node.display import Display
+    from understudy.node.display import Display
 
 Multiaddrs = list[str]
 JOIN_ADDRESSES = 4
@@ -83,14 +83,14 @@ class NodeArguments:
 
 async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) -> int:
     """Join the run and serve it until it is done or somebody asks us to stop."""
-    from node.config import NodeConfig, choose_device, choose_threads
-    from node.driving_data import objection_to_driving
-    from node.identity import Identity
-    from node.joining import obtain_manifest
-    from node.read_ahead import off_the_loop
-    from node.runtime import Node
-    from node.swarm import Swarm, SwarmConfig
-    from node.telemetry import logger
+    from understudy.node.config import NodeConfig, choose_device, choose_threads
+    from understudy.node.driving_data import objection_to_driving
+    from understudy.node.identity import Identity
+    from understudy.node.joining import obtain_manifest
+    from understudy.node.read_ahead import off_the_loop
+    from understudy.node.runtime import Node
+    from understudy.node.swarm import Swarm, SwarmConfig
+    from understudy.node.telemetry import logger
 
     config = NodeConfig(
         join=arguments.join,
@@ -161,10 +161,10 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
             events=events,
             wait_s=wait,
         )
-        from node.display import ConsoleHandler, Display
-        from node.swarm import quiet_libraries
-        from node.telemetry import configure_logging
-        from node.terminal import open_terminal
+        from understudy.node.display import ConsoleHandler, Display
+        from understudy.node.swarm import quiet_libraries
+        from understudy.node.telemetry import configure_logging
+        from understudy.node.terminal import open_terminal
 
         console = Console(file=open_terminal(sys.stderr), stderr=True)
         with Display(console, is_quiet=quiet) as display, on_hangup(display.lose_terminal):

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
-from protocol.errors import NetworkError, SettingsError
-from protocol.ids import PEER_ID_CHARS_MAX, PeerId
+from understudy.protocol.errors import NetworkError, SettingsError
+from understudy.protocol.ids import PEER_ID_CHARS_MAX, PeerId
 
 JOIN_PREFIX = "understudy"
 JOIN_VERSION = "1"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from node.weights import DTYPES, WeightsSnapshot, check_size, raw_bytes
-from protocol.errors import LocalProtocolError, WeightsError
-from protocol.messages import TensorSpec
+from understudy.node.weights import DTYPES, WeightsSnapshot, check_size, raw_bytes
+from understudy.protocol.errors import LocalProtocolError, WeightsError
+from understudy.protocol.messages import TensorSpec
 
 
 class WeightsBuffer:

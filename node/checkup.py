@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from protocol.manifest import ModelSettings
+from understudy.protocol.manifest import ModelSettings
 
 PYTHON_NEEDED = (3, 11)
 MEMORY_NEEDED_BYTES = 500_000_000

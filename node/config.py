@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from node.addresses import JoinString
-from protocol.errors import SettingsError
+from understudy.node.addresses import JoinString
+from understudy.protocol.errors import SettingsError
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from multiaddr import Multiaddr
 
-from node.identity import peer_id_from_bytes, peer_id_to_bytes
-from node.straight import open_unix_stream
-from protocol.errors import NetworkError
-from protocol.ids import PeerId
+from understudy.node.identity import peer_id_from_bytes, peer_id_to_bytes
+from understudy.node.straight import open_unix_stream
+from understudy.protocol.errors import NetworkError
+from understudy.protocol.ids import PeerId
 
 STREAM_BUFFER_BYTES = 64 * 1024
 """A reader stops taking bytes from p2pd at twice this much unread data. More was no faster: 1 MiB

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from protocol.errors import NetworkError
+from understudy.protocol.errors import NetworkError
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from node.read_ahead import ReadAhead
-from protocol.errors import LocalProtocolError, SettingsError
-from protocol.manifest import DataSettings, RunManifest
+from understudy.node.read_ahead import ReadAhead
+from understudy.protocol.errors import LocalProtocolError, SettingsError
+from understudy.protocol.manifest import DataSettings, RunManifest
 
 Bytes = npt.NDArray[np.uint8]
 TokensAndLabels = tuple[torch.Tensor, torch.Tensor]
@@ -63,7 +63,7 @@ def open_data(manifest: RunManifest, reading: ReadAhead | None = None) -> Traini
     Raises `SettingsError` with what to change, `TextError` if the text is out of reach.
     """
     if manifest.data.source == "huggingface":
-        from node.streamed_data import StreamedBatches
+        from understudy.node.streamed_data import StreamedBatches
 
         return StreamedBatches(manifest, reading or ReadAhead())
     return Batches(open_corpus(manifest.data), manifest)

@@ -14,11 +14,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from node.addresses import Endpoint, endpoint_of
-from node.control import DaemonRefusal, ask, connect_request
-from node.daemon import Daemon, DaemonSettings
-from node.identity import Identity
-from protocol.errors import NetworkError
+from understudy.node.addresses import Endpoint, endpoint_of
+from understudy.node.control import DaemonRefusal, ask, connect_request
+from understudy.node.daemon import Daemon, DaemonSettings
+from understudy.node.identity import Identity
+from understudy.protocol.errors import NetworkError
 
 DIAL_TIMEOUT_S = 4.0
 RETRY_EVERY_S = 0.5

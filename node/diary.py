@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from node.metering import Tally
-from protocol.self_view import SelfView
+from understudy.node.metering import Tally
+from understudy.protocol.self_view import SelfView
 
 RATE_OVER_S = 60.0
 """Microbatches per minute are counted over this long."""

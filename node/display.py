@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from node.diary import Diary, Glance
-from node.metering import Tally
-from node.own_view import own_view, status_line
-from node.telemetry import logger
-from node.terminal import Terminal
-from protocol.self_view import SelfView
+from understudy.node.diary import Diary, Glance
+from understudy.node.metering import Tally
+from understudy.node.own_view import own_view, status_line
+from understudy.node.telemetry import logger
+from understudy.node.terminal import Terminal
+from understudy.protocol.self_view import SelfView
 
 PERIOD_S = 0.5
 LINE_EVERY_S = 60.0

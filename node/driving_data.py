@@ -6,9 +6,9 @@ from contextlib import closing
 
 import msgspec
 
-from node.data import open_data
-from protocol.errors import SettingsError, TextError
-from protocol.manifest import RunManifest
+from understudy.node.data import open_data
+from understudy.protocol.errors import SettingsError, TextError
+from understudy.protocol.manifest import RunManifest
 
 
 def describe_data(manifest: RunManifest) -> RunManifest:

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from node.__main__ import Multiaddrs, option, parse_listen, run
-from node.__main__ import main as run_command
-from node.addresses import JoinString
-from node.join_file import read_join
-from node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
-from protocol.errors import SettingsError
-from protocol.export_actions import ExportWish
-from protocol.holding import HOLD_LEASE_S, LINGER_S
+from understudy.node.__main__ import Multiaddrs, option, parse_listen, run
+from understudy.node.__main__ import main as run_command
+from understudy.node.addresses import JoinString
+from understudy.node.join_file import read_join
+from understudy.node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.export_actions import ExportWish
+from understudy.protocol.holding import HOLD_LEASE_S, LINGER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
     """Join the swarm as a guest, export, leave."""
     from rich.console import Console
 
-    from node.export_folder import ExportFolder
-    from node.export_view import ExportView
-    from node.exporter import ExportRun
-    from node.identity import Identity
-    from node.joining import obtain_manifest
-    from node.swarm import Swarm, SwarmConfig
+    from understudy.node.export_folder import ExportFolder
+    from understudy.node.export_view import ExportView
+    from understudy.node.exporter import ExportRun
+    from understudy.node.identity import Identity
+    from understudy.node.joining import obtain_manifest
+    from understudy.node.swarm import Swarm, SwarmConfig
 
     console = Console(stderr=True)
     with ExportFolder.reserved(arguments.folder, arguments.join.digest) as folder:
@@ -96,8 +96,8 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
         hosts, announced = parse_listen(host_maddr or [], announce_maddr or [])
         joined = await read_join(join, wait)
         arguments = ExportArguments(folder, joined, last, hosts, announced, wait)
-        from node.swarm import quiet_libraries
-        from node.telemetry import configure_logging
+        from understudy.node.swarm import quiet_libraries
+        from understudy.node.telemetry import configure_logging
 
         configure_logging(is_verbose=verbose, is_quiet=not verbose)
         quiet_libraries(is_verbose=verbose)

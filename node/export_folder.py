@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from node.hugging_face import write_small_files
-from node.model import blank_stage
-from node.weights import WeightsSnapshot, described
-from protocol.errors import SettingsError, StorageError
-from protocol.manifest import ModelSettings, RunManifest
+from understudy.node.hugging_face import write_small_files
+from understudy.node.model import blank_stage
+from understudy.node.weights import WeightsSnapshot, described
+from understudy.protocol.errors import SettingsError, StorageError
+from understudy.protocol.manifest import ModelSettings, RunManifest
 
 EXPORT_FILE = "export.json"
 IDENTITY_FILE = "identity.key"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from protocol.manifest import RunManifest
+from understudy.protocol.manifest import RunManifest
 
 _LINES = {
     "export.waiting": "Waiting for an owner of {stages}.",

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from node.export_folder import ExportFolder, Origin
-from node.network import LinkRules, Network
-from node.records import Records
-from node.swarm import Swarm
-from node.tensors import activation_header
-from node.transfer import Fetcher
-from node.worker import ComputeThread
-from protocol.errors import NetworkError, StorageError, UnderstudyError
-from protocol.events import (
+from understudy.node.export_folder import ExportFolder, Origin
+from understudy.node.network import LinkRules, Network
+from understudy.node.records import Records
+from understudy.node.swarm import Swarm
+from understudy.node.tensors import activation_header
+from understudy.node.transfer import Fetcher
+from understudy.node.worker import ComputeThread
+from understudy.protocol.errors import NetworkError, StorageError, UnderstudyError
+from understudy.protocol.events import (
     CancelFetches,
     Emit,
     Event,
@@ -28,11 +28,11 @@ from protocol.events import (
     Started,
     TimerFired,
 )
-from protocol.export_actions import BeginExport, ExportAction, ExportWish, FailExport, FinishExport
-from protocol.exporting import Exporter
-from protocol.ids import PeerId
-from protocol.manifest import RunManifest
-from protocol.messages import AnyMessage
+from understudy.protocol.export_actions import BeginExport, ExportAction, ExportWish, FailExport, FinishExport
+from understudy.protocol.exporting import Exporter
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.messages import AnyMessage
 
 GOODBYE_TIMEOUT_S = 3.0
 """For the last words to leave."""

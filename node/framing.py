@@ -6,11 +6,11 @@ import asyncio
 
 from torch import Tensor
 
-from node.straight import read_front
-from node.tensors import bytes_of, check_activation, empty_tensor, header_of
-from protocol.errors import NetworkError, RemoteProtocolError
-from protocol.messages import AnyMessage, Backward, Forward, TensorHeader
-from protocol.wire import (
+from understudy.node.straight import read_front
+from understudy.node.tensors import bytes_of, check_activation, empty_tensor, header_of
+from understudy.protocol.errors import NetworkError, RemoteProtocolError
+from understudy.protocol.messages import AnyMessage, Backward, Forward, TensorHeader
+from understudy.protocol.wire import (
     MESSAGE_BYTES_MAX,
     PREFIX,
     decode_frame,

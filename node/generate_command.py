@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from node.__main__ import run
-from node.process import EXIT_DONE, StopSwitch
+from understudy.node.__main__ import run
+from understudy.node.process import EXIT_DONE, StopSwitch
 
 
 def generate(
@@ -24,8 +24,8 @@ def generate(
     """Continue a text with an exported model, on this machine's CPU."""
 
     async def main(switch: StopSwitch) -> int:
-        from node.config import choose_threads
-        from node.generation import ExportedModel, Wish, use_threads
+        from understudy.node.config import choose_threads
+        from understudy.node.generation import ExportedModel, Wish, use_threads
 
         use_threads(choose_threads(threads))
         model = ExportedModel(folder)

@@ -15,12 +15,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from node.export_folder import load_shard, ordered_stage
-from node.hugging_face import INDEX_FILE, read_config
-from node.model import BlockStage, EdgeStage
-from node.tokens import TOKENIZER_FILE
-from node.weights import check_specs
-from protocol.errors import SettingsError, StorageError
+from understudy.node.export_folder import load_shard, ordered_stage
+from understudy.node.hugging_face import INDEX_FILE, read_config
+from understudy.node.model import BlockStage, EdgeStage
+from understudy.node.tokens import TOKENIZER_FILE
+from understudy.node.weights import check_specs
+from understudy.protocol.errors import SettingsError, StorageError
 
 HALF_CHARACTER = "\ufffd"
 """What a decoder puts where the bytes of a character are not complete yet."""

@@ -1,4 +1,4 @@
-"""``python -m node.health``: whether a node runs on this machine; for HEALTHCHECK in the Dockerfile.
+"""``python -m understudy.node.health``: whether a node runs on this machine; for HEALTHCHECK in the Dockerfile.
 
 It has no part in the node: it connects to the libp2p daemon's control socket, and the daemon lives no longer
 than its node.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 
-from node.daemon import SOCKET_FOLDER
+from understudy.node.daemon import SOCKET_FOLDER
 
 CONTROL_SOCKETS = "hivemind-p2pd-*.sock"
 CONNECT_TIMEOUT_S = 3.0

@@ -17,9 +17,9 @@ from msgspec import Meta
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from node.tokens import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, save_tokenizer
-from protocol.errors import SettingsError, TextError
-from protocol.manifest import ModelSettings, RunManifest
+from understudy.node.tokens import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, save_tokenizer
+from understudy.protocol.errors import SettingsError, TextError
+from understudy.protocol.manifest import ModelSettings, RunManifest
 
 logger = logging.getLogger(__name__)
 

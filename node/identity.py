@@ -21,8 +21,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from protocol.errors import RemoteProtocolError, SettingsError
-from protocol.ids import PEER_ID_CHARS_MAX, PeerId
+from understudy.protocol.errors import RemoteProtocolError, SettingsError
+from understudy.protocol.ids import PEER_ID_CHARS_MAX, PeerId
 
 KEY_BITS = 2048
 KEY_BITS_MAX = 4096

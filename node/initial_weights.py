@@ -6,15 +6,15 @@ from pathlib import Path
 
 import msgspec
 
-from node.export_folder import EXPORT_FILE, ordered_stage, read_record
-from node.generation import load_tensors
-from node.hugging_face import read_config
-from node.model import blank_stage
-from node.weights import WeightsSnapshot, check_specs, require_finite
-from protocol.errors import SettingsError, StorageError, WeightsError
-from protocol.ids import PeerId
-from protocol.manifest import MANIFEST_BYTES_MAX, InitialSettings, ModelSettings, RunManifest
-from protocol.messages import FetchRequest
+from understudy.node.export_folder import EXPORT_FILE, ordered_stage, read_record
+from understudy.node.generation import load_tensors
+from understudy.node.hugging_face import read_config
+from understudy.node.model import blank_stage
+from understudy.node.weights import WeightsSnapshot, check_specs, require_finite
+from understudy.protocol.errors import SettingsError, StorageError, WeightsError
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import MANIFEST_BYTES_MAX, InitialSettings, ModelSettings, RunManifest
+from understudy.protocol.messages import FetchRequest
 
 
 class InitialWeights:

@@ -6,8 +6,8 @@ import asyncio
 import time
 from pathlib import Path
 
-from node.addresses import JOIN_CHARS_MAX, JoinString, parse_join
-from protocol.errors import NetworkError, SettingsError
+from understudy.node.addresses import JOIN_CHARS_MAX, JoinString, parse_join
+from understudy.protocol.errors import NetworkError, SettingsError
 
 FILE_MARK = "@"
 LOOK_AGAIN_AFTER_S = 0.2

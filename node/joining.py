@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 
-from node.addresses import JoinString
-from node.identity import peer_id_of, verify
-from node.swarm import Swarm
-from protocol.errors import NetworkError, RemoteProtocolError, SettingsError
-from protocol.manifest import RunManifest, decode_manifest
-from protocol.records import MANIFEST_KEY, ManifestRecord, decode_record
+from understudy.node.addresses import JoinString
+from understudy.node.identity import peer_id_of, verify
+from understudy.node.swarm import Swarm
+from understudy.protocol.errors import NetworkError, RemoteProtocolError, SettingsError
+from understudy.protocol.manifest import RunManifest, decode_manifest
+from understudy.protocol.records import MANIFEST_KEY, ManifestRecord, decode_record
 
 FIND_TIMEOUT_S = 15.0
 """How long the manifest is looked for: a seed that just started needs a moment to publish it."""

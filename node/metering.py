@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import dataclass
 from typing import cast
 
-from node.network import Streams
-from node.straight import ReadsStraight, read_front
-from node.streams import StreamCallback
-from protocol.ids import PeerId
+from understudy.node.network import Streams
+from understudy.node.straight import ReadsStraight, read_front
+from understudy.node.streams import StreamCallback
+from understudy.protocol.ids import PeerId
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protocol.errors import LocalProtocolError
-from protocol.ids import DRIVER_STAGE
-from protocol.manifest import ModelSettings
+from understudy.protocol.errors import LocalProtocolError
+from understudy.protocol.ids import DRIVER_STAGE
+from understudy.protocol.manifest import ModelSettings
 
 INITIAL_STD = 0.02
 """Standard deviation of every freshly drawn weight; norms start at one."""

@@ -18,11 +18,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from node.framing import read_link_frame, read_message, write_frame
-from protocol.errors import NetworkError, PeerRefusedError, RemoteProtocolError
-from protocol.ids import PeerId
-from protocol.manifest import PROTOCOL_VERSION
-from protocol.messages import AnyMessage, Backward, Forward, Hello, TensorHeader
+from understudy.node.framing import read_link_frame, read_message, write_frame
+from understudy.protocol.errors import NetworkError, PeerRefusedError, RemoteProtocolError
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import PROTOCOL_VERSION
+from understudy.protocol.messages import AnyMessage, Backward, Forward, Hello, TensorHeader
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from protocol.errors import LocalProtocolError
-from protocol.manifest import OptimizerSettings
+from understudy.protocol.errors import LocalProtocolError
+from understudy.protocol.manifest import OptimizerSettings
 
 
 class StageOptimizer:

@@ -8,16 +8,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from node.addresses import JoinString, check_listen_port, endpoint_of, is_loopback, peer_id_in
-from node.checkup import Finding
-from node.daemon import Daemon, DaemonSettings
-from node.dial import dial
-from node.identity import Identity
-from node.joining import obtain_manifest
-from node.swarm import Swarm
-from node.swarm_config import reader_config
-from protocol.errors import ClockSkewError, NetworkError, SettingsError, UnderstudyError
-from protocol.manifest import RunManifest
+from understudy.node.addresses import JoinString, check_listen_port, endpoint_of, is_loopback, peer_id_in
+from understudy.node.checkup import Finding
+from understudy.node.daemon import Daemon, DaemonSettings
+from understudy.node.dial import dial
+from understudy.node.identity import Identity
+from understudy.node.joining import obtain_manifest
+from understudy.node.swarm import Swarm
+from understudy.node.swarm_config import reader_config
+from understudy.protocol.errors import ClockSkewError, NetworkError, SettingsError, UnderstudyError
+from understudy.protocol.manifest import RunManifest
 
 DAEMON_TIMEOUT_S = 30.0
 CLOCK_MAX_S = 3.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from node.diary import Glance
-from protocol.self_view import Neighbour
+from understudy.node.diary import Glance
+from understudy.protocol.self_view import Neighbour
 
 _HEARING_STYLES = {"answers": "green", "recovering": "yellow", "silent": "bold yellow"}
 

@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from node.identity import peer_id_of
-from protocol.errors import RemoteProtocolError
-from protocol.ids import PeerId
+from understudy.node.identity import peer_id_of
+from understudy.protocol.errors import RemoteProtocolError
+from understudy.protocol.ids import PeerId
 
 SUBKEYS_READ_MAX = 256
 SUBKEY_BYTES_MAX = 64

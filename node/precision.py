@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from protocol.manifest import RunManifest
+from understudy.protocol.manifest import RunManifest
 
 HIDDEN_SIZE_MIN = 256
 """On a CPU with bfloat16 instructions a stage is 1.4 to 1.9 times as fast from here on (docs/experiments.md).

@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 
-from protocol.errors import SettingsError, UnderstudyError
+from understudy.protocol.errors import SettingsError, UnderstudyError
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from protocol.messages import SCALE_BYTES
+from understudy.protocol.messages import SCALE_BYTES
 
 LEVELS = 127
 """Of each sign. There is no -128, so a gradient and its negative are rounded alike."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
-from protocol.errors import TextError
+from understudy.protocol.errors import TextError
 
 STALL_S = 120.0
 """Without progress for so long, reading has failed. The datasets library itself tries for 100 s."""

@@ -7,10 +7,10 @@ import contextlib
 import logging
 from typing import Any
 
-from node.swarm import Swarm, dht_time
-from protocol.errors import NetworkError, RemoteProtocolError
-from protocol.events import Read, RecordsRead, Store
-from protocol.records import RECORDS_PER_KEY_MAX, AnyRecord, decode_record, encode_record, key_of
+from understudy.node.swarm import Swarm, dht_time
+from understudy.protocol.errors import NetworkError, RemoteProtocolError
+from understudy.protocol.events import Read, RecordsRead, Store
+from understudy.protocol.records import RECORDS_PER_KEY_MAX, AnyRecord, decode_record, encode_record, key_of
 
 logger = logging.getLogger(__name__)
 

@@ -14,21 +14,21 @@ from typing import Any
 
 import torch
 
-from node.config import NodeConfig
-from node.display import Display
-from node.metering import MeteredStreams, Tally
-from node.network import LinkRules, Network
-from node.records import Records
-from node.stage import StageHost
-from node.swarm import Swarm
-from node.telemetry import EventLog
-from node.tensors import activation_header
-from node.transfer import Fetcher, WeightsServer, fetch_protocol
-from node.watching import Watch
-from node.worker import Worker
-from protocol.core import Core
-from protocol.errors import UnderstudyError
-from protocol.events import (
+from understudy.node.config import NodeConfig
+from understudy.node.display import Display
+from understudy.node.metering import MeteredStreams, Tally
+from understudy.node.network import LinkRules, Network
+from understudy.node.records import Records
+from understudy.node.stage import StageHost
+from understudy.node.swarm import Swarm
+from understudy.node.telemetry import EventLog
+from understudy.node.tensors import activation_header
+from understudy.node.transfer import Fetcher, WeightsServer, fetch_protocol
+from understudy.node.watching import Watch
+from understudy.node.worker import Worker
+from understudy.protocol.core import Core
+from understudy.protocol.errors import UnderstudyError
+from understudy.protocol.events import (
     Action,
     BackwardJob,
     CancelFetches,
@@ -56,10 +56,10 @@ from protocol.events import (
     Store,
     TimerFired,
 )
-from protocol.ids import PeerId
-from protocol.manifest import decode_manifest
-from protocol.messages import AnyMessage
-from protocol.records import ManifestRecord
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import decode_manifest
+from understudy.protocol.messages import AnyMessage
+from understudy.protocol.records import ManifestRecord
 
 logger = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from node.data import TrainingData, open_data
-from node.model import EMBEDDING_NAMES, HEAD_NAMES, BlockStage, EdgeStage, blank_stage, build_stage
-from node.optimizer import StageOptimizer
-from node.precision import arithmetic
-from node.read_ahead import ReadAhead
-from node.tensors import from_wire, to_wire
-from node.weights import HeldCopy, WeightsSnapshot, adopt, blend, snapshot
-from protocol.errors import LocalProtocolError, WeightsError
-from protocol.events import (
+from understudy.node.data import TrainingData, open_data
+from understudy.node.model import EMBEDDING_NAMES, HEAD_NAMES, BlockStage, EdgeStage, blank_stage, build_stage
+from understudy.node.optimizer import StageOptimizer
+from understudy.node.precision import arithmetic
+from understudy.node.read_ahead import ReadAhead
+from understudy.node.tensors import from_wire, to_wire
+from understudy.node.weights import HeldCopy, WeightsSnapshot, adopt, blend, snapshot
+from understudy.protocol.errors import LocalProtocolError, WeightsError
+from understudy.protocol.events import (
     ApplyJob,
     BackwardJob,
     BlendJob,
@@ -37,9 +37,9 @@ from protocol.events import (
     ReleaseSnapshot,
     SnapshotJob,
 )
-from protocol.ids import Attempt, Microbatch
-from protocol.manifest import RunManifest
-from protocol.messages import Part
+from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.messages import Part
 
 Key = tuple[Microbatch, Attempt]
 

@@ -24,12 +24,12 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from node.data import TokensAndLabels, consecutive_windows, windows
-from node.read_ahead import ReadAhead
-from node.texts import Texts
-from node.tokens import TokenIds, Tokens
-from protocol.errors import LocalProtocolError, SettingsError, TextError
-from protocol.manifest import RunManifest
+from understudy.node.data import TokensAndLabels, consecutive_windows, windows
+from understudy.node.read_ahead import ReadAhead
+from understudy.node.texts import Texts
+from understudy.node.tokens import TokenIds, Tokens
+from understudy.protocol.errors import LocalProtocolError, SettingsError, TextError
+from understudy.protocol.manifest import RunManifest
 
 logger = logging.getLogger(__name__)
 

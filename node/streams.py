@@ -20,8 +20,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from node.addresses import is_loopback
-from node.control import (
+from understudy.node.addresses import is_loopback
+from understudy.node.control import (
     STREAM_BUFFER_BYTES,
     DaemonRefusal,
     ask,
@@ -30,11 +30,17 @@ from node.control import (
     read_stream_info,
     serve_request,
 )
-from node.daemon import SOCKET_FOLDER, Daemon
-from node.dial import dial
-from node.straight import start_unix_streams
-from protocol.errors import LocalProtocolError, NetworkError, PeerRefusedError, SettingsError, UnderstudyError
-from protocol.ids import PeerId
+from understudy.node.daemon import SOCKET_FOLDER, Daemon
+from understudy.node.dial import dial
+from understudy.node.straight import start_unix_streams
+from understudy.protocol.errors import (
+    LocalProtocolError,
+    NetworkError,
+    PeerRefusedError,
+    SettingsError,
+    UnderstudyError,
+)
+from understudy.protocol.ids import PeerId
 
 logger = logging.getLogger(__name__)
 

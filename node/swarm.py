@@ -33,13 +33,13 @@ from typing import Any
 
 import msgspec
 
-from node import storing
-from node.addresses import check_listen_port
-from node.daemon import Daemon, sweep_stale_sockets
-from node.dial import check_identity_is_free, find_reachable
-from node.identity import Identity
-from node.lookup import Entries, look_up
-from node.ownership import (
+from understudy.node import storing
+from understudy.node.addresses import check_listen_port
+from understudy.node.daemon import Daemon, sweep_stale_sockets
+from understudy.node.dial import check_identity_is_free, find_reachable
+from understudy.node.identity import Identity
+from understudy.node.lookup import Entries, look_up
+from understudy.node.ownership import (
     RECORD_VALUE_BYTES_MAX,
     SIGNATURE_BYTES_MAX,
     SUBKEY_BYTES_MAX,
@@ -47,11 +47,11 @@ from node.ownership import (
     is_owned,
     owned_records,
 )
-from node.reunion import MEET_AGAIN_EVERY_S, Reunion
-from node.streams import StreamCallback, StreamHost
-from node.swarm_config import SwarmConfig
-from protocol.errors import ClockSkewError, LocalProtocolError, NetworkError
-from protocol.ids import PeerId
+from understudy.node.reunion import MEET_AGAIN_EVERY_S, Reunion
+from understudy.node.streams import StreamCallback, StreamHost
+from understudy.node.swarm_config import SwarmConfig
+from understudy.protocol.errors import ClockSkewError, LocalProtocolError, NetworkError
+from understudy.protocol.ids import PeerId
 
 _hivemind = find_spec("hivemind")
 if _hivemind is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.addresses import is_loopback
-from node.daemon import DaemonSettings
-from node.identity import Identity
+from understudy.node.addresses import is_loopback
+from understudy.node.daemon import DaemonSettings
+from understudy.node.identity import Identity
 
 
 @dataclass(frozen=True, slots=True)

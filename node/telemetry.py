@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from protocol.errors import SettingsError
+from understudy.protocol.errors import SettingsError
 
 logger = logging.getLogger("understudy")
 
@@ -75,5 +75,5 @@ def configure_logging(*, is_verbose: bool, is_quiet: bool = False, handler: logg
     handlers = [handler or logging.StreamHandler(sys.stderr)]
     logging.basicConfig(handlers=handlers, level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
     logger.setLevel(level)
-    for name in ("node", "bootstrap"):
+    for name in ("understudy.node", "understudy.bootstrap"):
         logging.getLogger(name).setLevel(logging.DEBUG if is_verbose else logging.WARNING)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from node.quantising import quantised, restored
-from node.weights import DTYPES, raw_bytes
-from protocol.errors import RemoteProtocolError
-from protocol.manifest import RunManifest, WireDtype
-from protocol.messages import SCALE_BYTES, TensorHeader
+from understudy.node.quantising import quantised, restored
+from understudy.node.weights import DTYPES, raw_bytes
+from understudy.protocol.errors import RemoteProtocolError
+from understudy.protocol.manifest import RunManifest, WireDtype
+from understudy.protocol.messages import SCALE_BYTES, TensorHeader
 
 _WIRE_DTYPES: dict[WireDtype, torch.dtype] = {
     "float32": torch.float32,

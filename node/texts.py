@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from node.tokens import INSTALL
-from protocol.errors import SettingsError, TextError
-from protocol.manifest import DataSettings, is_local
+from understudy.node.tokens import INSTALL
+from understudy.protocol.errors import SettingsError, TextError
+from understudy.protocol.manifest import DataSettings, is_local
 
 TEXTS_PER_READ = 256
 TEXT_CHARACTERS_MAX = 1 << 20

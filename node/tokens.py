@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from protocol.errors import SettingsError, TextError
-from protocol.manifest import DataSettings, is_local
+from understudy.protocol.errors import SettingsError, TextError
+from understudy.protocol.manifest import DataSettings, is_local
 
 TokenIds = npt.NDArray[np.int32]
 

@@ -13,19 +13,19 @@ from typing import Any
 
 from torch import nn
 
-from node.arrival import WeightsBuffer
-from node.framing import read_message, read_some, write_frame
-from node.model import blank_stage
-from node.network import OPEN_TIMEOUT_S, LinkRules, Streams
-from node.stage import PART_NAMES
-from node.weights import WeightsSnapshot, check_specs
-from node.worker import ComputeThread
-from protocol.errors import NetworkError, PeerRefusedError, RemoteProtocolError, WeightsError
-from protocol.events import Fetch
-from protocol.ids import DRIVER_STAGE, PeerId
-from protocol.manifest import PROTOCOL_VERSION, ModelSettings
-from protocol.messages import FetchEnd, FetchHeader, FetchRefused, FetchRequest
-from protocol.wire import FETCH_MESSAGE_BYTES_MAX
+from understudy.node.arrival import WeightsBuffer
+from understudy.node.framing import read_message, read_some, write_frame
+from understudy.node.model import blank_stage
+from understudy.node.network import OPEN_TIMEOUT_S, LinkRules, Streams
+from understudy.node.stage import PART_NAMES
+from understudy.node.weights import WeightsSnapshot, check_specs
+from understudy.node.worker import ComputeThread
+from understudy.protocol.errors import NetworkError, PeerRefusedError, RemoteProtocolError, WeightsError
+from understudy.protocol.events import Fetch
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.manifest import PROTOCOL_VERSION, ModelSettings
+from understudy.protocol.messages import FetchEnd, FetchHeader, FetchRefused, FetchRequest
+from understudy.protocol.wire import FETCH_MESSAGE_BYTES_MAX
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from node.display import LINE_EVERY_S, PERIOD_S, Display
-from node.metering import Tally
-from protocol.core import Core
-from protocol.events import Read
-from protocol.records import PROGRESS_KEY
+from understudy.node.display import LINE_EVERY_S, PERIOD_S, Display
+from understudy.node.metering import Tally
+from understudy.protocol.core import Core
+from understudy.protocol.events import Read
+from understudy.protocol.records import PROGRESS_KEY
 
 PICTURES_PER_READ = 10
 ANSWER_S = 1.0

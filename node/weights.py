@@ -19,8 +19,8 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from protocol.errors import LocalProtocolError, WeightsError
-from protocol.messages import TensorSpec, WeightsDtype
+from understudy.protocol.errors import LocalProtocolError, WeightsError
+from understudy.protocol.messages import TensorSpec, WeightsDtype
 
 SPECS_MAX = 1 << 16
 PAYLOAD_BYTES_MAX = 1 << 36

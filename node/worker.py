@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from node.stage import StageHost
-from protocol.events import Discard, Job, Keep, ReleaseHold, ReleaseSnapshot, ReleaseStage
+from understudy.node.stage import StageHost
+from understudy.protocol.events import Discard, Job, Keep, ReleaseHold, ReleaseSnapshot, ReleaseStage
 
 Finished = Callable[[Job, Any], None]
 Failed = Callable[[BaseException], None]

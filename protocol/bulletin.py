@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from protocol.ids import DRIVER_STAGE
-from protocol.neighbourhood import Neighbourhood
-from protocol.node_state import NodeState
-from protocol.recognition import Recognition
-from protocol.records import (
+from understudy.protocol.ids import DRIVER_STAGE
+from understudy.protocol.neighbourhood import Neighbourhood
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.recognition import Recognition
+from understudy.protocol.records import (
     SPARES_KEY,
     AnyRecord,
     OfferRecord,
@@ -15,7 +15,7 @@ from protocol.records import (
     StageRecord,
     stage_key,
 )
-from protocol.tenancy import Tenancy
+from understudy.protocol.tenancy import Tenancy
 
 
 class Bulletin:

@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from protocol.events import (
+from understudy.protocol.events import (
     BlendJob,
     CancelFetches,
     Fetch,
@@ -34,13 +34,13 @@ from protocol.events import (
     Run,
     Store,
 )
-from protocol.ids import PeerId, Tenure
-from protocol.lookout import Lookout
-from protocol.messages import Claim, Grant, Refusal, Withdraw
-from protocol.node_state import NodeState
-from protocol.placement import nearest_survivors
-from protocol.records import StageRecord, stage_key
-from protocol.recovery import Case, Plan, Witness, initial_source, plan_recovery
+from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.lookout import Lookout
+from understudy.protocol.messages import Claim, Grant, Refusal, Withdraw
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.placement import nearest_survivors
+from understudy.protocol.records import StageRecord, stage_key
+from understudy.protocol.recovery import Case, Plan, Witness, initial_source, plan_recovery
 
 INITIAL_RETRY_S = 2.0
 """From one failed fetch of the run's initial weights to the next: the founder may be starting again."""

@@ -7,10 +7,10 @@ when to come back with `TimerFired`.
 
 from __future__ import annotations
 
-from protocol.bulletin import Bulletin
-from protocol.driving import Driver
-from protocol.errors import RemoteProtocolError
-from protocol.events import (
+from understudy.protocol.bulletin import Bulletin
+from understudy.protocol.driving import Driver
+from understudy.protocol.errors import RemoteProtocolError
+from understudy.protocol.events import (
     Action,
     CloseLinks,
     Event,
@@ -25,10 +25,10 @@ from protocol.events import (
     StopRequested,
     TimerFired,
 )
-from protocol.ids import DRIVER_STAGE, PeerId, Tenure
-from protocol.manifest import RunManifest
-from protocol.membership import Membership
-from protocol.messages import (
+from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.membership import Membership
+from understudy.protocol.messages import (
     Alive,
     Announce,
     Backward,
@@ -50,13 +50,13 @@ from protocol.messages import (
     Refusal,
     Withdraw,
 )
-from protocol.neighbourhood import Neighbourhood
-from protocol.node_state import NodeState
-from protocol.pipeline import BlockStage
-from protocol.recognition import Recognition
-from protocol.records import ManifestRecord
-from protocol.self_view import SelfView, self_view
-from protocol.tenancy import Tenancy
+from understudy.protocol.neighbourhood import Neighbourhood
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.pipeline import BlockStage
+from understudy.protocol.recognition import Recognition
+from understudy.protocol.records import ManifestRecord
+from understudy.protocol.self_view import SelfView, self_view
+from understudy.protocol.tenancy import Tenancy
 
 TICKS_PER_HEARTBEAT = 4
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.edge_copies import EdgeKeeper
-from protocol.events import ReleaseSnapshot, SnapshotJob, Store
-from protocol.ids import DRIVER_STAGE, PeerId
-from protocol.membership import Seat, Status
-from protocol.messages import Claim, Donation, FetchRequest, Grant, Refusal, RefusalReason
-from protocol.node_state import NodeState
-from protocol.placement import dead_stretch, nearest_survivors
-from protocol.records import OfferRecord
-from protocol.work import WorkQueue
+from understudy.protocol.edge_copies import EdgeKeeper
+from understudy.protocol.events import ReleaseSnapshot, SnapshotJob, Store
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.membership import Seat, Status
+from understudy.protocol.messages import Claim, Donation, FetchRequest, Grant, Refusal, RefusalReason
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.placement import dead_stretch, nearest_survivors
+from understudy.protocol.records import OfferRecord
+from understudy.protocol.work import WorkQueue
 
 
 @dataclass(frozen=True, slots=True)

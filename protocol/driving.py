@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from protocol.edge_copies import EdgeCopier
-from protocol.events import (
+from understudy.protocol.edge_copies import EdgeCopier
+from understudy.protocol.events import (
     ApplyJob,
     BackwardJob,
     Discard,
@@ -22,13 +22,13 @@ from protocol.events import (
     Run,
     Store,
 )
-from protocol.ids import Attempt, Microbatch, PeerId
-from protocol.messages import Backward, Commit, EdgeCopyKept, Forward
-from protocol.node_state import NodeState
-from protocol.pipeline import Pipe
-from protocol.records import ProgressRecord
-from protocol.steps import DriverLedger, DriverPhase
-from protocol.window import Window
+from understudy.protocol.ids import Attempt, Microbatch, PeerId
+from understudy.protocol.messages import Backward, Commit, EdgeCopyKept, Forward
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.pipeline import Pipe
+from understudy.protocol.records import ProgressRecord
+from understudy.protocol.steps import DriverLedger, DriverPhase
+from understudy.protocol.window import Window
 
 PROGRESS_PERIOD_S = 1.0
 """The progress record is stored at most this often."""

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocol.events import Fetch, Fetched, FetchFailed, Keep, ReleaseSnapshot, SnapshotJob
-from protocol.ids import DRIVER_STAGE, PeerId
-from protocol.messages import Donation, EdgeCopy, EdgeCopyKept, FetchRequest, Part
-from protocol.node_state import NodeState
-from protocol.work import WorkQueue
+from understudy.protocol.events import Fetch, Fetched, FetchFailed, Keep, ReleaseSnapshot, SnapshotJob
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.messages import Donation, EdgeCopy, EdgeCopyKept, FetchRequest, Part
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.work import WorkQueue
 
 COPIES_KEPT = 2
 RESEND_S = 2.0

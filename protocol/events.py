@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal
 
-from protocol.ids import Attempt, Microbatch, PeerId
-from protocol.messages import AnyMessage, Part
-from protocol.records import AnyRecord
+from understudy.protocol.ids import Attempt, Microbatch, PeerId
+from understudy.protocol.messages import AnyMessage, Part
+from understudy.protocol.records import AnyRecord
 
 Payload = Any
 """A tensor to the node, a symbol to the simulator, nothing at all to the protocol."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.events import (
+from understudy.protocol.events import (
     CancelFetches,
     Emit,
     Event,
@@ -31,12 +31,12 @@ from protocol.events import (
     Started,
     TimerFired,
 )
-from protocol.export_actions import BeginExport, ExportAction, ExportWish, FailExport, FinishExport
-from protocol.ids import DRIVER_STAGE, PeerId
-from protocol.manifest import RunManifest
-from protocol.messages import Held, Hold, LetGo
-from protocol.placement import best_tenure
-from protocol.records import PROGRESS_KEY, ProgressRecord, StageRecord, stage_key
+from understudy.protocol.export_actions import BeginExport, ExportAction, ExportWish, FailExport, FinishExport
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.messages import Held, Hold, LetGo
+from understudy.protocol.placement import best_tenure
+from understudy.protocol.records import PROGRESS_KEY, ProgressRecord, StageRecord, stage_key
 
 TICK_S = 0.25
 LOOK_EVERY_S = 1.0

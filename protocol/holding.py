@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from protocol.errors import RemoteProtocolError
-from protocol.events import DigestJob, HoldJob, ReleaseHold
-from protocol.ids import PeerId
-from protocol.messages import FetchRequest, Held, Hold, HoldStatus
-from protocol.node_state import NodeState
-from protocol.work import WorkQueue
+from understudy.protocol.errors import RemoteProtocolError
+from understudy.protocol.events import DigestJob, HoldJob, ReleaseHold
+from understudy.protocol.ids import PeerId
+from understudy.protocol.messages import FetchRequest, Held, Hold, HoldStatus
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.work import WorkQueue
 
 HOLDS_MAX = 3
 """Steps asked for at a time; each costs a copy of the stage's weights."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from protocol.ids import DRIVER_STAGE, PeerId
-from protocol.node_state import NodeState
-from protocol.placement import choose_hole, is_in_front, rank_holes, rank_spares
-from protocol.records import SpareRecord, stage_key
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.placement import choose_hole, is_in_front, rank_holes, rank_spares
+from understudy.protocol.records import SpareRecord, stage_key
 
 REFUSAL_PAUSE_S = 1.0
 """After a refusal we look again before we claim the same stage."""

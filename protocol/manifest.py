@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from protocol.errors import SettingsError
-from protocol.ids import DRIVER_STAGE, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.ids import DRIVER_STAGE, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX
 
 PROTOCOL_VERSION = 1
 MANIFEST_BYTES_MAX = 16 * 1024

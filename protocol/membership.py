@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from protocol.ids import PeerId
-from protocol.manifest import TimingSettings
-from protocol.messages import StageState
-from protocol.placement import supersedes
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import TimingSettings
+from understudy.protocol.messages import StageState
+from understudy.protocol.placement import supersedes
 
 
 class Status(Enum):

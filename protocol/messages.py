@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from protocol.ids import (
+from understudy.protocol.ids import (
     INCARNATION_MAX,
     INDEX_MAX,
     PEER_ID_CHARS_MAX,
@@ -22,7 +22,7 @@ from protocol.ids import (
     Attempt,
     Microbatch,
 )
-from protocol.manifest import WireDtype
+from understudy.protocol.manifest import WireDtype
 
 StageNumber = Annotated[int, Meta(ge=0, lt=STAGES_MAX)]
 Incarnation = Annotated[int, Meta(ge=1, le=INCARNATION_MAX)]

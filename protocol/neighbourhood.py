@@ -6,13 +6,13 @@ stage or our claim is decided by the core, which is told through `is_changed` an
 
 from __future__ import annotations
 
-from protocol.events import CloseLinks, Read, Store
-from protocol.ids import DRIVER_STAGE, PeerId
-from protocol.membership import Seat, Status
-from protocol.messages import Alive, AnyMessage, Lost
-from protocol.node_state import NodeState
-from protocol.placement import dead_stretch, nearest_survivors, rank_spares, spread, watched
-from protocol.records import PROGRESS_KEY, SPARES_KEY, SpareRecord, StageRecord, stage_key, weights_key
+from understudy.protocol.events import CloseLinks, Read, Store
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.membership import Seat, Status
+from understudy.protocol.messages import Alive, AnyMessage, Lost
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.placement import dead_stretch, nearest_survivors, rank_spares, spread, watched
+from understudy.protocol.records import PROGRESS_KEY, SPARES_KEY, SpareRecord, StageRecord, stage_key, weights_key
 
 SPARE_READ_PERIOD_S = 1.0
 """How often a spare looks for work, and an owner next to a hole looks for whoever fills it."""

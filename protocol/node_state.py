@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from protocol.errors import LocalProtocolError
-from protocol.events import Action, Emit, Payload, Send
-from protocol.ids import PeerId, Tenure
-from protocol.manifest import RunManifest
-from protocol.membership import Membership, Seat, Status
-from protocol.messages import Announce, AnyMessage, Heartbeat, StageState
-from protocol.records import ProgressRecord
-from protocol.routing import neighbours
+from understudy.protocol.errors import LocalProtocolError
+from understudy.protocol.events import Action, Emit, Payload, Send
+from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.membership import Membership, Seat, Status
+from understudy.protocol.messages import Announce, AnyMessage, Heartbeat, StageState
+from understudy.protocol.records import ProgressRecord
+from understudy.protocol.routing import neighbours
 
 
 @dataclass(slots=True)

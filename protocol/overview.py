@@ -12,10 +12,10 @@ from typing import Literal
 
 import msgspec
 
-from protocol.ids import DRIVER_STAGE
-from protocol.manifest import RunManifest
-from protocol.placement import best_tenure, rank_spares
-from protocol.records import (
+from understudy.protocol.ids import DRIVER_STAGE
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.placement import best_tenure, rank_spares
+from understudy.protocol.records import (
     PROGRESS_KEY,
     SPARES_KEY,
     AnyRecord,

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from protocol.errors import RemoteProtocolError
-from protocol.events import ApplyJob, BackwardJob, Discard, ForwardJob, Job, JobDone, LossJob, Payload, Run
-from protocol.holding import Holds
-from protocol.ids import DRIVER_STAGE, Microbatch, PeerId
-from protocol.messages import Backward, Commit, CommitAck, DataMessage, Forward
-from protocol.node_state import NodeState
-from protocol.routing import Route, following, preceding, route
-from protocol.steps import StageLedger
-from protocol.work import WorkQueue
+from understudy.protocol.errors import RemoteProtocolError
+from understudy.protocol.events import ApplyJob, BackwardJob, Discard, ForwardJob, Job, JobDone, LossJob, Payload, Run
+from understudy.protocol.holding import Holds
+from understudy.protocol.ids import DRIVER_STAGE, Microbatch, PeerId
+from understudy.protocol.messages import Backward, Commit, CommitAck, DataMessage, Forward
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.routing import Route, following, preceding, route
+from understudy.protocol.steps import StageLedger
+from understudy.protocol.work import WorkQueue
 
 
 class Pipe:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from zlib import crc32
 
-from protocol.ids import DRIVER_STAGE, PeerId
-from protocol.records import SpareRecord, StageRecord
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.records import SpareRecord, StageRecord
 
 CLAIM_PATIENCE_S = 2.0
 """How long a spare leaves a hole to the spare ranked before it."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from protocol.errors import RemoteProtocolError
-from protocol.ids import DRIVER_STAGE, PeerId, Tenure
-from protocol.membership import Observation, Seat, Status
-from protocol.messages import Alive, Fenced, Lost, StageState
-from protocol.neighbourhood import Neighbourhood
-from protocol.node_state import NodeState
-from protocol.records import StageRecord
-from protocol.tenancy import Tenancy
+from understudy.protocol.errors import RemoteProtocolError
+from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from understudy.protocol.membership import Observation, Seat, Status
+from understudy.protocol.messages import Alive, Fenced, Lost, StageState
+from understudy.protocol.neighbourhood import Neighbourhood
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.records import StageRecord
+from understudy.protocol.tenancy import Tenancy
 
 
 class Recognition:

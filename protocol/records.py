@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from protocol.errors import RemoteProtocolError
-from protocol.ids import PeerId
-from protocol.messages import ByteCount, Digest, Incarnation, PeerText, StageNumber, StageState, StepNumber
+from understudy.protocol.errors import RemoteProtocolError
+from understudy.protocol.ids import PeerId
+from understudy.protocol.messages import ByteCount, Digest, Incarnation, PeerText, StageNumber, StageState, StepNumber
 
 RECORD_BYTES_MAX = 4096
 MANIFEST_RECORD_BYTES_MAX = 24 * 1024

@@ -15,10 +15,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from protocol.ids import DRIVER_STAGE, PeerId
-from protocol.manifest import RecoverySettings, RunManifest
-from protocol.messages import Donation, Part
-from protocol.routing import partners
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.manifest import RecoverySettings, RunManifest
+from understudy.protocol.messages import Donation, Part
+from understudy.protocol.routing import partners
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from protocol.ids import DRIVER_STAGE
+from understudy.protocol.ids import DRIVER_STAGE
 
 Route = tuple[int, ...]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from protocol.claiming import Claimant, ClaimPhase, OpenClaim
-from protocol.ids import PeerId
-from protocol.membership import Status
-from protocol.neighbourhood import Neighbourhood
-from protocol.node_state import NodeState
+from understudy.protocol.claiming import Claimant, ClaimPhase, OpenClaim
+from understudy.protocol.ids import PeerId
+from understudy.protocol.membership import Status
+from understudy.protocol.neighbourhood import Neighbourhood
+from understudy.protocol.node_state import NodeState
 
 Role = Literal["spare", "claimant", "owner", "gone"]
 Hearing = Literal["answers", "silent", "dead", "left", "recovering", "nobody"]

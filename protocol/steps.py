@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from protocol.errors import LocalProtocolError
-from protocol.ids import Attempt
+from understudy.protocol.errors import LocalProtocolError
+from understudy.protocol.ids import Attempt
 
 
 class Phase(Enum):

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import msgspec
 
-from protocol.claiming import Claimant, OpenClaim
-from protocol.donating import Donor
-from protocol.driving import FINAL_PROGRESS_LIFETIME_S, Driver
-from protocol.events import ApplyJob, DigestJob, HoldJob, JobDone, ReleaseStage, SnapshotJob, Stop, Store
-from protocol.ids import DRIVER_STAGE
-from protocol.lookout import Lookout
-from protocol.neighbourhood import Neighbourhood
-from protocol.node_state import NodeState
-from protocol.pipeline import BlockStage
-from protocol.records import AnyRecord, ManifestRecord, ProgressRecord, SpareRecord
-from protocol.recovery import Plan
+from understudy.protocol.claiming import Claimant, OpenClaim
+from understudy.protocol.donating import Donor
+from understudy.protocol.driving import FINAL_PROGRESS_LIFETIME_S, Driver
+from understudy.protocol.events import ApplyJob, DigestJob, HoldJob, JobDone, ReleaseStage, SnapshotJob, Stop, Store
+from understudy.protocol.ids import DRIVER_STAGE
+from understudy.protocol.lookout import Lookout
+from understudy.protocol.neighbourhood import Neighbourhood
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.pipeline import BlockStage
+from understudy.protocol.records import AnyRecord, ManifestRecord, ProgressRecord, SpareRecord
+from understudy.protocol.recovery import Plan
 
 
 class Tenancy:

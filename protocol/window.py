@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 
-from protocol.manifest import RunManifest
+from understudy.protocol.manifest import RunManifest
 
 TRIAL_STEPS = 3
 """Steps by which a size is judged, by their median."""

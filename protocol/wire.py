@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.messages import DTYPE_BYTES, SCALE_BYTES, AnyMessage, TensorHeader
+from understudy.protocol.errors import LocalProtocolError, RemoteProtocolError
+from understudy.protocol.messages import DTYPE_BYTES, SCALE_BYTES, AnyMessage, TensorHeader
 
 PREFIX = struct.Struct("<IQ")
 MESSAGE_BYTES_MAX = 64 * 1024

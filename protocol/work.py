@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Callable
 from itertools import count
 
-from protocol.events import (
+from understudy.protocol.events import (
     ApplyJob,
     BackwardJob,
     DigestJob,
@@ -21,7 +21,7 @@ from protocol.events import (
     Priority,
     SnapshotJob,
 )
-from protocol.ids import Microbatch
+from understudy.protocol.ids import Microbatch
 
 JOBS_AHEAD = 2
 """Jobs at the compute thread at once: one running, one waiting."""

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import cast
 
-from protocol.errors import NetworkError
-from protocol.ids import PeerId
+from understudy.protocol.errors import NetworkError
+from understudy.protocol.ids import PeerId
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

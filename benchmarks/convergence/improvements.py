@@ -13,11 +13,11 @@ import msgspec
 import torch
 from torch import Tensor
 
-from node.model import BlockStage
-from node.optimizer import StageOptimizer
-from node.tensors import from_wire
-from node.weights import blend
-from protocol.manifest import OptimizerSettings
+from understudy.node.model import BlockStage
+from understudy.node.optimizer import StageOptimizer
+from understudy.node.tensors import from_wire
+from understudy.node.weights import blend
+from understudy.protocol.manifest import OptimizerSettings
 
 PROBE_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of the lower neighbour: tried beside the formula's."""

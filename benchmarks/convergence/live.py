@@ -14,9 +14,9 @@ from benchmarks.keeping import keep
 from benchmarks.origin import Origin
 from benchmarks.page import render
 from benchmarks.swarms import run_swarm
-from bootstrap.board import Loss
-from bootstrap.faults import Fault
-from protocol.manifest import RunManifest
+from understudy.bootstrap.board import Loss
+from understudy.bootstrap.faults import Fault
+from understudy.protocol.manifest import RunManifest
 
 FILES = ("live-calm.json", "live-churned.json")
 

@@ -9,7 +9,7 @@ import msgspec
 from benchmarks.convergence.trainer import Recovery
 from benchmarks.keeping import keep, read_kept
 from benchmarks.origin import Origin
-from protocol.manifest import RunManifest
+from understudy.protocol.manifest import RunManifest
 
 
 class Result(msgspec.Struct, frozen=True):

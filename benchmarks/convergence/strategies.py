@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from protocol.manifest import RunManifest
+from understudy.protocol.manifest import RunManifest
 
 Loses = Literal["none", "middle", "all"]
 

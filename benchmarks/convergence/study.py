@@ -18,8 +18,8 @@ from benchmarks.convergence.results import Result, Run, read_all, write
 from benchmarks.convergence.strategies import STRATEGIES, vulnerable
 from benchmarks.convergence.trainer import Trainer
 from benchmarks.origin import Origin
-from protocol.errors import SettingsError
-from protocol.manifest import RunManifest, manifest_from_table, preset
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.manifest import RunManifest, manifest_from_table, preset
 
 
 @dataclass(frozen=True, slots=True)

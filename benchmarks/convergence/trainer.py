@@ -16,16 +16,16 @@ import torch
 
 from benchmarks.convergence.improvements import DECAY_ITERATIONS, Memory, blend_moments, probe
 from benchmarks.convergence.strategies import Strategy
-from node.data import open_data
-from node.model import BlockStage, EdgeStage, build_stage
-from node.stage import StageHost
-from node.weights import WeightsSnapshot, snapshot
-from protocol.events import ApplyJob, BackwardJob, BlendJob, ForwardJob, InitialiseJob, LossJob, SnapshotJob
-from protocol.ids import DRIVER_STAGE, Attempt, Microbatch, PeerId
-from protocol.manifest import RunManifest
-from protocol.messages import Donation
-from protocol.recovery import Case, Plan, Witness, plan_recovery
-from protocol.routing import neighbours, route
+from understudy.node.data import open_data
+from understudy.node.model import BlockStage, EdgeStage, build_stage
+from understudy.node.stage import StageHost
+from understudy.node.weights import WeightsSnapshot, snapshot
+from understudy.protocol.events import ApplyJob, BackwardJob, BlendJob, ForwardJob, InitialiseJob, LossJob, SnapshotJob
+from understudy.protocol.ids import DRIVER_STAGE, Attempt, Microbatch, PeerId
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.messages import Donation
+from understudy.protocol.recovery import Case, Plan, Witness, plan_recovery
+from understudy.protocol.routing import neighbours, route
 
 ATTEMPT = Attempt(1, 1)
 VALIDATION_MICROBATCHES = 8

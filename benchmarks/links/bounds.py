@@ -6,9 +6,9 @@ back with its gradient. Every stage therefore sends two tensors for each microba
 
 from __future__ import annotations
 
-from protocol.manifest import RunManifest
-from protocol.messages import TensorHeader
-from protocol.wire import tensor_bytes
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.messages import TensorHeader
+from understudy.protocol.wire import tensor_bytes
 
 
 def activation_bytes(manifest: RunManifest) -> int:

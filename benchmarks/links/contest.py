@@ -12,7 +12,7 @@ from benchmarks.links.namespaces import INTERFACE, Machine, open_links
 from benchmarks.links.raw import bytes_per_s
 from benchmarks.links.results import SWARM, UNSHAPED, Round
 from benchmarks.throughput import pipelining, swarm
-from protocol.manifest import RunManifest
+from understudy.protocol.manifest import RunManifest
 
 RAW_SECONDS = 2.0
 """For how long plain bytes are sent in each round."""

@@ -19,8 +19,8 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-from bootstrap.local import Place
-from protocol.errors import SettingsError
+from understudy.bootstrap.local import Place
+from understudy.protocol.errors import SettingsError
 
 INTERFACE = "net0"
 BRIDGE = "bridge"

@@ -10,7 +10,7 @@ import msgspec
 from benchmarks.keeping import keep
 from benchmarks.links.bounds import filled_bound_s, plain_bound_s
 from benchmarks.origin import Origin
-from protocol.manifest import RunManifest
+from understudy.protocol.manifest import RunManifest
 
 SWARM = "understudy"
 UNSHAPED = "understudy, links not shaped"

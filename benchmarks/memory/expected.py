@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.ids import DRIVER_STAGE
-from protocol.manifest import RunManifest
+from understudy.protocol.ids import DRIVER_STAGE
+from understudy.protocol.manifest import RunManifest
 
 FACTOR = 1.5
 OVERHEAD_BYTES = 600_000_000

@@ -8,7 +8,7 @@ import msgspec
 
 from benchmarks.keeping import keep, read_kept
 from benchmarks.origin import Origin
-from protocol.manifest import RunManifest
+from understudy.protocol.manifest import RunManifest
 
 WARM_UP_STEPS = 60
 """Of a process: until then the allocators of Python, torch and the daemon fill their pools."""

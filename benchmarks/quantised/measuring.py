@@ -12,8 +12,8 @@ from benchmarks.convergence.strategies import STRATEGIES
 from benchmarks.convergence.trainer import Trainer
 from benchmarks.origin import Origin
 from benchmarks.quantised.results import DTYPES, Costs, Training
-from node.tensors import from_wire, to_wire
-from protocol.manifest import RunManifest, WireDtype, WireSettings
+from understudy.node.tensors import from_wire, to_wire
+from understudy.protocol.manifest import RunManifest, WireDtype, WireSettings
 
 SHAPE = (4, 256, 512)
 """Batch, context, hidden: 1 MiB in bfloat16."""

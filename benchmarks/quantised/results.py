@@ -9,9 +9,9 @@ import msgspec
 
 from benchmarks.origin import Origin
 from benchmarks.page import render
-from protocol.manifest import WireDtype
-from protocol.messages import TensorHeader
-from protocol.wire import tensor_bytes
+from understudy.protocol.manifest import WireDtype
+from understudy.protocol.messages import TensorHeader
+from understudy.protocol.wire import tensor_bytes
 
 DTYPES: tuple[WireDtype, ...] = ("float32", "bfloat16", "int8")
 LAST = 20

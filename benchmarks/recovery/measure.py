@@ -13,11 +13,11 @@ from benchmarks.origin import Origin
 from benchmarks.recovery.raw import RawPeers
 from benchmarks.recovery.results import Recovered, RecoveryResult
 from benchmarks.recovery.scenarios import Scenario
-from bootstrap.board import Board
-from bootstrap.faults import Fault
-from bootstrap.found import load_manifest
-from bootstrap.local import LocalPlan, LocalSwarm
-from protocol.manifest import RunManifest
+from understudy.bootstrap.board import Board
+from understudy.bootstrap.faults import Fault
+from understudy.bootstrap.found import load_manifest
+from understudy.bootstrap.local import LocalPlan, LocalSwarm
+from understudy.protocol.manifest import RunManifest
 
 DONORS = 2
 

@@ -18,13 +18,13 @@ from typing import Annotated
 import typer
 import uvloop
 
-from bootstrap.children import Child
-from bootstrap.local import LISTEN
-from node.identity import Identity
-from node.process import StopSwitch, supervise
-from node.swarm import Swarm, SwarmConfig
-from protocol.errors import NetworkError
-from protocol.ids import PeerId
+from understudy.bootstrap.children import Child
+from understudy.bootstrap.local import LISTEN
+from understudy.node.identity import Identity
+from understudy.node.process import StopSwitch, supervise
+from understudy.node.swarm import Swarm, SwarmConfig
+from understudy.protocol.errors import NetworkError
+from understudy.protocol.ids import PeerId
 
 PROTOCOL = "/understudy/benchmark/raw"
 CHUNK_BYTES = 1 << 20

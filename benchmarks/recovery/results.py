@@ -8,7 +8,7 @@ import msgspec
 
 from benchmarks.keeping import keep, read_kept
 from benchmarks.origin import Origin
-from protocol.manifest import RunManifest
+from understudy.protocol.manifest import RunManifest
 
 PARTS = ("detect", "claim", "fetch", "blend", "rejoin")
 

@@ -7,8 +7,8 @@ from collections.abc import Collection
 
 from benchmarks.scale.metering import Meter, MeteredSimulation
 from benchmarks.scale.results import Case, Cost, Outcome
-from protocol.ids import PeerId
 from tests.sim.simulation import LogLine, replace_settings, small_manifest
+from understudy.protocol.ids import PeerId
 
 ARRIVE_S = 20.0
 """Spares join one by one over this time."""

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from protocol.events import Action, Event, Read, RecordsRead, Send, Store
-from protocol.ids import PeerId
-from protocol.messages import AnyMessage, Backward, Forward
-from protocol.records import AnyRecord, encode_record, key_of
-from protocol.wire import encode_frame
 from tests.sim.node import SimNode
 from tests.sim.simulation import Simulation
+from understudy.protocol.events import Action, Event, Read, RecordsRead, Send, Store
+from understudy.protocol.ids import PeerId
+from understudy.protocol.messages import AnyMessage, Backward, Forward
+from understudy.protocol.records import AnyRecord, encode_record, key_of
+from understudy.protocol.wire import encode_frame
 
 
 @dataclass

@@ -12,7 +12,7 @@ import typer
 
 from benchmarks.fresh import in_fresh_process
 from benchmarks.keeping import FOLDER, PAGE
-from protocol.manifest import RunManifest
+from understudy.protocol.manifest import RunManifest
 
 LARGE = "benchmarks/throughput/large.toml"
 
@@ -38,7 +38,7 @@ def run(
     from benchmarks.origin import Origin
     from benchmarks.throughput.results import SWARM, Contest, write
     from benchmarks.throughput.tables import speed_table
-    from bootstrap.found import load_manifest
+    from understudy.bootstrap.found import load_manifest
 
     os.environ.setdefault("HIVEMIND_LOGLEVEL", "CRITICAL")  # of the experts' processes
     manifest = load_manifest(source, None)

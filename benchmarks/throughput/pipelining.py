@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from benchmarks.throughput.results import WARM_UP
-from node.data import open_data
-from node.model import build_block_stage, build_edge_stage
-from node.optimizer import StageOptimizer
-from node.precision import arithmetic
-from node.weights import DTYPES
-from protocol.errors import SettingsError
-from protocol.manifest import RunManifest
+from understudy.node.data import open_data
+from understudy.node.model import build_block_stage, build_edge_stage
+from understudy.node.optimizer import StageOptimizer
+from understudy.node.precision import arithmetic
+from understudy.node.weights import DTYPES
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.manifest import RunManifest
 
 SCHEDULES = {"GPipe": ScheduleGPipe, "1F1B": Schedule1F1B}
 

@@ -25,11 +25,11 @@ from hivemind.utils.tensor_descr import BatchTensorDescriptor
 from torch import Tensor, nn
 
 from benchmarks.throughput.results import WARM_UP
-from node.data import open_data
-from node.model import build_block_stage, build_edge_stage
-from node.optimizer import StageOptimizer
-from node.precision import arithmetic
-from protocol.manifest import RunManifest
+from understudy.node.data import open_data
+from understudy.node.model import build_block_stage, build_edge_stage
+from understudy.node.optimizer import StageOptimizer
+from understudy.node.precision import arithmetic
+from understudy.protocol.manifest import RunManifest
 
 START_TIMEOUT_S = 120.0
 CALLS_AT_ONCE = 4

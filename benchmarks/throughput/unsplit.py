@@ -7,11 +7,11 @@ import time
 import torch
 
 from benchmarks.throughput.results import WARM_UP
-from node.data import open_data
-from node.model import UnsplitModel
-from node.optimizer import StageOptimizer
-from node.precision import arithmetic
-from protocol.manifest import RunManifest
+from understudy.node.data import open_data
+from understudy.node.model import UnsplitModel
+from understudy.node.optimizer import StageOptimizer
+from understudy.node.precision import arithmetic
+from understudy.protocol.manifest import RunManifest
 
 
 def step_seconds(manifest: RunManifest, steps: int, threads: int) -> list[float]:

@@ -14,10 +14,10 @@ import psutil
 
 from benchmarks.wire.paths import LinksPath, Path, open_hivemind, open_stream, rules_for, tensor_of
 from benchmarks.wire.results import Transfer, WireResult, here
-from bootstrap.local import LISTEN
-from node.identity import Identity
-from node.swarm import Swarm, SwarmConfig, quiet_libraries
-from protocol.ids import PeerId
+from understudy.bootstrap.local import LISTEN
+from understudy.node.identity import Identity
+from understudy.node.swarm import Swarm, SwarmConfig, quiet_libraries
+from understudy.protocol.ids import PeerId
 
 START_TIMEOUT_S = 60.0
 TRANSFER_TIMEOUT_S = 120.0

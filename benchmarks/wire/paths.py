@@ -17,12 +17,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from node.metering import MeteredStreams, Tally
-from node.network import LinkRules, Network
-from node.swarm import Swarm
-from node.tensors import bytes_of
-from protocol.ids import Attempt, PeerId
-from protocol.messages import AnyMessage, Forward, Heartbeat, TensorHeader
+from understudy.node.metering import MeteredStreams, Tally
+from understudy.node.network import LinkRules, Network
+from understudy.node.swarm import Swarm
+from understudy.node.tensors import bytes_of
+from understudy.protocol.ids import Attempt, PeerId
+from understudy.protocol.messages import AnyMessage, Forward, Heartbeat, TensorHeader
 
 OPEN_TIMEOUT_S = 10.0
 READ_BYTES = 1 << 20

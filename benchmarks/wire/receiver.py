@@ -10,9 +10,9 @@ import typer
 import uvloop
 
 from benchmarks.wire.paths import rules_for, serve_hivemind, serve_links, serve_stream
-from bootstrap.local import LISTEN
-from node.identity import Identity
-from node.swarm import Swarm, SwarmConfig, quiet_libraries
+from understudy.bootstrap.local import LISTEN
+from understudy.node.identity import Identity
+from understudy.node.swarm import Swarm, SwarmConfig, quiet_libraries
 
 
 async def receive(seed: str, key: Path, sizes: list[int]) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 from docker import DockerClient
 
-from node.addresses import parse_join
 from tests.containers.fleet import PORT, START_TIMEOUT_S, STOP_TIMEOUT_S, Event, Fleet, Peer, of, until
 from tests.containers.judge import assert_no_step_lost, assert_one_owner_per_tenure
+from understudy.node.addresses import parse_join
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -70,7 +70,9 @@ def test_a_swarm_forms_and_trains(fleet: Fleet) -> None:
     until(lambda: len(fleet.owners()) == LAST_STAGE + 1, "every stage to be served", START_TIMEOUT_S)
     fleet.until_trained(3, "training")
     assert len({peer.address for peer in fleet.peers}) == len(fleet.peers) == LAST_STAGE + 2
-    assert all(peer.container.exec_run(["python3", "-m", "node.health"]).exit_code == 0 for peer in fleet.peers)
+    assert all(
+        peer.container.exec_run(["python3", "-m", "understudy.node.health"]).exit_code == 0 for peer in fleet.peers
+    )
     assert sum(peer.memory_bytes for peer in fleet.peers) < MEMORY_BYTES_MAX
 
 

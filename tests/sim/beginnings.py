@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from protocol.events import Fetch, Fetched, FetchFailed
-from protocol.ids import PeerId
-from protocol.manifest import InitialSettings, RunManifest
 from tests.sim.node import SimNode, Snapshot
 from tests.sim.simulation import FETCH_S, Simulation, replace_settings
+from understudy.protocol.events import Fetch, Fetched, FetchFailed
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import InitialSettings, RunManifest
 
 FOUNDER = PeerId("founder")
 

@@ -6,13 +6,24 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
-from protocol.events import CancelFetches, Emit, Event, Fetch, Fetched, MessageReceived, Read, Send, Started, TimerFired
-from protocol.export_actions import BeginExport, ExportWish, FailExport, FinishExport
-from protocol.exporting import Exporter
-from protocol.ids import PeerId
 from tests.sim.judgement import LogLine
 from tests.sim.node import SimNode, Snapshot, Violation
 from tests.sim.simulation import DHT_LATENCY_S, Simulation
+from understudy.protocol.events import (
+    CancelFetches,
+    Emit,
+    Event,
+    Fetch,
+    Fetched,
+    MessageReceived,
+    Read,
+    Send,
+    Started,
+    TimerFired,
+)
+from understudy.protocol.export_actions import BeginExport, ExportWish, FailExport, FinishExport
+from understudy.protocol.exporting import Exporter
+from understudy.protocol.ids import PeerId
 
 
 class SimExporter(SimNode):

@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
-from protocol.events import Action, Send, Stop, TimerFired
-from protocol.ids import DRIVER_STAGE, PeerId
-from protocol.manifest import RunManifest
-from protocol.messages import AnyMessage, Forward
-from protocol.records import AnyRecord, decode_record, encode_record, key_of
-from protocol.wire import MESSAGE_BYTES_MAX, PREFIX, decode_frame, decode_prefix, encode_frame
 from tests.sim.node import SimNode, Snapshot, Violation
+from understudy.protocol.events import Action, Send, Stop, TimerFired
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.messages import AnyMessage, Forward
+from understudy.protocol.records import AnyRecord, decode_record, encode_record, key_of
+from understudy.protocol.wire import MESSAGE_BYTES_MAX, PREFIX, decode_frame, decode_prefix, encode_frame
 
 NEWS_S = 15.0
 """Within this time, without faults, the end of a tenure becomes known to who held it."""

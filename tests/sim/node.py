@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from protocol.core import Core
-from protocol.events import (
+from understudy.protocol.core import Core
+from understudy.protocol.events import (
     ApplyJob,
     BackwardJob,
     BlendJob,
@@ -28,8 +28,8 @@ from protocol.events import (
     ReleaseStage,
     SnapshotJob,
 )
-from protocol.ids import DRIVER_STAGE, PeerId
-from protocol.routing import Route, route
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.routing import Route, route
 
 HEAD = 1_000_000
 """S0 counts a microbatch twice: in the embedding's sum, and offset by this in the head's."""

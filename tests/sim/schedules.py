@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from protocol.manifest import RunManifest
 from tests.sim.faults import CALM, Fault, Weather, harsh_faults, random_faults
 from tests.sim.simulation import S, Simulation, build, replace_settings, small_manifest
+from understudy.protocol.manifest import RunManifest
 
 LIMIT_S = 900.0
 """Simulated seconds after which a run counts as stuck."""

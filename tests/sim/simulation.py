@@ -9,8 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, TypeVar
 
-from protocol.core import Core
-from protocol.events import (
+from tests.sim.faults import CALM, STRAGGLE_S, CutLink, Fault, Kill, Moment, Partition, Pause, Split, Weather
+from tests.sim.judgement import Judge, LogLine
+from tests.sim.node import SimNode, Violation
+from understudy.protocol.core import Core
+from understudy.protocol.events import (
     Action,
     ApplyJob,
     BackwardJob,
@@ -41,13 +44,10 @@ from protocol.events import (
     Store,
     TimerFired,
 )
-from protocol.ids import PeerId
-from protocol.manifest import RunManifest
-from protocol.messages import AnyMessage, Claim, FetchRequest, Forward, Grant, Refusal
-from protocol.records import AnyRecord, key_of
-from tests.sim.faults import CALM, STRAGGLE_S, CutLink, Fault, Kill, Moment, Partition, Pause, Split, Weather
-from tests.sim.judgement import Judge, LogLine
-from tests.sim.node import SimNode, Violation
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.messages import AnyMessage, Claim, FetchRequest, Forward, Grant, Refusal
+from understudy.protocol.records import AnyRecord, key_of
 
 DHT_LATENCY_S = (0.005, 0.05)
 JOB_SECONDS = (0.004, 0.02)

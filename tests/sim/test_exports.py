@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from protocol.export_actions import ExportWish
-from protocol.exporting import Exporter
-from protocol.holding import Holds
-from protocol.messages import Held
 from tests.sim.exports import ExportSimulation
 from tests.sim.faults import Kill, Trigger
 from tests.sim.node import Violation
 from tests.sim.schedules import LIMIT_S, schedule
 from tests.sim.simulation import build, small_manifest
+from understudy.protocol.export_actions import ExportWish
+from understudy.protocol.exporting import Exporter
+from understudy.protocol.holding import Holds
+from understudy.protocol.messages import Held
 
 CHUNK = 20
 SEEDS = range(20_000, 20_040)

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from protocol.donating import Donor
-from protocol.driving import Driver
-from protocol.ids import Attempt
-from protocol.membership import Membership, Observation, Seat
-from protocol.node_state import NodeState
-from protocol.pipeline import BlockStage
-from protocol.recovery import weigh
-from protocol.steps import DRIVER_ORDER, DriverLedger, DriverPhase, StageLedger
-from protocol.tenancy import Tenancy
 from tests.sim.faults import Weather
 from tests.sim.node import Violation
 from tests.sim.schedules import Schedule, harsh_schedule, schedule
+from understudy.protocol.donating import Donor
+from understudy.protocol.driving import Driver
+from understudy.protocol.ids import Attempt
+from understudy.protocol.membership import Membership, Observation, Seat
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.pipeline import BlockStage
+from understudy.protocol.recovery import weigh
+from understudy.protocol.steps import DRIVER_ORDER, DriverLedger, DriverPhase, StageLedger
+from understudy.protocol.tenancy import Tenancy
 
 CHUNK = 25
 SEEDS = {"checkfree": range(10_000, 10_250), "checkfree+": range(10_000, 10_150)}
@@ -176,7 +176,7 @@ MUTANTS = {
     "a witness recognises everybody": Mutant(Donor, "_objection", lambda donor, claim, seat: None),
     "a message of the next step implies nothing": Mutant(BlockStage, "_reach", lambda stage, step: None),
     "silence is never judged": Mutant(Membership, "_judge", lambda view, seat, now: False),
-    "the blend is uniform": Mutant("protocol.recovery", "weigh", lambda norms, exponent: WEIGH(norms, 0)),
+    "the blend is uniform": Mutant("understudy.protocol.recovery", "weigh", lambda norms, exponent: WEIGH(norms, 0)),
     "a lost driver's attempts stay": Mutant(StageLedger, "outdated_by", outdated_by_its_own_index),
     "a stopped node goes on": Mutant(NodeState, "is_stopped", property(lambda state: False, lambda state, value: None)),
 }

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from protocol.export_actions import ExportWish
 from tests.sim.exports import ExportSimulation
 from tests.sim.faults import CALM, CutLink, Fault, Kill, Partition, Pause, Split, Trigger, Weather
 from tests.sim.judgement import LogLine
 from tests.sim.simulation import Simulation, build, small_manifest
+from understudy.protocol.export_actions import ExportWish
 
 RULE = "----\n"
 LIMIT_S = 300.0

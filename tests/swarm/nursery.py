@@ -1,7 +1,7 @@
 """Real node processes at the price of one import: a parent that has imported all, and forks.
 
 Run as a script: each line of stdin is a `Birth`; when stdin closes, all children are killed. A child is
-what ``python -m node`` is, but that it may be told in advance at which job to die.
+what ``python -m understudy.node`` is, but that it may be told in advance at which job to die.
 """
 
 from __future__ import annotations
@@ -124,11 +124,11 @@ class Nursery:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    import bootstrap.__main__
-    import bootstrap.seed  # noqa: F401 - what a child should not have to import
-    import node.export_view
-    import node.exporter
-    import node.runtime  # noqa: F401
+    import understudy.bootstrap.__main__
+    import understudy.bootstrap.seed
+    import understudy.node.export_view
+    import understudy.node.exporter
+    import understudy.node.runtime  # noqa: F401
 
     _check_single_thread()
     children: dict[int, Birth] = {}
@@ -168,10 +168,10 @@ def _live(birth: Birth) -> None:
     log = os.open(birth.file("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
         os.dup2(source, target)
-    from bootstrap.__main__ import bootstrap
-    from node.__main__ import main as run_command
-    from node.__main__ import node
-    from node.export_command import export
+    from understudy.bootstrap.__main__ import bootstrap
+    from understudy.node.__main__ import main as run_command
+    from understudy.node.__main__ import node
+    from understudy.node.export_command import export
 
     _arm(birth.deaths)
     sys.argv = [birth.command, *birth.arguments]
@@ -180,8 +180,8 @@ def _live(birth: Birth) -> None:
 
 def _arm(deaths: Sequence[Death]) -> None:
     """Wrap the work of the compute thread."""
-    from node.stage import StageHost
-    from protocol.events import BackwardJob, BlendJob, ForwardJob, InitialiseJob, Job
+    from understudy.node.stage import StageHost
+    from understudy.protocol.events import BackwardJob, BlendJob, ForwardJob, InitialiseJob, Job
 
     work = StageHost.work
     tenure = (0, 0)

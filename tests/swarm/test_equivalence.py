@@ -15,19 +15,20 @@ import pytest
 import torch
 import uvloop
 
-from bootstrap.found import found, join_string
-from node.config import NodeConfig
-from node.data import Batches, open_corpus
-from node.export_folder import ExportFolder
-from node.exporter import ExportRun
-from node.generation import ExportedModel
-from node.identity import Identity
-from node.model import UnsplitModel
-from node.optimizer import StageOptimizer
-from node.runtime import Node
-from node.swarm import Swarm, SwarmConfig
-from protocol.export_actions import ExportWish
-from protocol.manifest import (
+from tests.swarm.processes import Brood
+from understudy.bootstrap.found import found, join_string
+from understudy.node.config import NodeConfig
+from understudy.node.data import Batches, open_corpus
+from understudy.node.export_folder import ExportFolder
+from understudy.node.exporter import ExportRun
+from understudy.node.generation import ExportedModel
+from understudy.node.identity import Identity
+from understudy.node.model import UnsplitModel
+from understudy.node.optimizer import StageOptimizer
+from understudy.node.runtime import Node
+from understudy.node.swarm import Swarm, SwarmConfig
+from understudy.protocol.export_actions import ExportWish
+from understudy.protocol.manifest import (
     DataSettings,
     ModelSettings,
     OptimizerSettings,
@@ -38,9 +39,8 @@ from protocol.manifest import (
     WireSettings,
     check,
 )
-from protocol.records import ManifestRecord
-from protocol.routing import route
-from tests.swarm.processes import Brood
+from understudy.protocol.records import ManifestRecord
+from understudy.protocol.routing import route
 
 STEPS = 10
 TIMEOUT_S = 100.0

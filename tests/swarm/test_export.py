@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from node.data import Batches, open_corpus
-from node.export_folder import ExportRecord, read_record
-from node.generation import ExportedModel
-from protocol.manifest import RunManifest, decode_manifest
 from tests.swarm.nursery import Nursery
 from tests.swarm.processes import Brood
+from understudy.node.data import Batches, open_corpus
+from understudy.node.export_folder import ExportRecord, read_record
+from understudy.node.generation import ExportedModel
+from understudy.protocol.manifest import RunManifest, decode_manifest
 
 START_TIMEOUT_S = 60.0
 EXPORT_TIMEOUT_S = 90.0

@@ -17,13 +17,15 @@ import msgspec
 import psutil
 import uvloop
 
-from node.addresses import JoinString, parse_join
-from node.identity import Identity
-from node.swarm import Swarm, SwarmConfig, dht_time
-from protocol.errors import NetworkError
-from protocol.ids import Attempt, PeerId
-from protocol.manifest import PROTOCOL_VERSION
-from protocol.messages import (
+from tests.swarm.nursery import Nursery
+from tests.swarm.processes import Brood
+from understudy.node.addresses import JoinString, parse_join
+from understudy.node.identity import Identity
+from understudy.node.swarm import Swarm, SwarmConfig, dht_time
+from understudy.protocol.errors import NetworkError
+from understudy.protocol.ids import Attempt, PeerId
+from understudy.protocol.manifest import PROTOCOL_VERSION
+from understudy.protocol.messages import (
     Announce,
     AnyMessage,
     Backward,
@@ -43,10 +45,15 @@ from protocol.messages import (
     TensorHeader,
     Withdraw,
 )
-from protocol.records import ManifestRecord, OfferRecord, ProgressRecord, SpareRecord, StageRecord, encode_record
-from protocol.wire import PREFIX, decode_frame, encode_frame
-from tests.swarm.nursery import Nursery
-from tests.swarm.processes import Brood
+from understudy.protocol.records import (
+    ManifestRecord,
+    OfferRecord,
+    ProgressRecord,
+    SpareRecord,
+    StageRecord,
+    encode_record,
+)
+from understudy.protocol.wire import PREFIX, decode_frame, encode_frame
 
 SEED = 20250614
 ATTACK_TIMEOUT_S = 120.0

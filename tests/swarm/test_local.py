@@ -15,8 +15,8 @@ import msgspec
 import psutil
 import pytest
 
-from bootstrap.local import EventTail
 from tests.swarm.processes import Brood, until
+from understudy.bootstrap.local import EventTail
 
 UNDERSTUDY = str(Path(sys.executable).with_name("understudy"))
 RUN_TIMEOUT_S = 200.0
@@ -173,7 +173,7 @@ def volunteer_by_hand(run: LocalRun) -> tuple[subprocess.Popen[bytes], Path]:
     files = run.folder / "nodes" / "volunteer"
     arguments = ["--join", join, "--host-maddr", "/ip4/127.0.0.1/tcp/0", "--threads", "1", "--device", "cpu"]
     arguments += ["--identity", f"{files}.key", "--events", f"{files}.jsonl"]
-    return run.brood.start([sys.executable, "-m", "node", *arguments], Path(f"{files}.log")), files
+    return run.brood.start([sys.executable, "-m", "understudy.node", *arguments], Path(f"{files}.log")), files
 
 
 def is_waiting_for(events: list[Event], stages: list[int]) -> bool:

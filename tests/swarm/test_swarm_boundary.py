@@ -19,14 +19,14 @@ import psutil
 import pytest
 import uvloop
 
-from node import reunion
-from node import swarm as boundary
-from node.daemon import SOCKET_FOLDER, processors, sweep_stale_sockets
-from node.identity import Identity
-from node.swarm import Swarm, SwarmConfig, dht_time
-from node.swarm_config import reader_config
-from protocol.errors import LocalProtocolError, NetworkError, PeerRefusedError
-from protocol.ids import PeerId
+from understudy.node import reunion
+from understudy.node import swarm as boundary
+from understudy.node.daemon import SOCKET_FOLDER, processors, sweep_stale_sockets
+from understudy.node.identity import Identity
+from understudy.node.swarm import Swarm, SwarmConfig, dht_time
+from understudy.node.swarm_config import reader_config
+from understudy.protocol.errors import LocalProtocolError, NetworkError, PeerRefusedError
+from understudy.protocol.ids import PeerId
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 TEST_TIMEOUT_S = 60.0
@@ -37,9 +37,9 @@ import sys, time
 real_time, skew_s = time.time, float(sys.argv[3])
 time.time = lambda: real_time() + skew_s
 import asyncio, pathlib
-from node.identity import Identity
-from node.swarm import Swarm, SwarmConfig, quiet_libraries
-from protocol.errors import NetworkError
+from understudy.node.identity import Identity
+from understudy.node.swarm import Swarm, SwarmConfig, quiet_libraries
+from understudy.protocol.errors import NetworkError
 
 async def echo(peer, reader, writer):
     while chunk := await reader.read(65536):

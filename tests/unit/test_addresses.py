@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.addresses import (
+from understudy.node.addresses import (
     JOIN_ADDRESSES_MAX,
     Endpoint,
     JoinString,
@@ -20,8 +20,8 @@ from node.addresses import (
     parse_multiaddr,
     peer_id_in,
 )
-from protocol.errors import NetworkError, SettingsError
-from protocol.ids import PeerId
+from understudy.protocol.errors import NetworkError, SettingsError
+from understudy.protocol.ids import PeerId
 
 PEER = PeerId("QmaLSUhx7EAB8DTShrFLU3fv8HDCR5ZSx822Urrcje2CjC")
 ADDRESS = f"/ip4/192.0.2.7/tcp/4001/p2p/{PEER}"

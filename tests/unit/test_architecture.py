@@ -51,7 +51,8 @@ def imported(tree: ast.Module) -> set[str]:
 
 
 def packages(name: str) -> set[str]:
-    return {module.partition(".")[0] for module in imported(tree_of(name))}
+    """The packages that are imported; ours by the names of their folders."""
+    return {module.removeprefix("understudy.").partition(".")[0] for module in imported(tree_of(name))}
 
 
 def calls(name: str) -> Iterator[str]:
@@ -106,6 +107,12 @@ def test_uvloop_is_chosen_in_one_place(name: str) -> None:
 @pytest.mark.parametrize("name", of("protocol") + of("node"))
 def test_nothing_imports_bootstrap(name: str) -> None:
     assert "bootstrap" not in packages(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_we_are_imported_by_our_installed_names(name: str) -> None:
+    """A folder ./node in the current directory must not be mistaken for ours."""
+    assert not {module.partition(".")[0] for module in imported(tree_of(name))} & {"protocol", "node", "bootstrap"}
 
 
 @pytest.mark.parametrize("name", NAMES)

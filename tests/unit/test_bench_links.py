@@ -28,11 +28,11 @@ from benchmarks.links.results import SWARM, UNSHAPED, LinkResult, Round, read_al
 from benchmarks.links.tables import bound_table, parts, step_table
 from benchmarks.origin import Origin
 from benchmarks.page import fill_in
-from bootstrap.children import Child
-from bootstrap.found import load_manifest
-from bootstrap.local import HERE, LocalPlan
-from protocol.errors import SettingsError
-from protocol.manifest import ModelSettings, RunManifest, StepSettings
+from understudy.bootstrap.children import Child
+from understudy.bootstrap.found import load_manifest
+from understudy.bootstrap.local import HERE, LocalPlan
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
 
 MANIFEST = RunManifest(
     name="few",

@@ -16,10 +16,10 @@ from benchmarks.memory.results import WARM_UP_STEPS, MemoryResult, Process, Samp
 from benchmarks.memory.tables import growth_table, peak_table
 from benchmarks.memory.watch import Watcher, memory_in, memory_of
 from benchmarks.origin import Origin
-from bootstrap.board import Board, Loss
-from bootstrap.faults import Fault, check_faults
-from node.model import build_block_stage
-from protocol.manifest import ModelSettings, RunManifest, StepSettings
+from understudy.bootstrap.board import Board, Loss
+from understudy.bootstrap.faults import Fault, check_faults
+from understudy.node.model import build_block_stage
+from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
 
 MANIFEST = RunManifest(
     name="x",

@@ -14,7 +14,7 @@ from benchmarks.page import fill_in
 from benchmarks.quantised.__main__ import COSTS, TRAININGS
 from benchmarks.quantised.measuring import time_all, train_all
 from benchmarks.quantised.results import DTYPES, Costs, Training, bytes_per_token, cost_table, loss_table
-from protocol.manifest import WireDtype
+from understudy.protocol.manifest import WireDtype
 
 ORIGIN = Origin("abc", {}, "a machine")
 

@@ -11,9 +11,9 @@ from benchmarks.recovery.measure import recovered_from
 from benchmarks.recovery.results import PARTS, Recovered, RecoveryResult, read_results
 from benchmarks.recovery.scenarios import SCENARIOS
 from benchmarks.recovery.tables import bandwidth_table, recovery_table, target_table
-from bootstrap.board import Board, Loss
-from bootstrap.found import load_manifest
-from protocol.manifest import RunManifest
+from understudy.bootstrap.board import Board, Loss
+from understudy.bootstrap.found import load_manifest
+from understudy.protocol.manifest import RunManifest
 
 RECOVERED = Recovered(
     parts={"detect": 0.1, "claim": 0.4, "fetch": 1.2, "blend": 0.5, "rejoin": 1.0},

@@ -15,12 +15,12 @@ from benchmarks.scale.depth import MICROBATCHES, RUN, Depth, DepthResult, depth_
 from benchmarks.scale.measuring import measure
 from benchmarks.scale.metering import Meter
 from benchmarks.scale.results import Case, Outcome, ScaleResult, read, roles_table, scale_table, swarm_table
-from bootstrap.found import load_manifest
-from protocol.events import Read, Send, Store
-from protocol.ids import Attempt, PeerId
-from protocol.messages import Forward, Heartbeat
-from protocol.records import SpareRecord, encode_record
-from protocol.wire import encode_frame
+from understudy.bootstrap.found import load_manifest
+from understudy.protocol.events import Read, Send, Store
+from understudy.protocol.ids import Attempt, PeerId
+from understudy.protocol.messages import Forward, Heartbeat
+from understudy.protocol.records import SpareRecord, encode_record
+from understudy.protocol.wire import encode_frame
 
 PEER = PeerId("peer")
 

@@ -17,12 +17,12 @@ from benchmarks.throughput.remote_experts import Expert, OncePerStep
 from benchmarks.throughput.results import SWARM, Contest, read_all, write
 from benchmarks.throughput.swarm import settled_seconds
 from benchmarks.throughput.tables import parts
-from bootstrap.found import load_manifest
-from node.data import open_data
-from node.model import UnsplitModel, build_block_stage
-from node.optimizer import StageOptimizer
-from protocol.errors import SettingsError
-from protocol.manifest import ModelSettings, RunManifest, StepSettings, WireSettings
+from understudy.bootstrap.found import load_manifest
+from understudy.node.data import open_data
+from understudy.node.model import UnsplitModel, build_block_stage
+from understudy.node.optimizer import StageOptimizer
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings, WireSettings
 
 MODEL = ModelSettings(hidden_size=16, intermediate_size=24, attention_heads=2, block_stages=3, context_length=8)
 MANIFEST = RunManifest(

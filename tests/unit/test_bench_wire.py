@@ -13,9 +13,9 @@ from benchmarks.page import fill_in
 from benchmarks.wire.__main__ import PAGE
 from benchmarks.wire.paths import BarePath, activation_of, rules_for, take_in, tensor_of
 from benchmarks.wire.results import Transfer, WireResult, cpu_table, missed, ratio, read, speed, wire_table
-from node.straight import open_unix_stream, start_unix_streams
-from node.tensors import bytes_of, header_of
-from protocol.wire import tensor_bytes
+from understudy.node.straight import open_unix_stream, start_unix_streams
+from understudy.node.tensors import bytes_of, header_of
+from understudy.protocol.wire import tensor_bytes
 
 MIB = 1 << 20
 CPU = {"sender": 0.1, "receiver": 0.2, "daemons": 0.7}

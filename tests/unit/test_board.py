@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bootstrap.board import Board, Loss
-from bootstrap.view import live_view, progress_line, summary
+from understudy.bootstrap.board import Board, Loss
+from understudy.bootstrap.view import live_view, progress_line, summary
 
 STAGES = 3
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.core import Core
-from protocol.events import RecordsRead, Started
-from protocol.ids import PeerId
-from protocol.manifest import preset
-from protocol.records import OfferRecord, StageRecord, stage_key, weights_key
+from understudy.protocol.core import Core
+from understudy.protocol.events import RecordsRead, Started
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import preset
+from understudy.protocol.records import OfferRecord, StageRecord, stage_key, weights_key
 
 ME, OWNER, WITNESS = PeerId("QmMe"), PeerId("QmOwner"), PeerId("QmWitness")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from node.checkup import (
+from understudy.node.checkup import (
     MEMORY_NEEDED_BYTES,
     check_accelerator,
     check_cores,
@@ -19,8 +19,8 @@ from node.checkup import (
     check_python,
     stage_bytes,
 )
-from node.model import BlockStage, EdgeStage
-from protocol.manifest import PRESETS, preset
+from understudy.node.model import BlockStage, EdgeStage
+from understudy.protocol.manifest import PRESETS, preset
 
 NEEDED = ["torch>=2.4", "hivemind>=1.1.12", 'psutil>=5.9; extra == "dev"']
 

@@ -17,11 +17,11 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from bootstrap.__main__ import app
-from node import joining
-from node.identity import Identity
-from protocol import exporting
 from tests.swarm.processes import Brood, until
+from understudy.bootstrap.__main__ import app
+from understudy.node import joining
+from understudy.node.identity import Identity
+from understudy.protocol import exporting
 
 USAGE, FAILED = 2, 1
 LISTEN = ("--host-maddr", "/ip4/127.0.0.1/tcp/0")
@@ -35,7 +35,7 @@ SKEWED_NODE = """
 import time
 real_time = time.time
 time.time = lambda: real_time() + 10.0
-from node.__main__ import main
+from understudy.node.__main__ import main
 main()
 """
 
@@ -48,7 +48,10 @@ def join_of(address: str = f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}", digest: str = DIG
 def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
     """The commands set up logging for a process of their own; here they must leave it, and all else, as it was."""
     root = logging.getLogger()
-    loggers = [root, *map(logging.getLogger, ("understudy", "node", "bootstrap", "hivemind", "multiaddr"))]
+    loggers = [
+        root,
+        *map(logging.getLogger, ("understudy", "understudy.node", "understudy.bootstrap", "hivemind", "multiaddr")),
+    ]
     before = [(logger, logger.level, logger.handlers[:], logger.propagate) for logger in loggers]
     yield
     for logger, level, handlers, propagate in before:
@@ -442,7 +445,9 @@ def test_a_doctor_says_what_is_bad_and_fails(join: str, tmp_path: Path, monkeypa
 
 
 def test_a_doctor_finds_a_wrong_clock(join: str, tmp_path: Path) -> None:
-    program = SKEWED_NODE.replace("from node.__main__ import main", "from bootstrap.__main__ import main")
+    program = SKEWED_NODE.replace(
+        "from understudy.node.__main__ import main", "from understudy.bootstrap.__main__ import main"
+    )
     command = (sys.executable, "-W", "ignore", "-c", program, "doctor", "--join", join, *LISTEN)
     done = run_command(*command, "--identity", str(tmp_path / "key"), folder=tmp_path)
     assert done.returncode == FAILED, done.stderr
@@ -483,8 +488,8 @@ def test_a_clock_that_differs_is_named_with_the_difference(join: str, tmp_path: 
     [
         (UNDERSTUDY, "local", "huge"),
         (UNDERSTUDY, "node", "--join", "hello"),
-        (sys.executable, "-m", "node", "--join", "hello"),
-        (sys.executable, "-m", "bootstrap", "huge"),
+        (sys.executable, "-m", "understudy.node", "--join", "hello"),
+        (sys.executable, "-m", "understudy.bootstrap", "huge"),
     ],
 )
 def test_every_way_to_start_says_it_the_same_way(command: tuple[str, ...], tmp_path: Path) -> None:

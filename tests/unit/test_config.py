@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from node.addresses import JoinString
-from node.config import NodeConfig, choose_device, choose_threads
-from node.runtime import measure_capacity
-from protocol.errors import SettingsError
-from protocol.ids import PeerId
+from understudy.node.addresses import JoinString
+from understudy.node.config import NodeConfig, choose_device, choose_threads
+from understudy.node.runtime import measure_capacity
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.ids import PeerId
 
 
 def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

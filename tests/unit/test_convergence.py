@@ -14,10 +14,10 @@ from benchmarks.convergence.strategies import STRATEGIES
 from benchmarks.convergence.study import quick_scale
 from benchmarks.convergence.trainer import Trainer
 from benchmarks.origin import Origin
-from node.data import Batches, open_corpus
-from node.model import UnsplitModel
-from node.optimizer import StageOptimizer
-from protocol.manifest import RunManifest, WireSettings
+from understudy.node.data import Batches, open_corpus
+from understudy.node.model import UnsplitModel
+from understudy.node.optimizer import StageOptimizer
+from understudy.protocol.manifest import RunManifest, WireSettings
 
 torch.set_num_threads(1)
 

@@ -40,8 +40,8 @@ from benchmarks.convergence.timing import (
 from benchmarks.convergence.trainer import Recovery, Trainer
 from benchmarks.origin import Origin
 from benchmarks.page import fill_in
-from protocol.errors import SettingsError
-from protocol.manifest import RunManifest
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.manifest import RunManifest
 
 torch.set_num_threads(1)
 

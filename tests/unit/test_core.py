@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.core import Core
-from protocol.events import (
+from tests.sim.simulation import small_manifest
+from understudy.protocol.core import Core
+from understudy.protocol.events import (
     Action,
     ApplyJob,
     BlendJob,
@@ -35,8 +36,8 @@ from protocol.events import (
     Store,
     TimerFired,
 )
-from protocol.ids import Attempt, PeerId
-from protocol.messages import (
+from understudy.protocol.ids import Attempt, PeerId
+from understudy.protocol.messages import (
     Announce,
     AnyMessage,
     Backward,
@@ -55,8 +56,8 @@ from protocol.messages import (
     Refusal,
     Withdraw,
 )
-from protocol.placement import FRONT_MAX
-from protocol.records import (
+from understudy.protocol.placement import FRONT_MAX
+from understudy.protocol.records import (
     PROGRESS_KEY,
     SPARES_KEY,
     AnyRecord,
@@ -66,7 +67,6 @@ from protocol.records import (
     StageRecord,
     stage_key,
 )
-from tests.sim.simulation import small_manifest
 
 ME, OTHER = PeerId("me"), PeerId("other")
 MANIFEST = small_manifest(stages=5, steps=10, microbatches=2, method="checkfree")

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from node.daemon import PROCESSORS_MAX, processors
+from understudy.node.daemon import PROCESSORS_MAX, processors
 
 
 @pytest.mark.parametrize(("ours", "its"), [(1, 1), (2, 1), (3, 1), (4, 2), (64, PROCESSORS_MAX)])

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from node import data
-from node.data import Batches, Corpus, open_corpus
-from protocol.errors import LocalProtocolError, SettingsError
-from protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings
+from understudy.node import data
+from understudy.node.data import Batches, Corpus, open_corpus
+from understudy.protocol.errors import LocalProtocolError, SettingsError
+from understudy.protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings
 
 torch.set_num_threads(1)
 
@@ -137,7 +137,7 @@ def test_the_standard_library_is_split_by_whole_files() -> None:
 
 def test_another_process_reads_the_same_corpus() -> None:
     script = (
-        "from node.data import open_corpus; from protocol.manifest import DataSettings;"
+        "from understudy.node.data import open_corpus; from understudy.protocol.manifest import DataSettings;"
         "print(open_corpus(DataSettings()).digest)"
     )
     environment = os.environ | {"PYTHONHASHSEED": "77", "PYTHONPATH": os.getcwd()}

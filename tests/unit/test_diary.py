@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from node.diary import RATE_OVER_S, Diary, duration
-from node.metering import Tally
-from protocol.ids import PeerId
-from protocol.self_view import Hearing, Neighbour, SelfView
+from understudy.node.diary import RATE_OVER_S, Diary, duration
+from understudy.node.metering import Tally
+from understudy.protocol.ids import PeerId
+from understudy.protocol.self_view import Hearing, Neighbour, SelfView
 
 RECOVERED = {"stage": 2, "method": "checkfree", "donors": [1, 3], "seconds": 1.44}
 

@@ -12,20 +12,20 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from node import display as module
-from node import watching
-from node.display import LINE_EVERY_S, ConsoleHandler, Display
-from node.metering import Tally
-from node.process import on_hangup
-from node.telemetry import EventLog, logger
-from node.watching import Watch
-from protocol.core import Core
-from protocol.events import Read
-from protocol.ids import PeerId
-from protocol.manifest import preset
-from protocol.records import PROGRESS_KEY
-from protocol.self_view import SelfView
 from tests.fakes import until
+from understudy.node import display as module
+from understudy.node import watching
+from understudy.node.display import LINE_EVERY_S, ConsoleHandler, Display
+from understudy.node.metering import Tally
+from understudy.node.process import on_hangup
+from understudy.node.telemetry import EventLog, logger
+from understudy.node.watching import Watch
+from understudy.protocol.core import Core
+from understudy.protocol.events import Read
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import preset
+from understudy.protocol.records import PROGRESS_KEY
+from understudy.protocol.self_view import SelfView
 
 VIEW = SelfView(PeerId("QmMe"), "seen-0123456789ab", "spare", None, 0, "", 5, 9, 2.5, (), ())
 HIDE, SHOW, ERASE_LINE = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"

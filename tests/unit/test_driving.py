@@ -6,14 +6,14 @@ from typing import TypeVar
 
 import pytest
 
-from protocol.driving import Driver
-from protocol.events import ApplyJob, BackwardJob, ForwardJob, JobDone, LossJob, Run, SnapshotJob
-from protocol.ids import PeerId, Tenure
-from protocol.manifest import ModelSettings, RunManifest, StepSettings
-from protocol.membership import Membership, Seat, Status
-from protocol.messages import Backward, Forward
-from protocol.node_state import NodeState
-from protocol.window import Window
+from understudy.protocol.driving import Driver
+from understudy.protocol.events import ApplyJob, BackwardJob, ForwardJob, JobDone, LossJob, Run, SnapshotJob
+from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
+from understudy.protocol.membership import Membership, Seat, Status
+from understudy.protocol.messages import Backward, Forward
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.window import Window
 
 ME = PeerId("me")
 RUN = RunManifest(name="driven", model=ModelSettings(block_stages=2), step=StepSettings(microbatches=1))

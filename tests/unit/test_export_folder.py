@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from node import export_folder as module
-from node.export_folder import ExportFolder, Origin, read_stage, shard_name
-from node.model import build_stage
-from node.weights import WeightsSnapshot, snapshot
-from protocol.errors import SettingsError, StorageError
-from protocol.manifest import ModelSettings, RunManifest
+from understudy.node import export_folder as module
+from understudy.node.export_folder import ExportFolder, Origin, read_stage, shard_name
+from understudy.node.model import build_stage
+from understudy.node.weights import WeightsSnapshot, snapshot
+from understudy.protocol.errors import SettingsError, StorageError
+from understudy.protocol.manifest import ModelSettings, RunManifest
 
 MODEL = ModelSettings(hidden_size=8, intermediate_size=12, attention_heads=2, block_stages=2, layers_per_stage=2)
 MANIFEST = RunManifest(name="exported", model=MODEL)

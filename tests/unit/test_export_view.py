@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from node.export_view import ExportView, line_of
-from protocol.manifest import preset
+from understudy.node.export_view import ExportView, line_of
+from understudy.protocol.manifest import preset
 
 MANIFEST = preset("tiny")
 

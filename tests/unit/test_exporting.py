@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from protocol.events import (
+from tests.sim.simulation import small_manifest
+from understudy.protocol.events import (
     CancelFetches,
     Emit,
     Fetch,
@@ -19,12 +20,11 @@ from protocol.events import (
     Started,
     TimerFired,
 )
-from protocol.export_actions import BeginExport, ExportWish, FailExport, FinishExport
-from protocol.exporting import FETCH_TRIES, FETCHES_AT_ONCE, HOLD_REPEAT_S, NOBODY_S, Exporter, best_tenure
-from protocol.ids import PeerId
-from protocol.messages import Held, Hold, HoldStatus, LetGo
-from protocol.records import PROGRESS_KEY, ProgressRecord, StageRecord, stage_key
-from tests.sim.simulation import small_manifest
+from understudy.protocol.export_actions import BeginExport, ExportWish, FailExport, FinishExport
+from understudy.protocol.exporting import FETCH_TRIES, FETCHES_AT_ONCE, HOLD_REPEAT_S, NOBODY_S, Exporter, best_tenure
+from understudy.protocol.ids import PeerId
+from understudy.protocol.messages import Held, Hold, HoldStatus, LetGo
+from understudy.protocol.records import PROGRESS_KEY, ProgressRecord, StageRecord, stage_key
 
 MANIFEST = small_manifest(stages=3, steps=0)
 

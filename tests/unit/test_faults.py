@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bootstrap.faults import Fault, check_faults, demo_fault, parse_faults
-from protocol.errors import SettingsError
+from understudy.bootstrap.faults import Fault, check_faults, demo_fault, parse_faults
+from understudy.protocol.errors import SettingsError
 
 
 def test_faults_come_in_order_of_their_steps() -> None:

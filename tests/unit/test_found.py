@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bootstrap.found import join_string, load_manifest
-from node.identity import Identity
+from understudy.bootstrap.found import join_string, load_manifest
+from understudy.node.identity import Identity
 
 FOUNDER = Identity.generate()
 LOOPBACK = f"/ip4/127.0.0.1/tcp/4001/p2p/{FOUNDER.peer_id}"

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from node import framing
-from node.framing import read_into, read_link_frame, read_message, read_some, write_frame
-from node.tensors import bytes_of, to_wire
-from protocol.errors import NetworkError, RemoteProtocolError
-from protocol.ids import Attempt
-from protocol.manifest import WireDtype
-from protocol.messages import AnyMessage, Backward, FetchEnd, Forward, Heartbeat, Hello, TensorHeader
-from protocol.wire import FETCH_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, PREFIX, encode_frame
 from tests.fakes import MemoryWriter, as_writer, reader_of
+from understudy.node import framing
+from understudy.node.framing import read_into, read_link_frame, read_message, read_some, write_frame
+from understudy.node.tensors import bytes_of, to_wire
+from understudy.protocol.errors import NetworkError, RemoteProtocolError
+from understudy.protocol.ids import Attempt
+from understudy.protocol.manifest import WireDtype
+from understudy.protocol.messages import AnyMessage, Backward, FetchEnd, Forward, Heartbeat, Hello, TensorHeader
+from understudy.protocol.wire import FETCH_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, PREFIX, encode_frame
 
 ACTIVATION = TensorHeader("float32", (2, 3, 4))
 HEARTBEAT = Heartbeat(2, 1, "serving", 7)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from node import health
+from understudy.node import health
 
 
 def test_only_a_daemon_that_listens_is_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.core import Core
-from protocol.errors import RemoteProtocolError
-from protocol.events import DigestJob, HoldJob, Job, MessageReceived, ReleaseHold, Send
-from protocol.holding import AHEAD_MAX, COPY_EVERY_S, HOLD_LEASE_S, HOLD_MAX_S, HOLDERS_MAX, HOLDS_MAX, LINGER_S, Holds
-from protocol.ids import PeerId, Tenure
-from protocol.manifest import RunManifest
-from protocol.membership import Membership
-from protocol.messages import FetchRequest, Held, Hold, LetGo
-from protocol.node_state import NodeState
-from protocol.work import WorkQueue
 from tests.sim.simulation import small_manifest
+from understudy.protocol.core import Core
+from understudy.protocol.errors import RemoteProtocolError
+from understudy.protocol.events import DigestJob, HoldJob, Job, MessageReceived, ReleaseHold, Send
+from understudy.protocol.holding import (
+    AHEAD_MAX,
+    COPY_EVERY_S,
+    HOLD_LEASE_S,
+    HOLD_MAX_S,
+    HOLDERS_MAX,
+    HOLDS_MAX,
+    LINGER_S,
+    Holds,
+)
+from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.membership import Membership
+from understudy.protocol.messages import FetchRequest, Held, Hold, LetGo
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.work import WorkQueue
 
 ME, EXPORTER, OTHER = PeerId("me"), PeerId("exporter"), PeerId("other")
 MANIFEST = small_manifest(stages=5, steps=10)

@@ -11,13 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.export_folder import ExportFolder, Origin
-from node.generation import ExportedModel, Wish, choose
-from node.hugging_face import byte_characters, read_config, tokenizer
-from node.model import UnsplitModel
-from node.weights import snapshot
-from protocol.errors import SettingsError, StorageError, UnderstudyError, WeightsError
-from protocol.manifest import ModelSettings, RunManifest
+from understudy.node.export_folder import ExportFolder, Origin
+from understudy.node.generation import ExportedModel, Wish, choose
+from understudy.node.hugging_face import byte_characters, read_config, tokenizer
+from understudy.node.model import UnsplitModel
+from understudy.node.weights import snapshot
+from understudy.protocol.errors import SettingsError, StorageError, UnderstudyError, WeightsError
+from understudy.protocol.manifest import ModelSettings, RunManifest
 
 MODEL = ModelSettings(
     vocabulary_size=300,

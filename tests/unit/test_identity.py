@@ -9,10 +9,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from node import identity as module
-from node.identity import Identity, peer_id_from_bytes, peer_id_of, peer_id_to_bytes, verify
-from protocol.errors import RemoteProtocolError, SettingsError
-from protocol.ids import PeerId
+from understudy.node import identity as module
+from understudy.node.identity import Identity, peer_id_from_bytes, peer_id_of, peer_id_to_bytes, verify
+from understudy.protocol.errors import RemoteProtocolError, SettingsError
+from understudy.protocol.ids import PeerId
 
 # Made with hivemind 1.1.12: P2P.generate_identity and PeerID.from_identity of this public key.
 KNOWN_PUBLIC_KEY = (

@@ -9,17 +9,17 @@ import msgspec
 import pytest
 import torch
 
-from bootstrap.begin import Founding, begin
-from bootstrap.found import keep_founding, load_manifest
-from node.addresses import JoinString
-from node.export_folder import ExportFolder, Origin
-from node.initial_weights import InitialWeights
-from node.model import UnsplitModel
-from node.weights import snapshot
-from protocol.claiming import INITIAL_RETRY_S, SETTLE_S
-from protocol.core import Core
-from protocol.errors import SettingsError
-from protocol.events import (
+from understudy.bootstrap.begin import Founding, begin
+from understudy.bootstrap.found import keep_founding, load_manifest
+from understudy.node.addresses import JoinString
+from understudy.node.export_folder import ExportFolder, Origin
+from understudy.node.initial_weights import InitialWeights
+from understudy.node.model import UnsplitModel
+from understudy.node.weights import snapshot
+from understudy.protocol.claiming import INITIAL_RETRY_S, SETTLE_S
+from understudy.protocol.core import Core
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.events import (
     Emit,
     Fetch,
     Fetched,
@@ -31,10 +31,10 @@ from protocol.events import (
     Started,
     TimerFired,
 )
-from protocol.ids import PeerId
-from protocol.manifest import InitialSettings, ModelSettings, RunManifest, manifest_from_table
-from protocol.messages import FetchRequest
-from protocol.records import stage_key
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import InitialSettings, ModelSettings, RunManifest, manifest_from_table
+from understudy.protocol.messages import FetchRequest
+from understudy.protocol.records import stage_key
 
 MODEL = ModelSettings(hidden_size=8, intermediate_size=12, attention_heads=2, block_stages=2, layers_per_stage=2)
 FOUNDER = PeerId("founder")
@@ -111,7 +111,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_grows_too_long_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.initial_weights.MANIFEST_BYTES_MAX", 800)
+    monkeypatch.setattr("understudy.node.initial_weights.MANIFEST_BYTES_MAX", 800)
     with pytest.raises(SettingsError, match="use fewer model"):
         InitialWeights(exported, MODEL).entered(RunManifest(name="later", model=MODEL), FOUNDER)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from node.addresses import JOIN_CHARS_MAX, JoinString
-from node.join_file import read_join, write_join
-from protocol.errors import NetworkError, SettingsError
-from protocol.ids import PeerId
+from understudy.node.addresses import JOIN_CHARS_MAX, JoinString
+from understudy.node.join_file import read_join, write_join
+from understudy.protocol.errors import NetworkError, SettingsError
+from understudy.protocol.ids import PeerId
 
 PEER = PeerId("QmaLSUhx7EAB8DTShrFLU3fv8HDCR5ZSx822Urrcje2CjC")
 JOIN = JoinString("tiny-0123456789ab", "0123456789ab" + "f" * 52, PEER, (f"/ip4/192.0.2.7/tcp/4001/p2p/{PEER}",))

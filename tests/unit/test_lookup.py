@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Self
 
-from node.lookup import KEYS_PER_CALL_MAX, ROUNDS_MAX, Entries, look_up
+from understudy.node.lookup import KEYS_PER_CALL_MAX, ROUNDS_MAX, Entries, look_up
 
 WIDTH = 3
 """Peers that answer for a key, where hivemind has 20."""

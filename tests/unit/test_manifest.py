@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.errors import SettingsError
-from protocol.manifest import (
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.manifest import (
     MANIFEST_BYTES_MAX,
     PRESETS,
     PROTOCOL_VERSION,

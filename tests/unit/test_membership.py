@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.ids import PeerId
-from protocol.manifest import TimingSettings
-from protocol.membership import Membership, Observation, Seat, Status
-from protocol.messages import StageState
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import TimingSettings
+from understudy.protocol.membership import Membership, Observation, Seat, Status
+from understudy.protocol.messages import StageState
 
 TIMING = TimingSettings()
 OLD, NEW = PeerId("old"), PeerId("new")

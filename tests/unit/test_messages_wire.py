@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import wire
-from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.ids import INCARNATION_MAX, INDEX_MAX, STAGES_MAX, STEPS_MAX, Attempt, Microbatch
-from protocol.messages import (
+from understudy.protocol import wire
+from understudy.protocol.errors import LocalProtocolError, RemoteProtocolError
+from understudy.protocol.ids import INCARNATION_MAX, INDEX_MAX, STAGES_MAX, STEPS_MAX, Attempt, Microbatch
+from understudy.protocol.messages import (
     DONATIONS_MAX,
     Alive,
     Announce,
@@ -43,7 +43,7 @@ from protocol.messages import (
     TensorSpec,
     Withdraw,
 )
-from protocol.wire import FETCH_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, PREFIX
+from understudy.protocol.wire import FETCH_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, PREFIX
 
 SPEC = TensorSpec("weight", "float32", (2, 3), "0" * 64)
 ONE_OF_EACH: tuple[AnyMessage, ...] = (

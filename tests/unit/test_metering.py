@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from node.metering import MeteredStreams, Tally
-from node.straight import read_front
-from protocol.ids import PeerId
 from tests.fakes import FakeStreams, MemoryWriter, as_writer, reader_of
+from understudy.node.metering import MeteredStreams, Tally
+from understudy.node.straight import read_front
+from understudy.protocol.ids import PeerId
 
 PEER = PeerId("QmPeer")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from node.model import (
+from understudy.node.model import (
     EMBEDDING_NAMES,
     HEAD_NAMES,
     BlockStage,
@@ -21,8 +21,8 @@ from node.model import (
     rotary_tables,
     rotate,
 )
-from protocol.errors import LocalProtocolError
-from protocol.manifest import ModelSettings
+from understudy.protocol.errors import LocalProtocolError
+from understudy.protocol.manifest import ModelSettings
 
 torch.set_num_threads(1)
 

@@ -14,16 +14,16 @@ import torch
 import uvloop
 from torch import Tensor
 
-from node import network as module
-from node.framing import read_link_frame, write_frame
-from node.network import LinkRules, Network
-from node.straight import open_unix_stream, start_unix_streams
-from protocol.errors import NetworkError, PeerRefusedError
-from protocol.ids import Attempt, PeerId
-from protocol.manifest import PROTOCOL_VERSION
-from protocol.messages import AnyMessage, Backward, Forward, Heartbeat, Hello, Lost, TensorHeader
-from protocol.wire import PREFIX, encode_frame
 from tests.fakes import FakeStreams, MemoryWriter, Opened, as_writer, reader_of, until
+from understudy.node import network as module
+from understudy.node.framing import read_link_frame, write_frame
+from understudy.node.network import LinkRules, Network
+from understudy.node.straight import open_unix_stream, start_unix_streams
+from understudy.protocol.errors import NetworkError, PeerRefusedError
+from understudy.protocol.ids import Attempt, PeerId
+from understudy.protocol.manifest import PROTOCOL_VERSION
+from understudy.protocol.messages import AnyMessage, Backward, Forward, Heartbeat, Hello, Lost, TensorHeader
+from understudy.protocol.wire import PREFIX, encode_frame
 
 ACTIVATION = TensorHeader("float32", (1, 2, 3))
 RULES = LinkRules("run-0", "d" * 64, ACTIVATION)
@@ -365,7 +365,7 @@ def test_nothing_is_delivered_after_a_wrong_hello(complaint: str, caplog: pytest
         async with bench() as b:
             assert await b.receive(WRONG_HELLOS[complaint] + encode_frame(beat(2))) == []
 
-    with caplog.at_level(logging.WARNING, "node.network"):
+    with caplog.at_level(logging.WARNING, "understudy.node.network"):
         run(main)
     (record,) = caplog.records
     assert complaint in record.getMessage()
@@ -378,7 +378,7 @@ def test_a_link_that_ends_before_its_hello_is_nothing_to_speak_of(caplog: pytest
             for length in range(len(HELLO_BYTES)):
                 assert await b.receive(HELLO_BYTES[:length]) == []
 
-    with caplog.at_level(logging.WARNING, "node.network"):
+    with caplog.at_level(logging.WARNING, "understudy.node.network"):
         run(main)
         assert caplog.records == []
 

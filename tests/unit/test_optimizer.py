@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from node.optimizer import StageOptimizer, squared_l2_norm
-from protocol.errors import LocalProtocolError
-from protocol.manifest import OptimizerSettings
+from understudy.node.optimizer import StageOptimizer, squared_l2_norm
+from understudy.protocol.errors import LocalProtocolError
+from understudy.protocol.manifest import OptimizerSettings
 
 torch.set_num_threads(1)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from node.outreach import check_daemon, check_port, check_seed, judge_clock, judge_route
-from node.swarm import P2PD
+from understudy.node.outreach import check_daemon, check_port, check_seed, judge_clock, judge_route
+from understudy.node.swarm import P2PD
 
 PEER = "QmQxVxhUUihSfFE2PnQWxQ8Nb3gpxuh8RaQVZ4n2MwaG2W"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from protocol.manifest import ModelSettings, RunManifest, StepSettings
-from protocol.overview import Posted, SwarmView, keys_of_view, overview
-from protocol.records import AnyRecord, OfferRecord, ProgressRecord, SpareRecord, StageRecord
+from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
+from understudy.protocol.overview import Posted, SwarmView, keys_of_view, overview
+from understudy.protocol.records import AnyRecord, OfferRecord, ProgressRecord, SpareRecord, StageRecord
 
 DIGEST = "0" * 64
 RUN = RunManifest(name="seen", model=ModelSettings(block_stages=2), step=StepSettings(total_steps=10))

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from node.diary import Glance
-from node.own_view import amount, own_view, status_line
-from protocol.ids import PeerId
-from protocol.self_view import Neighbour, SelfView
+from understudy.node.diary import Glance
+from understudy.node.own_view import amount, own_view, status_line
+from understudy.protocol.ids import PeerId
+from understudy.protocol.self_view import Neighbour, SelfView
 
 VIEW = SelfView(
     peer=PeerId("QmSoVeryLongAPeerIdA"),

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.ids import PeerId
-from protocol.placement import (
+from understudy.protocol.ids import PeerId
+from understudy.protocol.placement import (
     CLAIM_PATIENCE_S,
     FRONT_MAX,
     choose_hole,
@@ -22,7 +22,7 @@ from protocol.placement import (
     supersedes,
     watched,
 )
-from protocol.records import SpareRecord
+from understudy.protocol.records import SpareRecord
 
 ME, OTHER, THIRD = PeerId("a"), PeerId("b"), PeerId("c")
 TENURES = st.tuples(st.integers(1, 3), st.sampled_from(["serving", "recovering", "left"]), st.sampled_from("abc"))

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from node import precision
-from node.precision import HIDDEN_SIZE_MIN, arithmetic, is_bfloat16_faster
-from node.stage import StageHost
-from protocol.events import BackwardJob, ForwardJob, InitialiseJob
-from protocol.ids import Attempt, Microbatch
-from protocol.manifest import ComputeSettings, ModelSettings, RunManifest, StepSettings, WireSettings
+from understudy.node import precision
+from understudy.node.precision import HIDDEN_SIZE_MIN, arithmetic, is_bfloat16_faster
+from understudy.node.stage import StageHost
+from understudy.protocol.events import BackwardJob, ForwardJob, InitialiseJob
+from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.manifest import ComputeSettings, ModelSettings, RunManifest, StepSettings, WireSettings
 
 CPU = torch.device("cpu")
 ONE, FIRST = Microbatch(1, 0), Attempt(1, 0)

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from node.quantising import LEVELS, SCALE_MIN, quantised, restored
-from node.tensors import bytes_of, empty_tensor, from_wire, header_of, to_wire
-from protocol.messages import TensorHeader
-from protocol.wire import tensor_bytes
+from understudy.node.quantising import LEVELS, SCALE_MIN, quantised, restored
+from understudy.node.tensors import bytes_of, empty_tensor, from_wire, header_of, to_wire
+from understudy.protocol.messages import TensorHeader
+from understudy.protocol.wire import tensor_bytes
 
 CPU = torch.device("cpu")
 NUMBERS = st.floats(-(2.0**126), 2.0**126, width=32)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from node.read_ahead import ReadAhead, off_the_loop
-from protocol.errors import TextError
+from understudy.node.read_ahead import ReadAhead, off_the_loop
+from understudy.protocol.errors import TextError
 
 TIMEOUT_S = 30.0
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.errors import RemoteProtocolError
-from protocol.ids import INCARNATION_MAX, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX, PeerId
-from protocol.manifest import PRESETS, preset
-from protocol.records import (
+from understudy.protocol.errors import RemoteProtocolError
+from understudy.protocol.ids import INCARNATION_MAX, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX, PeerId
+from understudy.protocol.manifest import PRESETS, preset
+from understudy.protocol.records import (
     MANIFEST_KEY,
     MANIFEST_RECORD_BYTES_MAX,
     PROGRESS_KEY,

@@ -10,10 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.ids import PeerId
-from protocol.manifest import InitialSettings, RecoverySettings, preset
-from protocol.messages import Donation, Part
-from protocol.recovery import LADDER, NO_STAGE, Case, Plan, Source, Witness, initial_source, plan_recovery, weigh
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import InitialSettings, RecoverySettings, preset
+from understudy.protocol.messages import Donation, Part
+from understudy.protocol.recovery import (
+    LADDER,
+    NO_STAGE,
+    Case,
+    Plan,
+    Source,
+    Witness,
+    initial_source,
+    plan_recovery,
+    weigh,
+)
 
 NORMS = st.floats(min_value=1e-30, max_value=1e30)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.ids import DRIVER_STAGE
-from protocol.routing import following, neighbours, partners, preceding, route, routes
+from understudy.protocol.ids import DRIVER_STAGE
+from understudy.protocol.routing import following, neighbours, partners, preceding, route, routes
 
 METHODS = st.sampled_from(["checkfree", "checkfree+"])
 BLOCK_STAGES = st.integers(1, 12)

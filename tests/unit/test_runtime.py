@@ -13,16 +13,16 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from node import runtime
-from node.config import NodeConfig
-from node.display import Display
-from node.runtime import Node
-from node.swarm import StoredRecord, Swarm
-from protocol.events import Action, BackwardJob, Event, JobDone, TimerFired
-from protocol.ids import Attempt, Microbatch, PeerId
-from protocol.manifest import preset
-from protocol.records import PROGRESS_KEY, AnyRecord, ManifestRecord, SpareRecord, decode_record
 from tests.fakes import until
+from understudy.node import runtime
+from understudy.node.config import NodeConfig
+from understudy.node.display import Display
+from understudy.node.runtime import Node
+from understudy.node.swarm import StoredRecord, Swarm
+from understudy.protocol.events import Action, BackwardJob, Event, JobDone, TimerFired
+from understudy.protocol.ids import Attempt, Microbatch, PeerId
+from understudy.protocol.manifest import preset
+from understudy.protocol.records import PROGRESS_KEY, AnyRecord, ManifestRecord, SpareRecord, decode_record
 
 TIMEOUT_S = 10.0
 ME = PeerId("QmMe")

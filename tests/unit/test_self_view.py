@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.claiming import Claimant, ClaimPhase, OpenClaim
-from protocol.core import Core
-from protocol.events import RecordsRead
-from protocol.ids import PeerId, Tenure
-from protocol.lookout import Lookout
-from protocol.manifest import ModelSettings, RunManifest, StepSettings
-from protocol.membership import Membership, Seat, Status
-from protocol.messages import Donation, StageState
-from protocol.neighbourhood import Neighbourhood
-from protocol.node_state import NodeState
-from protocol.records import PROGRESS_KEY, ProgressRecord
-from protocol.recovery import NO_STAGE, Plan, Source
-from protocol.self_view import Hearing, SelfView, self_view
+from understudy.protocol.claiming import Claimant, ClaimPhase, OpenClaim
+from understudy.protocol.core import Core
+from understudy.protocol.events import RecordsRead
+from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.lookout import Lookout
+from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
+from understudy.protocol.membership import Membership, Seat, Status
+from understudy.protocol.messages import Donation, StageState
+from understudy.protocol.neighbourhood import Neighbourhood
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.records import PROGRESS_KEY, ProgressRecord
+from understudy.protocol.recovery import NO_STAGE, Plan, Source
+from understudy.protocol.self_view import Hearing, SelfView, self_view
 
 ME = PeerId("me")
 RUN = RunManifest(name="seen", model=ModelSettings(block_stages=4), step=StepSettings(total_steps=9))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from node.identity import Identity
-from node.ownership import RECORD_VALUE_BYTES_MAX, SIGNATURE_BYTES_MAX
-from node.swarm import DHTRecord, RSASignatureValidator, _IdentityKey, _OwnedRecordsOnly
+from understudy.node.identity import Identity
+from understudy.node.ownership import RECORD_VALUE_BYTES_MAX, SIGNATURE_BYTES_MAX
+from understudy.node.swarm import DHTRecord, RSASignatureValidator, _IdentityKey, _OwnedRecordsOnly
 
 OWNER = _OwnedRecordsOnly(_IdentityKey(Identity.generate()))
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from node import stage as module
-from node.data import TrainingData
-from node.model import build_block_stage, build_edge_stage, build_stage
-from node.read_ahead import ReadAhead
-from node.stage import PART_NAMES, StageHost
-from node.tensors import header_of, to_wire
-from node.weights import WeightsSnapshot, blend, snapshot
-from protocol.errors import LocalProtocolError, TextError
-from protocol.events import (
+from understudy.node import stage as module
+from understudy.node.data import TrainingData
+from understudy.node.model import build_block_stage, build_edge_stage, build_stage
+from understudy.node.read_ahead import ReadAhead
+from understudy.node.stage import PART_NAMES, StageHost
+from understudy.node.tensors import header_of, to_wire
+from understudy.node.weights import WeightsSnapshot, blend, snapshot
+from understudy.protocol.errors import LocalProtocolError, TextError
+from understudy.protocol.events import (
     ApplyJob,
     BackwardJob,
     BlendJob,
@@ -36,9 +36,9 @@ from protocol.events import (
     ReleaseSnapshot,
     SnapshotJob,
 )
-from protocol.ids import Attempt, Microbatch
-from protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings, WireDtype, WireSettings
-from protocol.messages import Part, TensorHeader
+from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings, WireDtype, WireSettings
+from understudy.protocol.messages import Part, TensorHeader
 
 torch.set_num_threads(1)
 
@@ -416,8 +416,8 @@ def test_who_waits_for_the_text_of_s0_is_not_waited_for(manifest: RunManifest, m
 
         return reading.result(reading.start(read))
 
-    monkeypatch.setattr("node.stage.open_data", hang)
-    monkeypatch.setattr("node.read_ahead.CLOSE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("understudy.node.stage.open_data", hang)
+    monkeypatch.setattr("understudy.node.read_ahead.CLOSE_TIMEOUT_S", 0.0)
     host = StageHost(manifest, "cpu")
     with ThreadPoolExecutor() as compute:
         building = compute.submit(host.work, InitialiseJob(0, 1))
@@ -432,7 +432,7 @@ def test_a_released_s0_lets_go_of_its_text_and_may_come_again(
     manifest: RunManifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[TrainingData] = []
-    monkeypatch.setattr("node.data.Batches.close", lambda batches: closed.extend([batches]))
+    monkeypatch.setattr("understudy.node.data.Batches.close", lambda batches: closed.extend([batches]))
     host = host_of(manifest, 0)
     batches = host._batches
     host.release()

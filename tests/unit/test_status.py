@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from bootstrap import status
-from bootstrap.status import StatusArguments
-from bootstrap.view import SPARES_NAMED_MAX, status_line, status_view
-from protocol.overview import SpareView, StageView, SwarmView
+from understudy.bootstrap import status
+from understudy.bootstrap.status import StatusArguments
+from understudy.bootstrap.view import SPARES_NAMED_MAX, status_line, status_view
+from understudy.protocol.overview import SpareView, StageView, SwarmView
 
 VIEW = SwarmView(
     run_id="seen-0123456789ab",

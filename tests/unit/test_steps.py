@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.errors import LocalProtocolError
-from protocol.ids import Attempt
-from protocol.steps import DriverLedger, DriverPhase, StageLedger
+from understudy.protocol.errors import LocalProtocolError
+from understudy.protocol.ids import Attempt
+from understudy.protocol.steps import DriverLedger, DriverPhase, StageLedger
 
 FIRST, SECOND = Attempt(1, 0), Attempt(1, 1)
 NEXT_DRIVER = Attempt(2, 0)

@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from node.straight import WRITE_BUFFER_BYTES, StraightReader, open_unix_stream, read_front, start_unix_streams
 from tests.fakes import reader_of, until
+from understudy.node.straight import (
+    WRITE_BUFFER_BYTES,
+    StraightReader,
+    open_unix_stream,
+    read_front,
+    start_unix_streams,
+)
 
 TIMEOUT_S = 10.0
 LIMIT = 1 << 10

@@ -20,15 +20,15 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from node import streamed_data, texts
-from node.data import TrainingData, open_data
-from node.driving_data import describe_data, objection_to_driving
-from node.read_ahead import ReadAhead
-from node.streamed_data import StreamedBatches
-from node.texts import Texts
-from node.tokens import Tokens, save_tokenizer
-from protocol.errors import LocalProtocolError, SettingsError, TextError
-from protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings
+from understudy.node import streamed_data, texts
+from understudy.node.data import TrainingData, open_data
+from understudy.node.driving_data import describe_data, objection_to_driving
+from understudy.node.read_ahead import ReadAhead
+from understudy.node.streamed_data import StreamedBatches
+from understudy.node.texts import Texts
+from understudy.node.tokens import Tokens, save_tokenizer
+from understudy.protocol.errors import LocalProtocolError, SettingsError, TextError
+from understudy.protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings
 
 torch.set_num_threads(1)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from node import streams as module
-from node.control import DaemonRefusal
-from node.streams import OPEN_TRIES, StreamHost
-from protocol.errors import NetworkError, PeerRefusedError
-from protocol.ids import PeerId
+from understudy.node import streams as module
+from understudy.node.control import DaemonRefusal
+from understudy.node.streams import OPEN_TRIES, StreamHost
+from understudy.protocol.errors import NetworkError, PeerRefusedError
+from understudy.protocol.ids import PeerId
 
 PEER = PeerId("QmSHdaR334FTG481tmH16va85qsoV7jaf4K5jsiAcL3NVH")
 REFUSED = "failed to dial: all dials failed\n  * [/ip4/127.0.0.1/tcp/4001] dial tcp4: connect: connection refused"

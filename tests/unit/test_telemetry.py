@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from node.telemetry import EventLog, configure_logging
-from protocol.errors import SettingsError
+from understudy.node.telemetry import EventLog, configure_logging
+from understudy.protocol.errors import SettingsError
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_written_is_named_at_the_start(tmp_path: Path) -> 
 )
 def test_how_much_is_said(is_verbose: bool, is_quiet: bool, level: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # the root logger is pytest's
-    loggers = [logging.getLogger(name) for name in ("understudy", "node", "bootstrap")]
+    loggers = [logging.getLogger(name) for name in ("understudy", "understudy.node", "understudy.bootstrap")]
     before = [logger.level for logger in loggers]
     try:
         configure_logging(is_verbose=is_verbose, is_quiet=is_quiet)

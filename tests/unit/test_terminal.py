@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from node.display import Display
-from node.metering import Tally
-from node.terminal import PENDING_BYTES_MAX, Terminal, open_terminal
-from protocol.ids import PeerId
-from protocol.self_view import SelfView
+from understudy.node.display import Display
+from understudy.node.metering import Tally
+from understudy.node.terminal import PENDING_BYTES_MAX, Terminal, open_terminal
+from understudy.protocol.ids import PeerId
+from understudy.protocol.self_view import SelfView
 
 VIEW = SelfView(PeerId("QmMe"), "seen-0123456789ab", "spare", None, 0, "", 5, 9, 2.5, (), ())
 

@@ -12,22 +12,36 @@ import msgspec
 import pytest
 import torch
 
-from node import transfer as module
-from node.arrival import WeightsBuffer
-from node.framing import read_message, write_frame
-from node.model import build_stage
-from node.network import LinkRules
-from node.stage import PART_NAMES, StageHost
-from node.transfer import TRIES_MAX, Fetcher, WeightsServer, fetch_protocol
-from node.weights import WeightsSnapshot, snapshot
-from node.worker import Worker
-from protocol.errors import NetworkError, PeerRefusedError, RemoteProtocolError, UnderstudyError, WeightsError
-from protocol.events import Fetch
-from protocol.ids import PeerId
-from protocol.manifest import ModelSettings, RunManifest
-from protocol.messages import FetchEnd, FetchHeader, FetchRefused, FetchRequest, Heartbeat, Part, TensorHeader
-from protocol.wire import PREFIX, encode_frame
 from tests.fakes import FakeStreams, MemoryWriter, as_writer, reader_of
+from understudy.node import transfer as module
+from understudy.node.arrival import WeightsBuffer
+from understudy.node.framing import read_message, write_frame
+from understudy.node.model import build_stage
+from understudy.node.network import LinkRules
+from understudy.node.stage import PART_NAMES, StageHost
+from understudy.node.transfer import TRIES_MAX, Fetcher, WeightsServer, fetch_protocol
+from understudy.node.weights import WeightsSnapshot, snapshot
+from understudy.node.worker import Worker
+from understudy.protocol.errors import (
+    NetworkError,
+    PeerRefusedError,
+    RemoteProtocolError,
+    UnderstudyError,
+    WeightsError,
+)
+from understudy.protocol.events import Fetch
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import ModelSettings, RunManifest
+from understudy.protocol.messages import (
+    FetchEnd,
+    FetchHeader,
+    FetchRefused,
+    FetchRequest,
+    Heartbeat,
+    Part,
+    TensorHeader,
+)
+from understudy.protocol.wire import PREFIX, encode_frame
 
 SETTINGS = ModelSettings(hidden_size=8, intermediate_size=12, attention_heads=2, block_stages=3, layers_per_stage=2)
 RULES = LinkRules("run-0", "d" * 64, TensorHeader("float32", (1, 2, 8)))

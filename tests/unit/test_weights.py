@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from node import weights
-from node.arrival import WeightsBuffer
-from node.model import EMBEDDING_NAMES, HEAD_NAMES, blank_stage, build_stage
-from node.weights import TensorSpec, WeightsSnapshot, adopt, blend, check_specs, snapshot
-from protocol.errors import LocalProtocolError, WeightsError
-from protocol.manifest import ModelSettings
+from understudy.node import weights
+from understudy.node.arrival import WeightsBuffer
+from understudy.node.model import EMBEDDING_NAMES, HEAD_NAMES, blank_stage, build_stage
+from understudy.node.weights import TensorSpec, WeightsSnapshot, adopt, blend, check_specs, snapshot
+from understudy.protocol.errors import LocalProtocolError, WeightsError
+from understudy.protocol.manifest import ModelSettings
 
 torch.set_num_threads(1)
 

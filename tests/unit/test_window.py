@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from protocol.manifest import ModelSettings, RunManifest, StepSettings
-from protocol.window import SETTLED_STEPS, TRIAL_STEPS, Window
+from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
+from understudy.protocol.window import SETTLED_STEPS, TRIAL_STEPS, Window
 
 
 def window(microbatches: int = 16, block_stages: int = 7, fixed: int = 0) -> Window:

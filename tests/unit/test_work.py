@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from protocol.events import ApplyJob, BackwardJob, DigestJob, ForwardJob, HoldJob, Job, LossJob, SnapshotJob
-from protocol.ids import Attempt, Microbatch
-from protocol.work import JOBS_AHEAD, WorkQueue
+from understudy.protocol.events import ApplyJob, BackwardJob, DigestJob, ForwardJob, HoldJob, Job, LossJob, SnapshotJob
+from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.work import JOBS_AHEAD, WorkQueue
 
 ATTEMPT = Attempt(1, 0)
 

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from node.stage import StageHost
-from node.worker import Worker
-from protocol.errors import LocalProtocolError
-from protocol.events import ApplyJob, Discard, Job, Keep, ReleaseSnapshot, ReleaseStage
-from protocol.ids import Attempt, Microbatch
+from understudy.node.stage import StageHost
+from understudy.node.worker import Worker
+from understudy.protocol.errors import LocalProtocolError
+from understudy.protocol.events import ApplyJob, Discard, Job, Keep, ReleaseSnapshot, ReleaseStage
+from understudy.protocol.ids import Attempt, Microbatch
 
 TIMEOUT_S = 5.0
 
