@@ -9,10 +9,11 @@ from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.events import Action, Emit, Payload, Send
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.membership import Membership, Seat, Status
+from understudy.protocol.membership import Membership
 from understudy.protocol.messages import Announce, AnyMessage, Heartbeat, StageState
 from understudy.protocol.records import ProgressRecord
 from understudy.protocol.routing import neighbours
+from understudy.protocol.seats import Seat, Status
 
 
 @dataclass(slots=True)
