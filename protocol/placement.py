@@ -29,7 +29,7 @@ class Standing(NamedTuple):
 
 
 STEPS_APART_MAX = 1
-"""The stages of one swarm are never further apart: nobody begins a step before all others have closed the one before it.
+"""The stages of one swarm are never further apart: nobody begins a step before all others closed the one before it.
 
 Who is further behind lived apart from the others, and what it holds is older than what they hold.
 """

@@ -33,7 +33,7 @@ class Recognition:
         return True
 
     def _fence(self, tenure: Tenure) -> None:
-        """Tell an owner that another served its stage after it. A claim alone proves nothing: who waits behind it counts."""
+        """Tell an owner that another served its stage after it. A claim proves nothing: who waits behind it counts."""
         known: Seat | None = self._state.membership.seats[tenure.stage]
         if known is not None and known.state == "recovering":
             known = known.displaced
@@ -114,7 +114,7 @@ class Recognition:
         self.on_seat_changed(seat.stage)
 
     def on_claim_of_owner(self, peer: PeerId, claim: Claim) -> None:
-        """Who claims the stage that it holds, under a later incarnation, started again: its tenure of before is over."""
+        """Who claims the stage that it holds, under a later incarnation, started again: its old tenure is over."""
         seat = self._state.membership.seats.get(claim.stage)
         if seat is None or seat.peer != peer or seat.state != "serving" or claim.incarnation <= seat.incarnation:
             return

@@ -132,8 +132,9 @@ class Tenancy:
         self._become_spare()
 
     def recall(self, record: StageRecord) -> None:
-        """A record of ours from before this process began. We remember nothing of it, so that tenure is over; others must
-        know at once, and so must we: the stage was owned, and fresh weights are none of its.
+        """A record of ours from before this process began: we remember nothing of that tenure, so it is over.
+
+        Others must know at once; and we: the stage was owned, and fresh weights are none of its.
         """
         state = self._state
         state.membership.raise_incarnation(record.stage, record.incarnation)
@@ -143,7 +144,7 @@ class Tenancy:
         self._neighbourhood.tell(Announce(record.stage, record.incarnation, "withdrawn", record.step))
 
     def yield_if_outpaced(self) -> None:
-        """The others lived on without us, beyond what we can catch up with: rebuilt from them, our stage is theirs again."""
+        """The others went on without us, beyond what we can catch up with: rebuilt from them, our stage is theirs."""
         if self.host is None or not self._is_outpaced(self.host):
             return
         state = self._state

@@ -35,7 +35,7 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """SIGKILL, and the same command again ``seconds`` later, with the same identity and nothing else: what supervisors do."""
+    """SIGKILL, and ``seconds`` later the same command with the same identity: what supervisors do."""
 
     when: Trigger
     seconds: float

@@ -98,8 +98,8 @@ class SimNode:
         self.busy_until = 0.0
         self.timer_serial = 0
         self.is_split = False
-        """The swarm was split. A stage that the heal joins to the other side may be a step behind it: its first two steps
-        lack what its predecessor there had counted.
+        """The swarm was split. A stage that the heal joins to the other side may be a step behind it: its first two
+        steps lack what its predecessor there had counted.
         """
         self.hosting: Hosting | None = None
         self.snapshots: dict[str, Snapshot] = {}
