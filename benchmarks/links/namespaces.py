@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -52,6 +52,16 @@ class Machine:
 
     name: str
     address: str
+
+    @property
+    def bridge(self) -> str:
+        """The namespace of the bridge that its link leads to."""
+        return f"{self.name.rpartition('-')[0]}-{BRIDGE}"
+
+    @property
+    def port(self) -> str:
+        """The end of its link at the bridge."""
+        return f"port{self.name.rpartition('-')[2]}"
 
     @property
     def place(self) -> Place:
@@ -109,10 +119,30 @@ def open_links(machines: int, rate_mbit: float | None) -> Iterator[list[Machine]
         found = []
         for number in range(1, machines + 1):
             machine = Machine(_add_namespace(stack, f"{stem}{number}"), f"10.77.0.{number}")
-            _join(machine, bridge, f"port{number}", rate_mbit)
+            _join(machine, bridge, rate_mbit)
             machine.call(_choose_congestion_control)
             found.append(machine)
         yield found
+
+
+ISLAND = "island"
+"""The bridge of those who are cut off from the others, but not from each other."""
+
+
+@contextmanager
+def parted(machines: Sequence[Machine]) -> Iterator[None]:
+    """Cut these machines off from all others, without a word to anybody: what is sent is lost, nothing is refused."""
+    bridge = machines[0].bridge
+    _ip("-n", bridge, "link", "add", ISLAND, "type", "bridge")
+    _ip("-n", bridge, "link", "set", ISLAND, "up")
+    try:
+        for machine in machines:
+            _ip("-n", bridge, "link", "set", machine.port, "master", ISLAND)
+        yield
+    finally:
+        for machine in machines:
+            _ip("-n", bridge, "link", "set", machine.port, "master", BRIDGE)
+        _ip("-n", bridge, "link", "delete", ISLAND)
 
 
 def check_here() -> None:
@@ -138,8 +168,9 @@ def is_stale(name: str) -> bool:
     return name.startswith(PREFIX) and process.isdigit() and not Path("/proc", process).exists()
 
 
-def _join(machine: Machine, bridge: str, port: str, rate_mbit: float | None) -> None:
+def _join(machine: Machine, bridge: str, rate_mbit: float | None) -> None:
     """Lay the link between a machine and the bridge."""
+    port = machine.port
     _ip("link", "add", INTERFACE, "netns", machine.name, "type", "veth", "peer", "name", port, "netns", bridge)
     _ip("-n", bridge, "link", "set", port, "master", BRIDGE, "up")
     _ip("-n", machine.name, "address", "add", f"{machine.address}/24", "dev", INTERFACE)
