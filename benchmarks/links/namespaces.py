@@ -159,7 +159,7 @@ def _join(machine: Machine, bridge: str, port: str, rate_mbit: float | None) -> 
 def _choose_congestion_control(name: str) -> None:
     """For the network namespace of the calling thread."""
     try:
-        CONGESTION_FILE.write_text(name)
+        CONGESTION_FILE.write_text(name, encoding="ascii")
     except OSError as error:
         raise SettingsError(f"TCP cannot use {name} here: {_cure(name, error)}") from error
 

@@ -440,7 +440,8 @@ def test_a_doctor_says_what_is_bad_and_fails(join: str, tmp_path: Path, monkeypa
     assert (found["port"], found["seed"], found["swarm"]) == ("bad", "ok", "bad")
     assert "daemon" not in found
     assert "nobody knows the run" in result.stdout
-    result = CliRunner().invoke(app, ["doctor", "--join", join_of(f"{taken}/p2p/{PEER}"), *LISTEN])
+    arguments = ["doctor", "--join", join_of(f"{taken}/p2p/{PEER}"), *LISTEN, "--identity", str(tmp_path / "key")]
+    result = CliRunner().invoke(app, arguments)
     assert (result.exit_code, verdicts(result.stdout)["seed"]) == (FAILED, "bad")
 
 
