@@ -8,6 +8,7 @@ bridge its downlink. All packets of a link share one queue, as at a home router.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
@@ -39,6 +41,7 @@ would only keep a heartbeat waiting behind tensors."""
 CONGESTION_CONTROL = "cubic"
 """What Linux uses unless it is told otherwise, whatever this machine does."""
 CONGESTION_FILE = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+ALLOWED_CONGESTION_SETTING = "tcp_allowed_congestion_control"
 CLONE_NEWNET = 0x40000000
 COMMAND_TIMEOUT_S = 10.0
 
@@ -103,7 +106,9 @@ class Machine:
 
 
 @contextmanager
-def open_links(machines: int, rate_mbit: float | None) -> Iterator[list[Machine]]:
+def open_links(
+    machines: int, rate_mbit: float | None, congestion_control: str = CONGESTION_CONTROL
+) -> Iterator[list[Machine]]:
     """So many machines on links of this rate in each direction; None: as fast as the kernel copies.
 
     Removed again in the end, whatever happens. What a killed process left is removed at the next start. Raises
@@ -120,7 +125,7 @@ def open_links(machines: int, rate_mbit: float | None) -> Iterator[list[Machine]
         for number in range(1, machines + 1):
             machine = Machine(_add_namespace(stack, f"{stem}{number}"), f"10.77.0.{number}")
             _join(machine, bridge, rate_mbit)
-            machine.call(_choose_congestion_control)
+            machine.call(partial(_choose_congestion_control, congestion_control))
             found.append(machine)
         yield found
 
@@ -182,12 +187,21 @@ def _join(machine: Machine, bridge: str, rate_mbit: float | None) -> None:
             _call("tc", "-n", namespace, "qdisc", "add", "dev", end, "root", *shape(rate_mbit))
 
 
-def _choose_congestion_control() -> None:
+def _choose_congestion_control(name: str) -> None:
     """For the network namespace of the calling thread."""
     try:
-        CONGESTION_FILE.write_text(CONGESTION_CONTROL)
+        CONGESTION_FILE.write_text(name, encoding="ascii")
     except OSError as error:
-        raise SettingsError(f"TCP has no {CONGESTION_CONTROL} here: modprobe tcp_{CONGESTION_CONTROL}") from error
+        raise SettingsError(f"TCP cannot use {name} here: {_cure(name, error)}") from error
+
+
+def _cure(name: str, error: OSError) -> str:
+    """What the kernel means by its answer to the name of a congestion control."""
+    if error.errno == errno.ENOENT:
+        return f"this kernel does not have it (modprobe tcp_{name})"
+    if error.errno == errno.EPERM:
+        return f"this kernel keeps it from namespaces (add it to net.ipv4.{ALLOWED_CONGESTION_SETTING} with sysctl)"
+    return f"{CONGESTION_FILE} cannot be written ({error.strerror}), which takes root outside of a container"
 
 
 def _add_namespace(stack: ExitStack, name: str) -> str:
