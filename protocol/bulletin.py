@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from understudy.protocol.ids import DRIVER_STAGE
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.neighbourhood import Neighbourhood
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.recognition import Recognition
@@ -57,11 +57,13 @@ class Bulletin:
                 return
 
     def _note_offers(self, records: list[OfferRecord]) -> None:
-        """Witnesses say that a stage is lost, or is not any more. What we ourselves said while we held one is no news:
-        cut off from the others we took them for dead, and such an offer outlasts our return.
+        """Witnesses say that a stage is lost, or is not any more.
+
+        Only who holds a stage is a witness. Who was cut off took the others for dead; its offers, and ours, outlast its
+        return, and it holds none any more.
         """
-        stages = range(self._state.manifest.stage_count)
-        said = [record for record in records if record.for_stage in stages and record.peer != self._state.me]
+        membership, stages = self._state.membership, range(self._state.manifest.stage_count)
+        said = [r for r in records if r.for_stage in stages and membership.holds_a_seat(PeerId(r.peer))]
         lost = {(record.for_stage, record.lost_incarnation) for record in said if not record.is_taken_back}
         for stage, incarnation in sorted(lost):
             if self._state.membership.mark_dead(stage, incarnation, self._state.now):

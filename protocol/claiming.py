@@ -106,6 +106,8 @@ class Claimant:
         self.lookout = lookout
         self._waits_for: int | None = None
         """The stage that we said we would take if somebody could vouch for us."""
+        self._began_before: set[int] = set()
+        """Stages that we ourselves held before we started again, untrained."""
         self.claim: OpenClaim | None = None
 
     def consider(self) -> None:
@@ -132,15 +134,21 @@ class Claimant:
         if self._remaining_witnesses(claim):
             self.claim, self._waits_for = claim, None
             self._ask_next()
-        elif not self._is_swarm_trained():
+        elif (incarnation == 1 or stage in self._began_before) and not self._is_swarm_trained():
             self.claim, self._waits_for = claim, None
             self._settle()
         elif self._waits_for != stage:
             self._waits_for = stage
             self._state.emit("swarm.waiting", stages=[stage], reason="no living peer could vouch for a recovery")
 
+    def recall(self, stage: int) -> None:
+        """We held the stage before its first step: if all others are gone too, there is nothing to recover it from."""
+        self._began_before.add(stage)
+
     def _is_swarm_trained(self) -> bool:
-        return any(seat.step > 0 for seat in self._state.membership.seats.values())
+        progress = self._state.progress
+        has_committed = progress is not None and progress.step > 0
+        return has_committed or any(seat.step > 0 for seat in self._state.membership.seats.values())
 
     def _remaining_witnesses(self, claim: OpenClaim) -> list[int]:
         """The nearest survivors that have not yet recognised us, ascending; forgets whoever is none any more."""

@@ -57,6 +57,8 @@ class Recognition:
         """Enter a tenure into the view and do what follows."""
         membership = self._state.membership
         before = membership.seats.get(seat.stage)
+        if self._state.tenure is not None and before is not None and before.peer == self._state.me:
+            before.step = max(before.step, self._state.committed)  # nobody tells us how far we are
         observation = membership.observe(seat, is_direct=is_direct)
         match observation:
             case Observation.NEW_OWNER | Observation.SERVING:

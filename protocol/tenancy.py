@@ -140,6 +140,8 @@ class Tenancy:
         state.membership.raise_incarnation(record.stage, record.incarnation)
         if record.state in ("left", "withdrawn"):
             return
+        if record.step == 0:
+            self.claimant.recall(record.stage)
         self._store(msgspec.structs.replace(record, state="withdrawn"))
         self._neighbourhood.tell(Announce(record.stage, record.incarnation, "withdrawn", record.step))
 

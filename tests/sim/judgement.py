@@ -14,6 +14,7 @@ from understudy.protocol.events import Action, Send, Stop, TimerFired
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.messages import AnyMessage, Forward
+from understudy.protocol.placement import STEPS_APART_MAX
 from understudy.protocol.records import AnyRecord, decode_record, encode_record, key_of
 from understudy.protocol.wire import MESSAGE_BYTES_MAX, PREFIX, decode_frame, decode_prefix, encode_frame
 
@@ -70,6 +71,7 @@ class Judge:
 
     def __init__(self, manifest: RunManifest) -> None:
         self._manifest = manifest
+        self.nodes: Mapping[PeerId, SimNode] = {}
         self.is_split = False
         """The swarm was split into parts that can each vouch for claims. Both may go on, under equal incarnations: what
         is judged then is only that one swarm comes out of it, and that it comes to the end."""
@@ -194,8 +196,14 @@ class Judge:
     def _check_retired(self, line: LogLine) -> None:
         """A living owner gives its stage up only for a tenure that serves, not for a claim."""
         stage, own = line.fields["stage"], (line.observer, line.fields["incarnation"])
-        if not self._tenures.get(stage, set()) - {own}:
+        others = self._tenures.get(stage, set()) - {own}
+        if not others:
             raise Violation(f"{line.observer} gave up S{stage}/{own[1]}, which nobody else ever served: {line.fields}")
+        furthest = max(ended_step(self.nodes[peer], stage, incarnation) or 0 for peer, incarnation in others)
+        if furthest < line.fields["step"] - STEPS_APART_MAX:
+            raise Violation(
+                f"{line.observer} gave up S{stage}/{own[1]} for one that stands at {furthest}: {line.fields}"
+            )
 
     def _check_committed(self, fields: Mapping[str, Any]) -> None:
         """One driver commits step after step; its successor begins at a step that it knows to be due."""

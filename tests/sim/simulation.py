@@ -86,6 +86,7 @@ class Simulation:
         self.nodes: dict[PeerId, SimNode] = {}
         self.log: list[LogLine] = []
         self.judge = Judge(manifest)
+        self.judge.nodes = self.nodes
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = count()
         self._dht: dict[str, dict[PeerId, StoredRecord]] = {}

@@ -1,0 +1,134 @@
+"""Owners that are interrupted for about the dead timeout, start again under their identity, or live in two worlds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from tests.sim.faults import Restart, Trigger
+from tests.sim.node import Violation
+from tests.sim.schedules import LIMIT_S, Schedule, brief_schedule, restart_schedule, split_schedule
+from tests.sim.simulation import Simulation, build, small_manifest
+from tests.sim.test_seeds import Mutant, chunks, run_seed
+from understudy.protocol import membership
+from understudy.protocol.ids import Tenure
+from understudy.protocol.membership import Membership
+from understudy.protocol.messages import Fenced
+from understudy.protocol.placement import Standing, supersedes
+from understudy.protocol.recognition import Recognition
+from understudy.protocol.seats import Observation, Seat
+from understudy.protocol.tenancy import Tenancy
+
+GENERATORS = {"brief": brief_schedule, "restart": restart_schedule, "split": split_schedule}
+SEEDS = {"brief": range(50_000, 50_050), "restart": range(50_000, 50_100), "split": range(50_000, 50_050)}
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize(("method", "seeds"), chunks({"checkfree": range(0, 100), "checkfree+": range(0, 100)}))
+def test_no_interruption_breaks_an_invariant(kind: str, method: str, seeds: range) -> None:
+    for seed in SEEDS[kind][seeds.start : seeds.stop]:
+        run_seed(seed, method, GENERATORS[kind])
+
+
+# --- a process that starts again ---
+
+
+@pytest.mark.parametrize("method", ["checkfree", "checkfree+"])
+@pytest.mark.parametrize("spares", [0, 1])
+@pytest.mark.parametrize("after_s", [0.0, 3.0, 8.0, 25.0])
+@pytest.mark.parametrize("stage", range(5))
+def test_a_restarted_owner_never_begins_a_trained_stage_anew(
+    stage: int, after_s: float, spares: int, method: str
+) -> None:
+    """A supervisor starts it again under the same identity: five of five came back with fresh weights, in silence."""
+    restart = Restart(Trigger(0, 10, "committed"), after_s, stage)
+    simulation = build(
+        7,
+        [restart],
+        manifest=small_manifest(stages=5, steps=30, microbatches=2, method=method),
+        spares=spares,
+        kind=Simulation,
+    )
+    simulation.run(LIMIT_S)
+    simulation.check_outcome()
+    (recovered,) = [line for line in simulation.recoveries() if line.fields["stage"] == stage]
+    assert recovered.fields["incarnation"] == 2
+    assert recovered.fields["method"] != "seed"
+    assert recovered.fields["step"] >= 9
+    if not spares:
+        assert recovered.observer == f"peer-{stage}"
+
+
+def test_a_swarm_that_starts_again_before_its_first_step_begins_again() -> None:
+    restarts = [Restart(Trigger(0, 1, "forward"), 0.1, stage) for stage in range(4)]
+    simulation = build(7, list(restarts), manifest=small_manifest(stages=4, steps=3), spares=0, kind=Simulation)
+    simulation.advance(60.0)
+    simulation.check_outcome()
+
+
+# --- the simulator can see ---
+
+
+def by_incarnation_alone(challenger: Standing, holder: Standing) -> bool:
+    return supersedes(challenger._replace(step=0), holder._replace(step=0))
+
+
+def let_a_claim_displace(view: Membership, known: Seat | None, seat: Seat, *, is_direct: bool) -> Observation:
+    if known is not None and seat.state == "recovering" and seat.incarnation > known.incarnation:
+        seat.displaced = known
+        view.seats[seat.stage] = seat
+        return Observation.NEW_OWNER
+    return OBSERVE_OTHER(view, known, seat, is_direct=is_direct)
+
+
+def fence_for_a_claim(recognition: Recognition, tenure: Tenure) -> None:
+    known = recognition._state.membership.seats[tenure.stage]
+    recognition._state.send(tenure.peer, Fenced(known.stage, known.incarnation, known.peer, known.step))
+
+
+OBSERVE_OTHER = Membership._observe_other
+
+
+@dataclass(frozen=True)
+class Blindness:
+    """A broken guard, and the schedules that show it."""
+
+    kind: str
+    mutants: tuple[Mutant, ...]
+
+
+BROKEN = {
+    "a claim displaces an owner that is there": Blindness(
+        "brief", (Mutant(Membership, "_observe_other", let_a_claim_displace),)
+    ),
+    "an owner is fenced for a claim": Blindness(
+        "brief",
+        (
+            Mutant(Membership, "_hear_displaced", lambda view, waiting, seat: Observation.OUTDATED),
+            Mutant(Recognition, "_fence", fence_for_a_claim),
+        ),
+    ),
+    "a higher incarnation wins whatever its step": Blindness(
+        "split", (Mutant(membership.__name__, "supersedes", by_incarnation_alone),)
+    ),
+    "who was succeeded at the end waits for ever": Blindness(
+        "split", (Mutant(Tenancy, "is_beaten_to", lambda tenancy, end: False),)
+    ),
+}
+
+
+def run_until_seen(generator: Callable[[int, str], Schedule]) -> None:
+    for seed in range(250):
+        for method in ("checkfree", "checkfree+"):
+            run_seed(seed, method, generator)
+
+
+@pytest.mark.parametrize("guard", BROKEN)
+def test_the_simulator_sees_a_broken_guard(guard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    blindness = BROKEN[guard]
+    for mutant in blindness.mutants:
+        mutant.apply(monkeypatch)
+    with pytest.raises(Violation):
+        run_until_seen(GENERATORS[blindness.kind])
