@@ -14,7 +14,7 @@ from understudy.node.swarm import Swarm
 from understudy.node.tensors import activation_header
 from understudy.node.transfer import Fetcher
 from understudy.node.worker import ComputeThread
-from understudy.protocol.errors import NetworkError, StorageError, UnderstudyError
+from understudy.protocol.errors import NetworkError, RemoteProtocolError, StorageError, WeightsError
 from understudy.protocol.events import (
     CancelFetches,
     Emit,
@@ -96,10 +96,19 @@ class ExportRun:
     # --- events ---
 
     def _feed(self, event: Event) -> None:
+        """As in node/runtime.py: what goes wrong here is a bug, and nobody else would end the export."""
         if self._done.done():
             return
-        for action in self._core.handle(event, self._loop.time()):
-            self._perform(action)
+        try:
+            for action in self._core.handle(event, self._loop.time()):
+                self._perform(action)
+        except Exception as error:  # noqa: BLE001 - whatever it is, `run` raises it
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._done.done():
+            self._done.set_exception(error)
+            self._done.exception()  # retrieved: `run` may be ending for another reason already
 
     def _tick(self) -> None:
         self._feed(TimerFired())
@@ -142,15 +151,15 @@ class ExportRun:
                 case FinishExport(step):
                     self._done.set_result(self._folder.finish(self._manifest, step))
                 case FailExport(reason):
-                    self._done.set_exception(NetworkError(reason))
+                    self._fail(NetworkError(reason))
         except StorageError as error:
-            self._done.set_exception(error)
+            self._fail(error)
 
     async def _fetch(self, fetch: Fetch, step: int) -> None:
         """Fetch a stage and write it; a disk that does not take it ends the export."""
         try:
             weights = await self._fetcher.fetch(fetch)
-        except UnderstudyError as error:
+        except (NetworkError, RemoteProtocolError, WeightsError) as error:
             self._feed(FetchFailed(fetch.claim, fetch.donor, fetch.digest, str(error)))
             return
         stage, incarnation = fetch.claim

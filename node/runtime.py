@@ -27,7 +27,7 @@ from understudy.node.transfer import Fetcher, WeightsServer, fetch_protocol
 from understudy.node.watching import Watch
 from understudy.node.worker import Worker
 from understudy.protocol.core import Core
-from understudy.protocol.errors import UnderstudyError
+from understudy.protocol.errors import NetworkError, RemoteProtocolError, WeightsError
 from understudy.protocol.events import (
     Action,
     BackwardJob,
@@ -110,7 +110,7 @@ class Node:
         self._fetcher = Fetcher(streams, rules, manifest.model, self._worker)
         self._weights = WeightsServer(self._core.may_fetch, self._host.find_held)
         self._records = Records(swarm, self._run_id, self.feed)
-        self._fetches: dict[tuple[int, int], list[asyncio.Task[None]]] = {}
+        self._fetches: dict[tuple[int, int], set[asyncio.Task[None]]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped: asyncio.Future[str] = self._loop.create_future()
@@ -174,24 +174,22 @@ class Node:
     # --- events ---
 
     def feed(self, event: Event) -> None:
-        """Give an event to the core and do what it says."""
+        """Give an event to the core and do what it says.
+
+        Whatever goes wrong on the way is a bug of ours, as peers are judged before and within: the core may be half
+        changed. A node that went on would keep its stage and do nothing any more: better that it ends and is replaced.
+        Nobody else would end it: the loop, a stream and a future only log, or forget, what a callback raises.
+        """
         if self._stopped.done():
             return
-        for action in self._core.handle(event, self._loop.time()):
-            self._perform(action)
-
-    def _feed_own(self, event: Event) -> None:
-        """An event of our own timer or compute thread, straight from the loop, which would only log what goes wrong.
-
-        A node that then did nothing any more would keep its stage: better that it ends and is replaced.
-        """
         try:
-            self.feed(event)
+            for action in self._core.handle(event, self._loop.time()):
+                self._perform(action)
         except Exception as error:  # noqa: BLE001 - whatever it is, `run` raises it
             self._fail(error)
 
     def _tick(self) -> None:
-        self._feed_own(TimerFired())
+        self.feed(TimerFired())
         if not self._stopped.done():
             self._timer = self._loop.call_at(self._core.deadline, self._tick)
 
@@ -203,12 +201,13 @@ class Node:
 
     def _job_finished(self, job: Job, result: Any) -> None:
         self._tally.microbatches += isinstance(job, BackwardJob)
-        self._feed_own(JobDone(job, result))
+        self.feed(JobDone(job, result))
 
     def _fail(self, error: BaseException) -> None:
         """Nothing here can go on: end the node, with the reason."""
         if not self._stopped.done():
             self._stopped.set_exception(error)
+            self._stopped.exception()  # retrieved: `run` may be ending for another reason already
 
     # --- actions ---
 
@@ -233,9 +232,7 @@ class Node:
     def _perform_on_peer(self, action: Fetch | CancelFetches | CloseLinks) -> None:
         match action:
             case Fetch():
-                assert self._tasks is not None
-                task = self._tasks.create_task(self._fetch(action), name=f"fetch from {action.donor[-8:]}")
-                self._fetches.setdefault(action.claim, []).append(task)
+                self._begin_fetch(action)
             case CancelFetches(claim):
                 self._cancel_fetches(claim)
             case CloseLinks(peer):
@@ -246,14 +243,27 @@ class Node:
         if self._display is not None:
             self._display.note(name, fields, self._loop.time())
 
+    def _begin_fetch(self, fetch: Fetch) -> None:
+        assert self._tasks is not None
+        task = self._tasks.create_task(self._fetch(fetch), name=f"fetch from {fetch.donor[-8:]}")
+        self._fetches.setdefault(fetch.claim, set()).add(task)
+        task.add_done_callback(lambda task: self._forget_fetch(fetch.claim, task))
+
+    def _forget_fetch(self, claim: tuple[int, int], task: asyncio.Task[None]) -> None:
+        """Copies of S0's weights come after every step, all under one claim."""
+        under_way = self._fetches.get(claim, set())
+        under_way.discard(task)
+        if not under_way:
+            self._fetches.pop(claim, None)
+
     def _cancel_fetches(self, claim: tuple[int, int]) -> None:
-        for task in self._fetches.pop(claim, []):
+        for task in self._fetches.get(claim, ()):
             task.cancel()
 
     async def _fetch(self, fetch: Fetch) -> None:
         try:
             weights = await self._fetcher.fetch(fetch)
-        except UnderstudyError as error:
+        except (NetworkError, RemoteProtocolError, WeightsError) as error:
             self.feed(FetchFailed(fetch.claim, fetch.donor, fetch.digest, str(error)))
         else:
             self.feed(Fetched(fetch.claim, fetch.donor, fetch.digest, weights))
