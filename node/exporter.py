@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from understudy.node.export_folder import ExportFolder, Origin
-from understudy.node.network import LinkRules, Network
+from understudy.node.links import LinkRules, Listener
+from understudy.node.network import Network
 from understudy.node.records import Records
 from understudy.node.swarm import Swarm
 from understudy.node.tensors import activation_header
@@ -50,7 +51,7 @@ class ExportRun:
         self._loop = asyncio.get_running_loop()
         self._thread = ComputeThread()
         rules = LinkRules(manifest.run_id(), manifest.digest(), activation_header(manifest))
-        self._network = Network(swarm, rules, self._message_came, lambda peer: None)
+        self._network = Network(swarm, rules, Listener(self._message_came))
         self._fetcher = Fetcher(swarm, rules, manifest.model, self._thread)
         self._fetcher.on_bytes = self._bytes_came
         self._records = Records(swarm, manifest.run_id(), self._feed)

@@ -16,8 +16,9 @@ import torch
 
 from understudy.node.config import NodeConfig
 from understudy.node.display import Display
+from understudy.node.links import LinkRules, Listener
 from understudy.node.metering import MeteredStreams, Tally
-from understudy.node.network import LinkRules, Network
+from understudy.node.network import Network
 from understudy.node.records import Records
 from understudy.node.stage import StageHost
 from understudy.node.swarm import Swarm
@@ -50,6 +51,7 @@ from understudy.protocol.events import (
     ReleaseStage,
     Run,
     Send,
+    SendFailed,
     Started,
     Stop,
     StopRequested,
@@ -58,7 +60,7 @@ from understudy.protocol.events import (
 )
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import decode_manifest
-from understudy.protocol.messages import AnyMessage
+from understudy.protocol.messages import AnyMessage, DataMessage
 from understudy.protocol.records import ManifestRecord
 
 logger = logging.getLogger(__name__)
@@ -105,7 +107,7 @@ class Node:
         rules = LinkRules(self._run_id, manifest.digest(), activation_header(manifest))
         self._tally, self._display = Tally(), display
         streams = MeteredStreams(swarm, self._tally)
-        self._network = Network(streams, rules, self._message_came, self._peer_gone)
+        self._network = Network(streams, rules, Listener(self._message_came, self._peer_gone, self._send_failed))
         self._fetch_protocol = fetch_protocol(rules.run_id)
         self._fetcher = Fetcher(streams, rules, manifest.model, self._worker)
         self._weights = WeightsServer(self._core.may_fetch, self._host.find_held)
@@ -198,6 +200,10 @@ class Node:
 
     def _peer_gone(self, peer: PeerId) -> None:
         self.feed(PeerUnreachable(peer))
+
+    def _send_failed(self, peer: PeerId, message: DataMessage, payload: Any) -> None:
+        """Told while the core's actions are being done: it hears of it when they are."""
+        self._loop.call_soon(self.feed, SendFailed(peer, message, payload))
 
     def _job_finished(self, job: Job, result: Any) -> None:
         self._tally.microbatches += isinstance(job, BackwardJob)

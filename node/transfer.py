@@ -15,8 +15,8 @@ from torch import nn
 
 from understudy.node.arrival import WeightsBuffer
 from understudy.node.framing import read_message, read_some, write_frame
+from understudy.node.links import OPEN_TIMEOUT_S, LinkRules, Streams
 from understudy.node.model import blank_stage
-from understudy.node.network import OPEN_TIMEOUT_S, LinkRules, Streams
 from understudy.node.stage import PART_NAMES
 from understudy.node.weights import WeightsSnapshot, check_specs
 from understudy.node.worker import ComputeThread

@@ -21,6 +21,7 @@ from understudy.protocol.events import (
     Payload,
     PeerUnreachable,
     RecordsRead,
+    SendFailed,
     Started,
     StopRequested,
     TimerFired,
@@ -36,6 +37,7 @@ from understudy.protocol.messages import (
     Commit,
     CommitAck,
     DataMessage,
+    Dropped,
     EdgeCopy,
     EdgeCopyKept,
     Fenced,
@@ -59,6 +61,8 @@ from understudy.protocol.self_view import SelfView, self_view
 from understudy.protocol.tenancy import Tenancy
 
 TICKS_PER_HEARTBEAT = 4
+
+StepMessage = Commit | CommitAck | Dropped | EdgeCopy | EdgeCopyKept
 
 
 class Core:
@@ -127,6 +131,9 @@ class Core:
                     self.state.act(CloseLinks(peer))
             case JobDone():
                 self._tenancy.on_job_done(event)
+            case SendFailed():
+                if self._tenancy.host is not None:
+                    self._tenancy.host.on_send_failed(event)
             case RecordsRead(key, records):
                 self._bulletin.on_records(key, records)
             case PeerUnreachable(peer):
@@ -164,7 +171,7 @@ class Core:
                 self._on_word(peer, message)
             case Forward() | Backward():
                 self._on_data(peer, message, event.payload)
-            case Commit() | CommitAck() | EdgeCopy() | EdgeCopyKept():
+            case Commit() | CommitAck() | Dropped() | EdgeCopy() | EdgeCopyKept():
                 self._on_step_message(peer, message)
             case Lost() | Alive() | Fenced():
                 self._recognition.on_gossip(peer, message)
@@ -202,20 +209,23 @@ class Core:
         else:
             host.on_backward(message, payload)
 
-    def _on_step_message(self, peer: PeerId, message: Commit | CommitAck | EdgeCopy | EdgeCopyKept) -> None:
+    def _on_step_message(self, peer: PeerId, message: StepMessage) -> None:
         """What S0 and the stages say of steps and copies."""
         if isinstance(message, EdgeCopyKept):
             if isinstance(self._tenancy.host, Driver):
                 self._tenancy.host.on_copy_kept(peer, message)
             return
-        stage = message.stage if isinstance(message, CommitAck) else DRIVER_STAGE
-        if not self._recognition.hear(Tenure(stage, message.incarnation, peer), "serving", message.step):
+        stage = message.stage if isinstance(message, CommitAck | Dropped) else DRIVER_STAGE
+        committed = max(0, message.step - 1) if isinstance(message, Dropped) else message.step
+        if not self._recognition.hear(Tenure(stage, message.incarnation, peer), "serving", committed):
             return
         match message, self._tenancy.host:
             case Commit(), BlockStage() as host:
                 host.on_commit(peer, message)
             case CommitAck(), Driver() as host:
                 host.on_stage_step(message.stage, message.step)
+            case Dropped(), Driver() as host:
+                host.on_dropped(message)
             case EdgeCopy(), BlockStage():
                 if self._tenancy.donor is not None:
                     self._tenancy.donor.keeper.on_offer(peer, message)

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from understudy.protocol.ids import Attempt, Microbatch, PeerId
-from understudy.protocol.messages import AnyMessage, Part
+from understudy.protocol.messages import AnyMessage, DataMessage, Part
 from understudy.protocol.records import AnyRecord
 
 Payload = Any
@@ -48,6 +48,15 @@ class PeerUnreachable:
     """The peer's machine says that nobody is there any more."""
 
     peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class SendFailed:
+    """A tensor that was to be sent did not get there, as far as its sender can know. It may have all the same."""
+
+    peer: PeerId
+    message: DataMessage
+    payload: Payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,7 @@ Event = (
     | TimerFired
     | MessageReceived
     | PeerUnreachable
+    | SendFailed
     | RecordsRead
     | JobDone
     | Fetched
@@ -209,7 +219,7 @@ Job = ForwardJob | LossJob | BackwardJob | ApplyJob | SnapshotJob | HoldJob | Di
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Queue a message for a peer; a link that fails loses it, and the protocol heals that."""
+    """Queue a message for a peer; a link that fails loses it. If it had a payload, `SendFailed` says so."""
 
     peer: PeerId
     message: AnyMessage

@@ -31,12 +31,13 @@ from understudy.protocol.events import (
     JobDone,
     MessageReceived,
     PeerUnreachable,
+    SendFailed,
     StopRequested,
     TimerFired,
 )
 from understudy.protocol.ids import Attempt, Microbatch, PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION, preset
-from understudy.protocol.messages import FetchEnd, Heartbeat, Hello
+from understudy.protocol.messages import FetchEnd, Forward, Heartbeat, Hello
 from understudy.protocol.records import PROGRESS_KEY, AnyRecord, ManifestRecord, SpareRecord, decode_record
 from understudy.protocol.wire import encode_frame
 
@@ -144,6 +145,7 @@ SHOWN_BY: dict[type, Callable[[Node], object]] = {
     TimerFired: lambda node: node._tick(),
     JobDone: lambda node: node._job_finished(BackwardJob(Microbatch(1, 0), Attempt(1, 0), None, is_counted=True), None),
     PeerUnreachable: lambda node: node._peer_gone(ME),
+    SendFailed: lambda node: node._send_failed(PEER, Forward(1, 0, Attempt(1, 0), 1, 1), None),
     StopRequested: lambda node: node.stop(),
 }
 
@@ -176,6 +178,26 @@ def test_a_bug_that_a_message_shows_ends_the_node(monkeypatch: pytest.MonkeyPatc
     assert caught.value.subgroup(LocalProtocolError) is not None
 
 
+def test_a_tensor_that_got_lost_is_told_of_when_the_core_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue overflows while the core's actions are being done: they come first."""
+    told: list[Event] = []
+
+    async def main() -> None:
+        async with running(LonelySwarm()) as (node, task):
+            monkeypatch.setattr(node._core, "handle", lambda event, now: told.append(event) or [])
+            lost = Forward(1, 0, Attempt(1, 0), 1, 1)
+            node._send_failed(PEER, lost, "tensor")
+            assert told == []
+            await until(lambda: told)
+            assert told == [SendFailed(PEER, lost, "tensor")]
+            monkeypatch.undo()
+            node.stop()
+            node.stop()
+            await task
+
+    asyncio.run(main())
+
+
 def test_what_a_peer_does_wrong_costs_the_peer_its_link() -> None:
     """Whatever the core objects to: the node goes on, and the stream on which it was said ends."""
     wrong = [Hello(PROTOCOL_VERSION, RUN.digest()), Heartbeat(999, 1, "serving", 0), FetchEnd()]
@@ -194,7 +216,11 @@ def test_what_a_peer_does_wrong_costs_the_peer_its_link() -> None:
 
 
 def test_a_bug_in_a_fetch_ends_the_node_and_bad_weights_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    failures: list[UnderstudyError] = [WeightsError("of another shape"), NetworkError("cut"), LocalProtocolError("made up")]
+    failures: list[UnderstudyError] = [
+        WeightsError("of another shape"),
+        NetworkError("cut"),
+        LocalProtocolError("made up"),
+    ]
     fetch = Fetch((2, 2), PEER, "stage", "digest", 8)
 
     async def main() -> None:
