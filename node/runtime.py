@@ -105,13 +105,14 @@ class Node:
         self._host = StageHost(manifest, config.device)
         self._worker = Worker(self._host, config.threads, self._job_finished, self._fail)
         rules = LinkRules(self._run_id, manifest.digest(), activation_header(manifest))
-        self._tally, self._display = Tally(), display
+        self._tally = Tally()
         streams = MeteredStreams(swarm, self._tally)
         self._network = Network(streams, rules, Listener(self._message_came, self._peer_gone, self._send_failed))
         self._fetch_protocol = fetch_protocol(rules.run_id)
         self._fetcher = Fetcher(streams, rules, manifest.model, self._worker)
         self._weights = WeightsServer(self._core.may_fetch, self._host.find_held)
         self._records = Records(swarm, self._run_id, self.feed)
+        self._watch = Watch(self._core, self._tally, display, self._records.add) if display is not None else None
         self._fetches: dict[tuple[int, int], set[asyncio.Task[None]]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -124,9 +125,8 @@ class Node:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 owned = [tasks.create_task(self._swarm.watch_daemon()), tasks.create_task(self._records.run())]
-                if self._display is not None:
-                    watch = Watch(self._core, self._tally, self._display, self._records.add)
-                    owned.append(tasks.create_task(watch.run()))
+                if self._watch is not None:
+                    owned.append(tasks.create_task(self._watch.run()))
                 await self._start(tasks)
                 reason = await self._stopped
                 await self._say_goodbye(tasks)
@@ -246,8 +246,8 @@ class Node:
 
     def _emit(self, name: str, fields: Mapping[str, Any]) -> None:
         self._events.write(name, fields)
-        if self._display is not None:
-            self._display.note(name, fields, self._loop.time())
+        if self._watch is not None:
+            self._watch.note(name, fields, self._loop.time())
 
     def _begin_fetch(self, fetch: Fetch) -> None:
         assert self._tasks is not None
