@@ -1,7 +1,7 @@
 """Microbatches that a stage lost on the way, and knows it: S0 need not wait for their deadline.
 
 The first time a microbatch is issued again at once. If it is lost again the line is likely to blame, and to compute
-the same without a pause would help nobody: then it waits 1 s, 2 s, 4 s and so on, as far as its deadline lets it.
+the same without a pause would help nobody: then it waits 1 s, 2 s, 4 s, and 8 s from then on.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from understudy.protocol.ids import Attempt
 from understudy.protocol.messages import Backward, DataMessage, Dropped
 
 PAUSE_S = 1.0
-"""From the second loss of a microbatch until it is issued again; doubles with each."""
-DOUBLINGS_MAX = 10
+"""From the second loss of a microbatch until it is issued again; doubles with each of the next three."""
+DOUBLINGS_MAX = 3
 
 
 @dataclass(slots=True)

@@ -109,7 +109,7 @@ def test_the_first_loss_is_made_good_at_once_and_later_ones_wait_longer_each_tim
         assert due == [(0, Attempt(1, counter))]
         assert drops.take_due(1, now) == []
         waited.append(now - began)
-    assert waited == [0.0, *(PAUSE_S * factor for factor in (1, 2, 4, 8, 16))]
+    assert waited == [0.0, *(PAUSE_S * factor for factor in (1, 2, 4, 8, 8))]
 
 
 def test_being_told_twice_of_one_attempt_is_no_news() -> None:
