@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
+from understudy.node.capacity import measure_capacity
 from understudy.node.config import NodeConfig
 from understudy.node.display import Display
 from understudy.node.links import LinkRules, Listener
@@ -69,20 +67,6 @@ GOODBYE_TIMEOUT_S = 3.0
 """For the last messages and records to leave."""
 
 
-CAPACITY_SECONDS = 0.05
-_CAPACITY_SIZE = 256
-
-
-def measure_capacity(device: str) -> float:
-    """Billions of multiply-adds per second that the device does on a small matrix: ranks spares."""
-    matrix = torch.ones(_CAPACITY_SIZE, _CAPACITY_SIZE, device=device)
-    began, rounds = time.perf_counter(), 0
-    while time.perf_counter() - began < CAPACITY_SECONDS:
-        (matrix @ matrix).sum().item()
-        rounds += 1
-    return round(rounds * _CAPACITY_SIZE**3 / (time.perf_counter() - began) / 1e9, 1)
-
-
 class Node:
     """One volunteer's node of a run."""
 
@@ -98,8 +82,7 @@ class Node:
         manifest = decode_manifest(charter.manifest)
         self._swarm, self._config = swarm, config
         self._run_id = manifest.run_id()
-        capacity = measure_capacity(config.device)
-        self._core = Core(swarm.peer_id, manifest, capacity, charter, can_drive=can_drive)
+        self._core = Core(swarm.peer_id, manifest, charter, can_drive=can_drive)
         self._events = EventLog(config.events_path)
         self._loop = asyncio.get_running_loop()
         self._host = StageHost(manifest, config.device)
@@ -148,10 +131,11 @@ class Node:
 
     async def _start(self, tasks: asyncio.TaskGroup) -> None:
         self._network.start(tasks)
+        capacity = await self._worker.call(lambda: measure_capacity(self._config.device, self._config.threads))
         metered = self._tally.metered_callback
         await self._swarm.serve_streams(self._network.protocol, metered(self._network.receive))
         await self._swarm.serve_streams(self._fetch_protocol, metered(self._weights.serve))
-        self.feed(Started(self._config.stage))
+        self.feed(Started(self._config.stage, capacity))
         self._tick()
 
     async def _say_goodbye(self, tasks: asyncio.TaskGroup) -> None:

@@ -72,7 +72,6 @@ class Core:
         self,
         me: PeerId,
         manifest: RunManifest,
-        capacity: float = 1.0,
         charter: ManifestRecord | None = None,
         *,
         can_drive: bool = True,
@@ -85,7 +84,7 @@ class Core:
         membership = Membership(manifest.stage_count, manifest.timing)
         self.state = NodeState(me, manifest, membership, can_drive=can_drive)
         self._neighbourhood = Neighbourhood(self.state)
-        self._tenancy = Tenancy(self.state, self._neighbourhood, capacity, charter)
+        self._tenancy = Tenancy(self.state, self._neighbourhood, charter)
         self._recognition = Recognition(self.state, self._neighbourhood, self._tenancy)
         self._bulletin = Bulletin(self.state, self._neighbourhood, self._tenancy, self._recognition)
         self._next_tick = 0.0
@@ -140,8 +139,8 @@ class Core:
                 self._recognition.on_unreachable(peer)
             case Fetched() | FetchFailed():
                 self._on_fetch_ended(event)
-            case Started(wanted_stage):
-                self._tenancy.start(wanted_stage)
+            case Started(wanted_stage, capacity):
+                self._tenancy.start(wanted_stage, capacity)
             case StopRequested():
                 self._tenancy.leave("asked")
 

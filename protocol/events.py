@@ -27,6 +27,8 @@ class Started:
     """The node is on the network. ``wanted_stage`` None means: take what is needed most."""
 
     wanted_stage: int | None = None
+    capacity: float = 1.0
+    """Measured; spares are ranked by it."""
 
 
 @dataclass(frozen=True, slots=True)

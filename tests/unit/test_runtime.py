@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, cast
 from unittest.mock import AsyncMock
 
 import pytest
+import torch
 from rich.console import Console
 
 from tests.fakes import MemoryWriter, as_writer, reader_of, until
@@ -176,6 +178,27 @@ def test_a_bug_that_a_message_shows_ends_the_node(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(BaseExceptionGroup) as caught:
         asyncio.run(main())
     assert caught.value.subgroup(LocalProtocolError) is not None
+
+
+def test_its_capacity_is_measured_on_the_compute_thread_under_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was measured before the threads were set, on the event loop."""
+    swarm, seen = LonelySwarm(), []
+
+    def measure(device: str, threads: int) -> float:
+        seen.append((device, threads, torch.get_num_threads(), threading.current_thread().name.partition("_")[0]))
+        return 42.0
+
+    monkeypatch.setattr(runtime, "measure_capacity", measure)
+
+    async def main() -> None:
+        async with running(swarm) as (node, task):
+            await until(lambda: swarm.stored)
+            node.stop()
+            await task
+
+    asyncio.run(main())
+    assert seen == [("cpu", 1, 1, "compute")]
+    assert [record.capacity for record in swarm.stored if isinstance(record, SpareRecord)][:1] == [42.0]
 
 
 def test_a_tensor_that_got_lost_is_told_of_when_the_core_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
