@@ -189,9 +189,9 @@ class Node:
         """Told while the core's actions are being done: it hears of it when they are."""
         self._loop.call_soon(self.feed, SendFailed(peer, message, payload))
 
-    def _job_finished(self, job: Job, result: Any) -> None:
+    def _job_finished(self, job: Job, result: Any, seconds: float) -> None:
         self._tally.microbatches += isinstance(job, BackwardJob)
-        self.feed(JobDone(job, result))
+        self.feed(JobDone(job, result, seconds))
 
     def _fail(self, error: BaseException) -> None:
         """Nothing here can go on: end the node, with the reason."""

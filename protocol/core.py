@@ -129,6 +129,7 @@ class Core:
                     self.state.emit("peer.misbehaved", offender=peer, reason=str(error), message=type(message).__name__)
                     self.state.act(CloseLinks(peer))
             case JobDone():
+                self.state.pace.note(self.state.tenure, event)
                 self._tenancy.on_job_done(event)
             case SendFailed():
                 if self._tenancy.host is not None:

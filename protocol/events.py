@@ -75,6 +75,8 @@ class JobDone:
 
     job: Job
     result: Any = None
+    seconds: float = 0.0
+    """The thread was busy with it for so long."""
 
 
 @dataclass(frozen=True, slots=True)

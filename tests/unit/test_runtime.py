@@ -143,9 +143,12 @@ async def broken_at(kind: type, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         await asyncio.wait([task])
 
 
+BACKWARD = BackwardJob(Microbatch(1, 0), Attempt(1, 0), None, is_counted=True)
 SHOWN_BY: dict[type, Callable[[Node], object]] = {
     TimerFired: lambda node: node._tick(),
-    JobDone: lambda node: node._job_finished(BackwardJob(Microbatch(1, 0), Attempt(1, 0), None, is_counted=True), None),
+    JobDone: lambda node: node._job_finished(
+        BackwardJob(Microbatch(1, 0), Attempt(1, 0), None, is_counted=True), None, 0.1
+    ),
     PeerUnreachable: lambda node: node._peer_gone(ME),
     SendFailed: lambda node: node._send_failed(PEER, Forward(1, 0, Attempt(1, 0), 1, 1), None),
     StopRequested: lambda node: node.stop(),
