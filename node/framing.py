@@ -25,8 +25,10 @@ from understudy.protocol.wire import (
 
 READ_BYTES = 1 << 20
 """A tensor is read in pieces of at most this size."""
-WRITE_BYTES = 256 * 1024
+WRITE_BYTES = 1 << 20
 """A tensor is written in pieces of this size, each of which must be taken in in time."""
+PROGRESS_NOTED_S = 1.0
+"""Whether something moves is looked at so often: to move a deadline costs microseconds."""
 STALL_TIMEOUT_S = 30.0
 """A frame of which nothing moves for so long is given up, whatever TCP thinks of the line."""
 SLOWEST_BYTES_PER_S = 16 * 1024
@@ -73,33 +75,35 @@ async def read_link_frame(
     Waits ``idle_timeout_s`` for the first byte; from then on the frame has a deadline of its own. Raises
     `TimeoutError`, and `RemoteProtocolError` for anything that the run's peers do not send.
     """
-    async with asyncio.timeout(idle_timeout_s):
-        first = await reader.read(1)
-    if not first:
-        return None
-    async with asyncio.timeout(STALL_TIMEOUT_S):
-        rest = await _read_exactly(reader, PREFIX.size - len(first))
-        prefix = decode_prefix(first + rest, MESSAGE_BYTES_MAX, tensor_bytes(activation))
-        body = await _read_exactly(reader, prefix.message_bytes)
-    frame = decode_frame(body, prefix.payload_bytes)
-    if not isinstance(frame.message, Forward | Backward):
-        if frame.tensor is not None:
-            raise RemoteProtocolError(f"a {type(frame.message).__name__} carries a tensor")
-        return frame.message, None
-    check_activation(frame.tensor, activation)
-    tensor = empty_tensor(activation)
-    await _read_in_time(reader, bytes_of(tensor))
-    return frame.message, tensor
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(idle_timeout_s) as deadline:
+        start = await reader.read(PREFIX.size)
+        if not start:
+            return None
+        deadline.reschedule(loop.time() + STALL_TIMEOUT_S)
+        start += await _read_exactly(reader, PREFIX.size - len(start)) if len(start) < PREFIX.size else b""
+        prefix = decode_prefix(start, MESSAGE_BYTES_MAX, tensor_bytes(activation))
+        frame = decode_frame(await _read_exactly(reader, prefix.message_bytes), prefix.payload_bytes)
+        if not isinstance(frame.message, Forward | Backward):
+            if frame.tensor is not None:
+                raise RemoteProtocolError(f"a {type(frame.message).__name__} carries a tensor")
+            return frame.message, None
+        check_activation(frame.tensor, activation)
+        tensor = empty_tensor(activation)
+        await _read_in_time(reader, bytes_of(tensor), deadline)
+        return frame.message, tensor
 
 
-async def _read_in_time(reader: asyncio.StreamReader, target: memoryview) -> None:
-    """As `read_into`; raises `TimeoutError` if nothing comes for too long, or too little in all."""
-    loop, filled = asyncio.get_running_loop(), 0
-    last = loop.time() + frame_timeout_s(len(target))
-    async with asyncio.timeout(STALL_TIMEOUT_S) as deadline:
-        while filled < len(target):
-            filled += await read_some(reader, target[filled:])
-            deadline.reschedule(min(last, loop.time() + STALL_TIMEOUT_S))
+async def _read_in_time(reader: asyncio.StreamReader, target: memoryview, deadline: asyncio.Timeout) -> None:
+    """As `read_into`; the deadline moves on with what comes, as far as so many bytes may take."""
+    loop = asyncio.get_running_loop()
+    filled, moved = 0, loop.time()
+    last = moved + frame_timeout_s(len(target))
+    while filled < len(target):
+        filled += await read_some(reader, target[filled:])
+        if loop.time() - moved > PROGRESS_NOTED_S:
+            moved = loop.time()
+            deadline.reschedule(min(last, moved + STALL_TIMEOUT_S))
 
 
 async def write_frame(writer: asyncio.StreamWriter, message: AnyMessage, tensor: Tensor | None = None) -> None:
@@ -114,13 +118,17 @@ async def write_frame(writer: asyncio.StreamWriter, message: AnyMessage, tensor:
         return
     writer.write(encode_frame(message, header_of(tensor)))
     content, loop = bytes_of(tensor), asyncio.get_running_loop()
-    last = loop.time() + frame_timeout_s(len(content) + WRITE_BUFFER_BYTES)
-    async with asyncio.timeout_at(last) as deadline:
+    moved = loop.time()
+    last = moved + frame_timeout_s(len(content) + WRITE_BUFFER_BYTES)
+    # Draining waits until most of what is unsent has gone, which may be the buffer and a piece.
+    piece_timeout_s = frame_timeout_s(WRITE_BUFFER_BYTES + WRITE_BYTES)
+    async with asyncio.timeout_at(min(last, moved + piece_timeout_s)) as deadline:
         for start in range(0, len(content), WRITE_BYTES):
-            # Draining waits until most of what is unsent has gone, which may be the buffer and this piece.
-            deadline.reschedule(min(last, loop.time() + frame_timeout_s(WRITE_BUFFER_BYTES + WRITE_BYTES)))
             writer.write(content[start : start + WRITE_BYTES])
             await writer.drain()
+            if loop.time() - moved > PROGRESS_NOTED_S:
+                moved = loop.time()
+                deadline.reschedule(min(last, moved + piece_timeout_s))
 
 
 async def _read_prefix(reader: asyncio.StreamReader) -> bytes | None:
