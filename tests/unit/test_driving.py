@@ -40,8 +40,8 @@ RESULTS: dict[type, object] = {
 class Swarm:
     """A driver whose one microbatch travels at our word; every step takes a second."""
 
-    def __init__(self) -> None:
-        self.state = NodeState(ME, RUN, Membership(RUN.stage_count, RUN.timing), now=10.0)
+    def __init__(self, run: RunManifest = RUN) -> None:
+        self.state = NodeState(ME, run, Membership(run.stage_count, run.timing), now=10.0)
         self.state.tenure, self.state.tenure_state = Tenure(0, 1, ME), "serving"
         for stage in (1, 2):
             self.state.membership.seats[stage] = Seat(stage, PeerId(f"{stage}"), 1, "serving", 0, Status.ALIVE, 10.0)
@@ -129,6 +129,33 @@ def test_a_loss_that_something_else_has_healed_meanwhile_is_nothing() -> None:
         swarm.driver.on_dropped(lost(attempt, is_gradient=False))
     swarm.reissued()
     swarm.driver.on_forward(Forward(1, 0, SECOND, 2, 1), "activation")  # it was there after all
+    swarm.come_home()
+    swarm.state.now += 5.0
+    swarm.driver.on_tick()
+    assert swarm.reissued() == []
+
+
+def test_a_loss_whose_microbatch_was_issued_again_meanwhile_is_nothing() -> None:
+    swarm = Swarm()
+    for attempt in (FIRST, SECOND):
+        swarm._finish(ForwardJob)
+        swarm.driver.on_dropped(lost(attempt, is_gradient=False))
+    swarm.reissued()
+    swarm.state.now += RUN.step.microbatch_timeout_s
+    swarm.driver.on_tick()
+    assert swarm.reissued() == ["its deadline passed"]
+
+
+def test_a_loss_whose_microbatch_came_home_meanwhile_is_nothing() -> None:
+    """It is done, though the step is not: there is nothing to issue."""
+    swarm = Swarm(RunManifest(name="driven", model=ModelSettings(block_stages=2), step=StepSettings(microbatches=2)))
+    swarm._finish(ForwardJob)
+    swarm.driver.on_dropped(lost(FIRST, is_gradient=False))
+    swarm._finish(ForwardJob)  # of the other microbatch
+    swarm._finish(ForwardJob)
+    swarm.driver.on_dropped(lost(SECOND, is_gradient=False))
+    swarm.reissued()
+    swarm.driver.on_forward(Forward(1, 0, SECOND, 2, 1), "activation")
     swarm.come_home()
     swarm.state.now += 5.0
     swarm.driver.on_tick()

@@ -411,6 +411,24 @@ def test_what_was_written_last_is_written_again_on_the_next_stream() -> None:
 
 
 @pytest.mark.usefixtures("one_data_link")
+def test_what_was_written_on_streams_that_all_broke_is_left_alone() -> None:
+    """It may be there, and may be what breaks them: nobody knows, so nobody is told."""
+
+    async def main() -> None:
+        async with bench() as b:
+            send_tensors(b.network, [0])
+            for number in range(links.TRIES_MAX + 1):
+                await until(lambda number=number: len(b.streams.opened) == number + 1)
+                await b.network.flush(TIMEOUT_S)
+                is_tried = number < links.TRIES_MAX
+                assert await sent(b.streams.opened[number]) == [HELLO, *([activation(0)] if is_tried else [])]
+                b.streams.opened[number].end()
+            assert b.lost == []
+
+    run(main)
+
+
+@pytest.mark.usefixtures("one_data_link")
 def test_what_was_written_long_ago_or_far_before_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "UNSURE_BYTES", 2 * 24)
 
