@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 import time
@@ -19,6 +20,8 @@ from understudy.bootstrap.view import live_view, progress_line, summary
 from understudy.node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import RunManifest
+
+logger = logging.getLogger(__name__)
 
 LINE_EVERY_S = 2.0
 
@@ -135,6 +138,7 @@ class _Screen:
         self._live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
         self._next_line = 0.0
         self._last_line = ""
+        self._is_given_up = False
 
     def __enter__(self) -> _Screen:
         if self._live is not None:
@@ -146,6 +150,19 @@ class _Screen:
             self._live.stop()
 
     def show(self, board: Board) -> None:
+        """Show it as it is now. A bug in the picture is told once and costs the picture, not the run."""
+        if self._is_given_up:
+            return
+        try:
+            self._draw(board)
+        except Exception:
+            self._is_given_up = True
+            if self._live is not None:
+                self._live.update("")
+                self._live.stop()
+            logger.exception("the swarm cannot be shown any more, for a bug of ours; it goes on. Please report it")
+
+    def _draw(self, board: Board) -> None:
         if self._live is not None:
             self._live.update(live_view(board))
         elif time.monotonic() >= self._next_line:

@@ -21,9 +21,9 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, NoReturn, cast
 
-from understudy.protocol.errors import NetworkError
+from understudy.protocol.errors import NetworkError, UnderstudyError
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +98,8 @@ class _Child(asyncio.SubprocessProtocol):
         self.transport: asyncio.SubprocessTransport | None = None
         self.is_ready: asyncio.Future[None] = loop.create_future()
         self.is_gone = asyncio.Event()
+        self.trouble: asyncio.Future[NoReturn] = loop.create_future()
+        """Why whoever lives on this daemon cannot go on."""
         self.last_line = ""
         self._partial = b""
 
@@ -120,9 +122,16 @@ class _Child(asyncio.SubprocessProtocol):
 
     def process_exited(self) -> None:
         self.is_gone.set()
-        if not self.is_ready.done():
-            self.is_ready.set_exception(_start_error(self.last_line))
-            self.is_ready.exception()  # retrieved: nobody may be waiting any more
+        _fail(self.is_ready, _start_error(self.last_line))
+        status = None if self.transport is None else self.transport.get_returncode()
+        _fail(self.trouble, NetworkError(f"the libp2p daemon died (exit status {status}): start the node again"))
+
+
+def _fail(future: asyncio.Future[Any], error: UnderstudyError) -> None:
+    """For whoever waits; nobody may, yet or any more."""
+    if not future.done():
+        future.set_exception(error)
+        future.exception()
 
 
 def _start_error(last_line: str) -> NetworkError:
@@ -190,14 +199,16 @@ class Daemon:
         return -1 if transport is None else transport.get_pid() or -1
 
     async def watch(self) -> None:
-        """Wait for ever; raises `NetworkError` when p2pd exits.
+        """Wait for ever; raises `NetworkError` when p2pd exits, or what `fail` was told.
 
         The one await without a deadline: it ends with its task, or with the daemon.
         """
-        await self._child.is_gone.wait()
-        transport = self._child.transport
-        status = None if transport is None else transport.get_returncode()
-        raise NetworkError(f"the libp2p daemon died (exit status {status}): start the node again")
+        await asyncio.wait([self._child.trouble])
+        self._child.trouble.result()
+
+    def fail(self, error: UnderstudyError) -> None:
+        """Whoever talks to this daemon cannot go on: `watch` says why, unless something else came first."""
+        _fail(self._child.trouble, error)
 
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL; removes the control socket. Safe to call twice and when cancelled."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +72,13 @@ class Display:
         self.is_live = False
         self._erase()
 
+    def give_up(self) -> None:
+        """The picture has a bug: leave the terminal as it was, and to the log lines."""
+        self.is_live = False
+        if self._live is not None:
+            self._live.update(Text())  # taking a picture away draws it once more
+        self._erase()
+
     def _draw(self, glance: Glance) -> None:
         try:
             if not is_in_foreground(self._console):
@@ -110,15 +118,30 @@ def is_in_foreground(console: Console) -> bool:
         return True
 
 
-class ConsoleHandler(logging.Handler):
-    """Log lines above the picture. A terminal that is gone costs the line."""
+class _Lines:
+    """A stream that prints through a console."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def write(self, text: str) -> None:
+        self._console.print(Text(text.removesuffix("\n")), soft_wrap=True)
+
+
+class ConsoleHandler(logging.StreamHandler[Any]):
+    """Log lines above the picture. Whatever goes wrong with one costs the line, not whoever has something to say."""
 
     def __init__(self, console: Console, *, is_verbose: bool) -> None:
-        super().__init__()
-        self._console, self._is_verbose = console, is_verbose
+        super().__init__(_Lines(console))
+        self._is_verbose = is_verbose
+        self._has_failed = False
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if not self._is_verbose and getattr(record, "event", "") in PICTURED:
-            return
-        with contextlib.suppress(OSError):
-            self._console.print(Text(self.format(record)), soft_wrap=True)
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_pictured = getattr(record, "event", "") in PICTURED
+        return bool(super().filter(record)) and (self._is_verbose or not is_pictured)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A terminal that is gone is nothing to speak of; a bug is told once."""
+        if not self._has_failed and not isinstance(sys.exc_info()[1], OSError):
+            self._has_failed = True
+            super().handleError(record)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from understudy.node.export_folder import ExportFolder, Origin
-from understudy.node.network import LinkRules, Network
+from understudy.node.links import LinkRules, Listener
+from understudy.node.network import Network
 from understudy.node.records import Records
 from understudy.node.swarm import Swarm
 from understudy.node.tensors import activation_header
 from understudy.node.transfer import Fetcher
 from understudy.node.worker import ComputeThread
-from understudy.protocol.errors import NetworkError, StorageError, UnderstudyError
+from understudy.protocol.errors import NetworkError, RemoteProtocolError, StorageError, WeightsError
 from understudy.protocol.events import (
     CancelFetches,
     Emit,
@@ -50,7 +51,7 @@ class ExportRun:
         self._loop = asyncio.get_running_loop()
         self._thread = ComputeThread()
         rules = LinkRules(manifest.run_id(), manifest.digest(), activation_header(manifest))
-        self._network = Network(swarm, rules, self._message_came, lambda peer: None)
+        self._network = Network(swarm, rules, Listener(self._message_came))
         self._fetcher = Fetcher(swarm, rules, manifest.model, self._thread)
         self._fetcher.on_bytes = self._bytes_came
         self._records = Records(swarm, manifest.run_id(), self._feed)
@@ -96,10 +97,19 @@ class ExportRun:
     # --- events ---
 
     def _feed(self, event: Event) -> None:
+        """As in node/runtime.py: what goes wrong here is a bug, and nobody else would end the export."""
         if self._done.done():
             return
-        for action in self._core.handle(event, self._loop.time()):
-            self._perform(action)
+        try:
+            for action in self._core.handle(event, self._loop.time()):
+                self._perform(action)
+        except Exception as error:  # noqa: BLE001 - whatever it is, `run` raises it
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._done.done():
+            self._done.set_exception(error)
+            self._done.exception()  # retrieved: `run` may be ending for another reason already
 
     def _tick(self) -> None:
         self._feed(TimerFired())
@@ -142,15 +152,15 @@ class ExportRun:
                 case FinishExport(step):
                     self._done.set_result(self._folder.finish(self._manifest, step))
                 case FailExport(reason):
-                    self._done.set_exception(NetworkError(reason))
+                    self._fail(NetworkError(reason))
         except StorageError as error:
-            self._done.set_exception(error)
+            self._fail(error)
 
     async def _fetch(self, fetch: Fetch, step: int) -> None:
         """Fetch a stage and write it; a disk that does not take it ends the export."""
         try:
             weights = await self._fetcher.fetch(fetch)
-        except UnderstudyError as error:
+        except (NetworkError, RemoteProtocolError, WeightsError) as error:
             self._feed(FetchFailed(fetch.claim, fetch.donor, fetch.digest, str(error)))
             return
         stage, incarnation = fetch.claim

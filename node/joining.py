@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from understudy.node.addresses import JoinString
 from understudy.node.identity import peer_id_of, verify
 from understudy.node.swarm import Swarm
-from understudy.protocol.errors import NetworkError, RemoteProtocolError, SettingsError
+from understudy.protocol.errors import NetworkError, RemoteProtocolError, SettingsError, UnderstudyError
 from understudy.protocol.manifest import RunManifest, decode_manifest
 from understudy.protocol.records import MANIFEST_KEY, ManifestRecord, decode_record
 
@@ -18,11 +17,22 @@ LOOK_AGAIN_AFTER_S = 0.3
 
 
 async def obtain_manifest(swarm: Swarm, join: JoinString) -> tuple[RunManifest, ManifestRecord]:
-    """The run's manifest and the founder's record of it. Raises `NetworkError` or `SettingsError`."""
-    deadline = time.monotonic() + FIND_TIMEOUT_S
-    problem: SettingsError | None = None
-    while time.monotonic() < deadline:
-        for stored in await swarm.get(f"{join.run_id}/{MANIFEST_KEY}"):
+    """The run's manifest and the founder's record of it. Raises `NetworkError` or `SettingsError`.
+
+    A question that nobody answers ends nothing: it is asked again as long as there is time.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + FIND_TIMEOUT_S
+    problem: UnderstudyError = NetworkError(
+        f"the swarm was reached, but nobody knows the run {join.run_id}: "
+        "check the join string, the run may have ended or the seed may have been restarted with a new one"
+    )
+    while loop.time() < deadline:
+        try:
+            found = await swarm.get(f"{join.run_id}/{MANIFEST_KEY}")
+        except NetworkError as error:
+            found, problem = [], problem if isinstance(problem, SettingsError) else error
+        for stored in found:
             try:
                 record = decode_record(MANIFEST_KEY, stored.owner, stored.value)
                 if isinstance(record, ManifestRecord):
@@ -30,12 +40,7 @@ async def obtain_manifest(swarm: Swarm, join: JoinString) -> tuple[RunManifest, 
             except (SettingsError, RemoteProtocolError) as error:
                 problem = SettingsError(str(error))
         await asyncio.sleep(LOOK_AGAIN_AFTER_S)
-    if problem is not None:
-        raise problem
-    raise NetworkError(
-        f"the swarm was reached, but nobody knows the run {join.run_id}: "
-        "check the join string, the run may have ended or the seed may have been restarted with a new one"
-    )
+    raise problem
 
 
 def check_charter(record: ManifestRecord, join: JoinString) -> RunManifest:

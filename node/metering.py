@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import cast
 
-from understudy.node.network import Streams
+from understudy.node.links import Streams
 from understudy.node.straight import ReadsStraight, read_front
 from understudy.node.streams import StreamCallback
 from understudy.protocol.ids import PeerId

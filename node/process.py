@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 
-from understudy.protocol.errors import SettingsError, UnderstudyError
+from understudy.protocol.errors import LocalProtocolError, SettingsError, UnderstudyError
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,8 @@ def _report(error: BaseException) -> int:
     if cause is None:
         raise error
     logger.debug("failed", exc_info=error)
-    print(f"understudy: {cause}", file=sys.stderr, flush=True)  # noqa: T201 - the one line a person reads
+    whose = "a bug of understudy's, please report it: " if isinstance(cause, LocalProtocolError) else ""
+    print(f"understudy: {whose}{cause}", file=sys.stderr, flush=True)  # noqa: T201 - the one line a person reads
     return EXIT_USAGE if isinstance(cause, SettingsError) else EXIT_FAILED
 
 

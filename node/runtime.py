@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
+from understudy.node.capacity import measure_capacity
 from understudy.node.config import NodeConfig
 from understudy.node.display import Display
+from understudy.node.links import LinkRules, Listener
 from understudy.node.metering import MeteredStreams, Tally
-from understudy.node.network import LinkRules, Network
+from understudy.node.network import Network
 from understudy.node.records import Records
 from understudy.node.stage import StageHost
 from understudy.node.swarm import Swarm
@@ -27,7 +26,7 @@ from understudy.node.transfer import Fetcher, WeightsServer, fetch_protocol
 from understudy.node.watching import Watch
 from understudy.node.worker import Worker
 from understudy.protocol.core import Core
-from understudy.protocol.errors import UnderstudyError
+from understudy.protocol.errors import NetworkError, RemoteProtocolError, WeightsError
 from understudy.protocol.events import (
     Action,
     BackwardJob,
@@ -50,6 +49,7 @@ from understudy.protocol.events import (
     ReleaseStage,
     Run,
     Send,
+    SendFailed,
     Started,
     Stop,
     StopRequested,
@@ -58,27 +58,13 @@ from understudy.protocol.events import (
 )
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import decode_manifest
-from understudy.protocol.messages import AnyMessage
+from understudy.protocol.messages import AnyMessage, DataMessage
 from understudy.protocol.records import ManifestRecord
 
 logger = logging.getLogger(__name__)
 
 GOODBYE_TIMEOUT_S = 3.0
 """For the last messages and records to leave."""
-
-
-CAPACITY_SECONDS = 0.05
-_CAPACITY_SIZE = 256
-
-
-def measure_capacity(device: str) -> float:
-    """Billions of multiply-adds per second that the device does on a small matrix: ranks spares."""
-    matrix = torch.ones(_CAPACITY_SIZE, _CAPACITY_SIZE, device=device)
-    began, rounds = time.perf_counter(), 0
-    while time.perf_counter() - began < CAPACITY_SECONDS:
-        (matrix @ matrix).sum().item()
-        rounds += 1
-    return round(rounds * _CAPACITY_SIZE**3 / (time.perf_counter() - began) / 1e9, 1)
 
 
 class Node:
@@ -96,21 +82,21 @@ class Node:
         manifest = decode_manifest(charter.manifest)
         self._swarm, self._config = swarm, config
         self._run_id = manifest.run_id()
-        capacity = measure_capacity(config.device)
-        self._core = Core(swarm.peer_id, manifest, capacity, charter, can_drive=can_drive)
+        self._core = Core(swarm.peer_id, manifest, charter, can_drive=can_drive)
         self._events = EventLog(config.events_path)
         self._loop = asyncio.get_running_loop()
         self._host = StageHost(manifest, config.device)
         self._worker = Worker(self._host, config.threads, self._job_finished, self._fail)
         rules = LinkRules(self._run_id, manifest.digest(), activation_header(manifest))
-        self._tally, self._display = Tally(), display
+        self._tally = Tally()
         streams = MeteredStreams(swarm, self._tally)
-        self._network = Network(streams, rules, self._message_came, self._peer_gone)
+        self._network = Network(streams, rules, Listener(self._message_came, self._peer_gone, self._send_failed))
         self._fetch_protocol = fetch_protocol(rules.run_id)
         self._fetcher = Fetcher(streams, rules, manifest.model, self._worker)
         self._weights = WeightsServer(self._core.may_fetch, self._host.find_held)
         self._records = Records(swarm, self._run_id, self.feed)
-        self._fetches: dict[tuple[int, int], list[asyncio.Task[None]]] = {}
+        self._watch = Watch(self._core, self._tally, display, self._records.add) if display is not None else None
+        self._fetches: dict[tuple[int, int], set[asyncio.Task[None]]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped: asyncio.Future[str] = self._loop.create_future()
@@ -122,9 +108,8 @@ class Node:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 owned = [tasks.create_task(self._swarm.watch_daemon()), tasks.create_task(self._records.run())]
-                if self._display is not None:
-                    watch = Watch(self._core, self._tally, self._display, self._records.add)
-                    owned.append(tasks.create_task(watch.run()))
+                if self._watch is not None:
+                    owned.append(tasks.create_task(self._watch.run()))
                 await self._start(tasks)
                 reason = await self._stopped
                 await self._say_goodbye(tasks)
@@ -146,10 +131,11 @@ class Node:
 
     async def _start(self, tasks: asyncio.TaskGroup) -> None:
         self._network.start(tasks)
+        capacity = await self._worker.call(lambda: measure_capacity(self._config.device, self._config.threads))
         metered = self._tally.metered_callback
         await self._swarm.serve_streams(self._network.protocol, metered(self._network.receive))
         await self._swarm.serve_streams(self._fetch_protocol, metered(self._weights.serve))
-        self.feed(Started(self._config.stage))
+        self.feed(Started(self._config.stage, capacity))
         self._tick()
 
     async def _say_goodbye(self, tasks: asyncio.TaskGroup) -> None:
@@ -174,24 +160,22 @@ class Node:
     # --- events ---
 
     def feed(self, event: Event) -> None:
-        """Give an event to the core and do what it says."""
+        """Give an event to the core and do what it says.
+
+        Whatever goes wrong on the way is a bug of ours, as peers are judged before and within: the core may be half
+        changed. A node that went on would keep its stage and do nothing any more: better that it ends and is replaced.
+        Nobody else would end it: the loop, a stream and a future only log, or forget, what a callback raises.
+        """
         if self._stopped.done():
             return
-        for action in self._core.handle(event, self._loop.time()):
-            self._perform(action)
-
-    def _feed_own(self, event: Event) -> None:
-        """An event of our own timer or compute thread, straight from the loop, which would only log what goes wrong.
-
-        A node that then did nothing any more would keep its stage: better that it ends and is replaced.
-        """
         try:
-            self.feed(event)
+            for action in self._core.handle(event, self._loop.time()):
+                self._perform(action)
         except Exception as error:  # noqa: BLE001 - whatever it is, `run` raises it
             self._fail(error)
 
     def _tick(self) -> None:
-        self._feed_own(TimerFired())
+        self.feed(TimerFired())
         if not self._stopped.done():
             self._timer = self._loop.call_at(self._core.deadline, self._tick)
 
@@ -201,14 +185,19 @@ class Node:
     def _peer_gone(self, peer: PeerId) -> None:
         self.feed(PeerUnreachable(peer))
 
-    def _job_finished(self, job: Job, result: Any) -> None:
+    def _send_failed(self, peer: PeerId, message: DataMessage, payload: Any) -> None:
+        """Told while the core's actions are being done: it hears of it when they are."""
+        self._loop.call_soon(self.feed, SendFailed(peer, message, payload))
+
+    def _job_finished(self, job: Job, result: Any, seconds: float) -> None:
         self._tally.microbatches += isinstance(job, BackwardJob)
-        self._feed_own(JobDone(job, result))
+        self.feed(JobDone(job, result, seconds))
 
     def _fail(self, error: BaseException) -> None:
         """Nothing here can go on: end the node, with the reason."""
         if not self._stopped.done():
             self._stopped.set_exception(error)
+            self._stopped.exception()  # retrieved: `run` may be ending for another reason already
 
     # --- actions ---
 
@@ -233,9 +222,7 @@ class Node:
     def _perform_on_peer(self, action: Fetch | CancelFetches | CloseLinks) -> None:
         match action:
             case Fetch():
-                assert self._tasks is not None
-                task = self._tasks.create_task(self._fetch(action), name=f"fetch from {action.donor[-8:]}")
-                self._fetches.setdefault(action.claim, []).append(task)
+                self._begin_fetch(action)
             case CancelFetches(claim):
                 self._cancel_fetches(claim)
             case CloseLinks(peer):
@@ -243,17 +230,30 @@ class Node:
 
     def _emit(self, name: str, fields: Mapping[str, Any]) -> None:
         self._events.write(name, fields)
-        if self._display is not None:
-            self._display.note(name, fields, self._loop.time())
+        if self._watch is not None:
+            self._watch.note(name, fields, self._loop.time())
+
+    def _begin_fetch(self, fetch: Fetch) -> None:
+        assert self._tasks is not None
+        task = self._tasks.create_task(self._fetch(fetch), name=f"fetch from {fetch.donor[-8:]}")
+        self._fetches.setdefault(fetch.claim, set()).add(task)
+        task.add_done_callback(lambda task: self._forget_fetch(fetch.claim, task))
+
+    def _forget_fetch(self, claim: tuple[int, int], task: asyncio.Task[None]) -> None:
+        """Copies of S0's weights come after every step, all under one claim."""
+        under_way = self._fetches.get(claim, set())
+        under_way.discard(task)
+        if not under_way:
+            self._fetches.pop(claim, None)
 
     def _cancel_fetches(self, claim: tuple[int, int]) -> None:
-        for task in self._fetches.pop(claim, []):
+        for task in self._fetches.get(claim, ()):
             task.cancel()
 
     async def _fetch(self, fetch: Fetch) -> None:
         try:
             weights = await self._fetcher.fetch(fetch)
-        except UnderstudyError as error:
+        except (NetworkError, RemoteProtocolError, WeightsError) as error:
             self.feed(FetchFailed(fetch.claim, fetch.donor, fetch.digest, str(error)))
         else:
             self.feed(Fetched(fetch.claim, fetch.donor, fetch.digest, weights))

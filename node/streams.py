@@ -37,8 +37,8 @@ from understudy.protocol.errors import (
     LocalProtocolError,
     NetworkError,
     PeerRefusedError,
+    RemoteProtocolError,
     SettingsError,
-    UnderstudyError,
 )
 from understudy.protocol.ids import PeerId
 
@@ -68,6 +68,7 @@ class StreamHost:
 
     def __init__(self, daemon: Daemon) -> None:
         self._control_path = daemon.control_path
+        self._fail = daemon.fail
         self._listen_path = SOCKET_FOLDER / f"hivemind-streams-{secrets.token_urlsafe(8)}.sock"
         self._server: asyncio.AbstractServer | None = None
         self._callbacks: dict[str, StreamCallback] = {}
@@ -143,7 +144,11 @@ class StreamHost:
             raise await explain(peer, str(refusal)) from refusal
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One incoming stream, in the task that asyncio's server made for it: its boundary."""
+        """One incoming stream, in the task that asyncio's server made for it: its boundary.
+
+        A rule that we broke ourselves ends whoever watches the daemon; any other bug costs the stream, or a peer could
+        end us with what our decoding did not expect.
+        """
         task = asyncio.current_task()
         if task is None:
             raise LocalProtocolError("a stream was accepted outside of a task")
@@ -155,10 +160,12 @@ class StreamHost:
                 raise NetworkError(f"peer {stream.peer} has more than {STREAMS_PER_PEER_MAX} streams open")
             writer.write(ACCEPTED)
             await self._callbacks[stream.protocol](stream.peer, reader, writer)
-        except (UnderstudyError, OSError, EOFError) as error:
+        except (NetworkError, RemoteProtocolError, OSError, EOFError) as error:
             logger.debug("a stream ended: %s", error)
         except asyncio.CancelledError:
             writer.transport.abort()  # only `close` cancels, and it waits for this task
+        except LocalProtocolError as error:
+            self._fail(error)
         except Exception:
             logger.exception("the callback of a stream failed; the stream is closed")
         finally:

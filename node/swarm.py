@@ -77,6 +77,8 @@ DAEMON_TIMEOUT_S = 30.0
 JOIN_TIMEOUT_S = 15.0
 JOIN_RPC_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 3.0
+EXIT_NOTICED_S = 1.0
+"""Within this time of its last word we know that p2pd has exited, if it has."""
 DHT_TIMEOUT_S = 5.0
 RPC_TIMEOUT_S = 1.0
 """A peer of the DHT silent for this long is passed over, once: then it is on hivemind's blacklist."""
@@ -203,6 +205,20 @@ class Swarm:
         """A task of its own, which `_close` waits for: hivemind, when cancelled, does not close what it has opened."""
         self._connecting = asyncio.create_task(P2P.replicate(Multiaddr(f"/unix{self._daemon.control_path}")))
         self._p2p = await asyncio.shield(self._connecting)
+        control = self._p2p._client.control
+        for task in (control._read_task, control._write_task):
+            task.add_done_callback(self._connection_ended)
+
+    def _connection_ended(self, task: asyncio.Task[Any]) -> None:
+        """hivemind never looks how the tasks of its connection to p2pd end, nor notices that they did.
+
+        p2pd may have exited, as it does when the connection closes: its exit status says more, and comes at once.
+        """
+        if task.cancelled():  # by `_close`
+            return
+        reason = task.exception() or "it was closed"
+        error = NetworkError(f"the connection to the libp2p daemon broke ({reason}): start the node again")
+        asyncio.get_running_loop().call_later(EXIT_NOTICED_S, self._daemon.fail, error)
 
     async def _create_dht(self, initial_peers: Sequence[str]) -> Any:
         return await DHTNode.create(
@@ -236,7 +252,8 @@ class Swarm:
             await self._daemon.stop()
 
     async def watch_daemon(self) -> None:
-        """Run this as long as the swarm is open: raises `NetworkError` when p2pd dies, never returns.
+        """Run this as long as the swarm is open; never returns. Raises `NetworkError` when p2pd dies or hangs up,
+        and `LocalProtocolError` when a stream's callback broke a rule of ours.
 
         Meanwhile it looks for DHT peers that fell silent, so that they find each other again.
         """

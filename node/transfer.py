@@ -15,8 +15,8 @@ from torch import nn
 
 from understudy.node.arrival import WeightsBuffer
 from understudy.node.framing import read_message, read_some, write_frame
+from understudy.node.links import OPEN_TIMEOUT_S, LinkRules, Streams
 from understudy.node.model import blank_stage
-from understudy.node.network import OPEN_TIMEOUT_S, LinkRules, Streams
 from understudy.node.stage import PART_NAMES
 from understudy.node.weights import WeightsSnapshot, check_specs
 from understudy.node.worker import ComputeThread
@@ -182,5 +182,7 @@ class _Transfer:
     def _digest_along(self, buffer: WeightsBuffer) -> None:
         """Let the compute thread digest what came, a piece at a time, instead of all of it at the end."""
         if buffer.received >= self._digest_at and (self._digesting is None or self._digesting.done()):
+            if self._digesting is not None:
+                self._digesting.result()  # raises what went wrong
             self._digest_at = buffer.received + DIGEST_BYTES
             self._digesting = self._fetcher.thread.begin(buffer.digest)

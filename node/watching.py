@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from understudy.node.display import LINE_EVERY_S, PERIOD_S, Display
 from understudy.node.metering import Tally
@@ -11,9 +14,13 @@ from understudy.protocol.core import Core
 from understudy.protocol.events import Read
 from understudy.protocol.records import PROGRESS_KEY
 
+logger = logging.getLogger(__name__)
+
 PICTURES_PER_READ = 10
 ANSWER_S = 1.0
 """How long before a line the progress is read."""
+EVENTS_MAX = 256
+"""Events that wait for the next look; more than come between two, unless something is badly wrong."""
 
 
 class Watch:
@@ -22,9 +29,21 @@ class Watch:
     def __init__(self, core: Core, tally: Tally, display: Display, read: Callable[[Read], None]) -> None:
         self._core, self._tally, self._display = core, tally, display
         self._read = read
+        self._events: deque[tuple[str, Mapping[str, Any], float]] = deque(maxlen=EVENTS_MAX)
+
+    def note(self, name: str, fields: Mapping[str, Any], now: float) -> None:
+        """The node wrote an event; it is looked at in the task of `run`."""
+        self._events.append((name, fields, now))
 
     async def run(self) -> None:
-        """For ever; ends with its task."""
+        """For ever; ends with its task, or with the first bug in what is shown: no stage is lost for a picture."""
+        try:
+            await self._watch()
+        except Exception:
+            self._display.give_up()
+            logger.exception("this node cannot be shown any more, for a bug of ours; it goes on. Please report it")
+
+    async def _watch(self) -> None:
         self._look()
         while True:
             if self._display.is_live:
@@ -49,4 +68,6 @@ class Watch:
         self._read(Read((PROGRESS_KEY,)))
 
     def _look(self) -> None:
+        while self._events:
+            self._display.note(*self._events.popleft())
         self._display.show(self._core.self_view(), self._tally, asyncio.get_running_loop().time())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from understudy.node.stage import StageHost
 from understudy.protocol.events import Discard, Job, Keep, ReleaseHold, ReleaseSnapshot, ReleaseStage
 
-Finished = Callable[[Job, Any], None]
+Finished = Callable[[Job, Any, float], None]
+"""Told of a job, its result, and the seconds that the thread was busy with it."""
 Failed = Callable[[BaseException], None]
 
 
@@ -46,8 +48,13 @@ class Worker(ComputeThread):
         torch.set_num_threads(threads)
 
     def run(self, job: Job) -> None:
-        """Queue a job; ``on_finished(job, result)`` follows on the event loop."""
-        self._submit(lambda: self._host.work(job), lambda result: self._on_finished(job, result))
+        """Queue a job; ``on_finished(job, result, seconds)`` follows on the event loop."""
+        self._submit(lambda: self._timed(job), lambda done: self._on_finished(job, *done))
+
+    def _timed(self, job: Job) -> tuple[Any, float]:
+        began = time.perf_counter()
+        result = self._host.work(job)
+        return result, time.perf_counter() - began
 
     def tend(self, action: Discard | Keep | ReleaseHold | ReleaseSnapshot | ReleaseStage) -> None:
         """Keep or free memory once the jobs given before are done."""

@@ -21,6 +21,7 @@ from understudy.protocol.events import (
     Payload,
     PeerUnreachable,
     RecordsRead,
+    SendFailed,
     Started,
     StopRequested,
     TimerFired,
@@ -36,6 +37,7 @@ from understudy.protocol.messages import (
     Commit,
     CommitAck,
     DataMessage,
+    Dropped,
     EdgeCopy,
     EdgeCopyKept,
     Fenced,
@@ -60,6 +62,8 @@ from understudy.protocol.tenancy import Tenancy
 
 TICKS_PER_HEARTBEAT = 4
 
+StepMessage = Commit | CommitAck | Dropped | EdgeCopy | EdgeCopyKept
+
 
 class Core:
     """One node of a run, without its body."""
@@ -68,7 +72,6 @@ class Core:
         self,
         me: PeerId,
         manifest: RunManifest,
-        capacity: float = 1.0,
         charter: ManifestRecord | None = None,
         *,
         can_drive: bool = True,
@@ -81,7 +84,7 @@ class Core:
         membership = Membership(manifest.stage_count, manifest.timing)
         self.state = NodeState(me, manifest, membership, can_drive=can_drive)
         self._neighbourhood = Neighbourhood(self.state)
-        self._tenancy = Tenancy(self.state, self._neighbourhood, capacity, charter)
+        self._tenancy = Tenancy(self.state, self._neighbourhood, charter)
         self._recognition = Recognition(self.state, self._neighbourhood, self._tenancy)
         self._bulletin = Bulletin(self.state, self._neighbourhood, self._tenancy, self._recognition)
         self._next_tick = 0.0
@@ -126,15 +129,19 @@ class Core:
                     self.state.emit("peer.misbehaved", offender=peer, reason=str(error), message=type(message).__name__)
                     self.state.act(CloseLinks(peer))
             case JobDone():
+                self.state.pace.note(self.state.tenure, event)
                 self._tenancy.on_job_done(event)
+            case SendFailed():
+                if self._tenancy.host is not None:
+                    self._tenancy.host.on_send_failed(event)
             case RecordsRead(key, records):
                 self._bulletin.on_records(key, records)
             case PeerUnreachable(peer):
                 self._recognition.on_unreachable(peer)
             case Fetched() | FetchFailed():
                 self._on_fetch_ended(event)
-            case Started(wanted_stage):
-                self._tenancy.start(wanted_stage)
+            case Started(wanted_stage, capacity):
+                self._tenancy.start(wanted_stage, capacity)
             case StopRequested():
                 self._tenancy.leave("asked")
 
@@ -165,7 +172,7 @@ class Core:
                 self._on_word(peer, message)
             case Forward() | Backward():
                 self._on_data(peer, message, event.payload)
-            case Commit() | CommitAck() | EdgeCopy() | EdgeCopyKept():
+            case Commit() | CommitAck() | Dropped() | EdgeCopy() | EdgeCopyKept():
                 self._on_step_message(peer, message)
             case Lost() | Alive() | Fenced():
                 self._recognition.on_gossip(peer, message)
@@ -203,20 +210,23 @@ class Core:
         else:
             host.on_backward(message, payload)
 
-    def _on_step_message(self, peer: PeerId, message: Commit | CommitAck | EdgeCopy | EdgeCopyKept) -> None:
+    def _on_step_message(self, peer: PeerId, message: StepMessage) -> None:
         """What S0 and the stages say of steps and copies."""
         if isinstance(message, EdgeCopyKept):
             if isinstance(self._tenancy.host, Driver):
                 self._tenancy.host.on_copy_kept(peer, message)
             return
-        stage = message.stage if isinstance(message, CommitAck) else DRIVER_STAGE
-        if not self._recognition.hear(Tenure(stage, message.incarnation, peer), "serving", message.step):
+        stage = message.stage if isinstance(message, CommitAck | Dropped) else DRIVER_STAGE
+        committed = max(0, message.step - 1) if isinstance(message, Dropped) else message.step
+        if not self._recognition.hear(Tenure(stage, message.incarnation, peer), "serving", committed):
             return
         match message, self._tenancy.host:
             case Commit(), BlockStage() as host:
                 host.on_commit(peer, message)
             case CommitAck(), Driver() as host:
                 host.on_stage_step(message.stage, message.step)
+            case Dropped(), Driver() as host:
+                host.on_dropped(message)
             case EdgeCopy(), BlockStage():
                 if self._tenancy.donor is not None:
                     self._tenancy.donor.keeper.on_offer(peer, message)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from understudy.protocol.dropping import Drops, dropped
 from understudy.protocol.edge_copies import EdgeCopier
 from understudy.protocol.events import (
     ApplyJob,
@@ -20,10 +21,11 @@ from understudy.protocol.events import (
     LossJob,
     Payload,
     Run,
+    SendFailed,
     Store,
 )
 from understudy.protocol.ids import Attempt, Microbatch, PeerId
-from understudy.protocol.messages import Backward, Commit, EdgeCopyKept, Forward
+from understudy.protocol.messages import Backward, Commit, Dropped, EdgeCopyKept, Forward
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline import Pipe
 from understudy.protocol.records import ProgressRecord
@@ -49,6 +51,7 @@ class Driver:
         self._waiting_for: list[int] | None = None
         self._is_stranded = False
         self._window = Window(state.manifest)
+        self._drops = Drops()
         self._is_disturbed = True
         """Something is in this step's duration that the next one's lacks; a driver's first step has all beginnings."""
         self._step_began = self._commit_sent = state.now
@@ -132,11 +135,28 @@ class Driver:
         if not self._is_stranded:
             for index in self._ledger.overdue(self._state.now):
                 self._issue(index, "its deadline passed", is_late=True)
+            self._reissue_dropped()
         if self._state.now - self._commit_sent >= self._state.manifest.timing.heartbeat_s:
             self.resend_commits()
         self.copier.advance()
         self.advance()
         self.pump()
+
+    def on_dropped(self, message: Dropped) -> None:
+        """A stage lost what it sent on: nobody needs to wait for the deadline."""
+        if message.step == self._ledger.step and not self._is_stranded:
+            if self._ledger.is_under_way(message.index, message.attempt, is_gradient=message.is_gradient):
+                self._drops.note(message.step, message.index, message.attempt, self._state.now)
+            self._reissue_dropped()
+
+    def on_send_failed(self, event: SendFailed) -> None:
+        """We ourselves lost it. If S1 or Sn has no owner, or another one, everything is issued again anyway."""
+        self.on_dropped(dropped(event.message))
+
+    def _reissue_dropped(self) -> None:
+        for index, attempt in self._drops.take_due(self._ledger.step, self._state.now):
+            if self._ledger.is_current(index, attempt) and index in self._ledger.in_flight:
+                self._issue(index, "it was lost on the way")
 
     def resend_commits(self) -> None:
         """Say the last commit to all who have not acknowledged it."""

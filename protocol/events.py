@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from understudy.protocol.ids import Attempt, Microbatch, PeerId
-from understudy.protocol.messages import AnyMessage, Part
+from understudy.protocol.messages import AnyMessage, DataMessage, Part
 from understudy.protocol.records import AnyRecord
 
 Payload = Any
@@ -27,6 +27,8 @@ class Started:
     """The node is on the network. ``wanted_stage`` None means: take what is needed most."""
 
     wanted_stage: int | None = None
+    capacity: float = 1.0
+    """Measured; spares are ranked by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,15 @@ class PeerUnreachable:
 
 
 @dataclass(frozen=True, slots=True)
+class SendFailed:
+    """A tensor that was to be sent did not get there, as far as its sender can know. It may have all the same."""
+
+    peer: PeerId
+    message: DataMessage
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
 class RecordsRead:
     """The valid, unexpired records now found under one key."""
 
@@ -64,6 +75,8 @@ class JobDone:
 
     job: Job
     result: Any = None
+    seconds: float = 0.0
+    """The thread was busy with it for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +109,7 @@ Event = (
     | TimerFired
     | MessageReceived
     | PeerUnreachable
+    | SendFailed
     | RecordsRead
     | JobDone
     | Fetched
@@ -209,7 +223,7 @@ Job = ForwardJob | LossJob | BackwardJob | ApplyJob | SnapshotJob | HoldJob | Di
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Queue a message for a peer; a link that fails loses it, and the protocol heals that."""
+    """Queue a message for a peer; a link that fails loses it. If it had a payload, `SendFailed` says so."""
 
     peer: PeerId
     message: AnyMessage

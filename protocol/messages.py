@@ -183,6 +183,20 @@ class CommitAck(Message, frozen=True, tag="commit_ack"):
     step: StepNumber
 
 
+class Dropped(Message, frozen=True, tag="dropped"):
+    """From a stage to the driver: what it sent on of this attempt was lost, and it could not send it again.
+
+    ``is_gradient``: lost on the way back.
+    """
+
+    stage: StageNumber
+    incarnation: Incarnation
+    step: StepNumber
+    index: Index
+    attempt: Attempt
+    is_gradient: bool
+
+
 class EdgeCopy(Message, frozen=True, tag="edge_copy"):
     """From the driver to the keeper of a part of S0: a copy as of ``step`` waits to be fetched."""
 
@@ -316,6 +330,7 @@ AnyMessage = (
     | Withdraw
     | Commit
     | CommitAck
+    | Dropped
     | EdgeCopy
     | EdgeCopyKept
     | Hold

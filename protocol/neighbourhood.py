@@ -109,7 +109,8 @@ class Neighbourhood:
         self.stored_at = self._state.now
         state = self._state
         if state.tenure is not None and state.is_recognised:
-            record = StageRecord(state.me, state.stage, state.incarnation, state.tenure_state, state.committed)
+            pace = state.pace.microbatches_per_second
+            record = StageRecord(state.me, state.stage, state.incarnation, state.tenure_state, state.committed, pace)
             state.act(Store(record, state.manifest.timing.record_lifetime_s))
 
     # --- heartbeats ---

@@ -11,6 +11,7 @@ from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership import Membership
 from understudy.protocol.messages import Announce, AnyMessage, Heartbeat, StageState
+from understudy.protocol.pace import Pace
 from understudy.protocol.records import ProgressRecord
 from understudy.protocol.routing import neighbours
 from understudy.protocol.seats import Seat, Status
@@ -38,6 +39,7 @@ class NodeState:
     """Of our last mean gradient, before clipping."""
     progress: ProgressRecord | None = None
     """The driver's last word that we read, or said ourselves. For people; no decision looks at it."""
+    pace: Pace = field(default_factory=Pace)
     is_view_changed: bool = False
     """Somebody's tenure began, ended or moved on within this `Core.handle`: what follows is due."""
     is_stopped: bool = False

@@ -50,6 +50,8 @@ class StageView(msgspec.Struct, frozen=True):
     step: int = 0
     record_age_s: float | None = None
     """Since the owner stored its record; it does so every `record_refresh_s`."""
+    microbatches_per_second: float | None = None
+    """What its owner can do, measured at work."""
 
 
 class SpareView(msgspec.Struct, frozen=True):
@@ -125,7 +127,8 @@ def _stage_view(stage: int, manifest: RunManifest, all_posted: list[Posted]) -> 
     if state != "left" and _is_mourned(record, expires_in_s, all_posted):
         state = "lost"
     age_s = max(0.0, manifest.timing.record_lifetime_s - expires_in_s)
-    return StageView(stage, state, record.peer, record.incarnation, record.step, age_s)
+    pace = record.microbatches_per_second or None
+    return StageView(stage, state, record.peer, record.incarnation, record.step, age_s, pace)
 
 
 def _ownerless(stage: int, all_posted: list[Posted]) -> StageView:

@@ -8,8 +8,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from understudy.protocol.dropping import dropped
 from understudy.protocol.errors import RemoteProtocolError
-from understudy.protocol.events import ApplyJob, BackwardJob, Discard, ForwardJob, Job, JobDone, LossJob, Payload, Run
+from understudy.protocol.events import (
+    ApplyJob,
+    BackwardJob,
+    Discard,
+    ForwardJob,
+    Job,
+    JobDone,
+    LossJob,
+    Payload,
+    Run,
+    SendFailed,
+)
 from understudy.protocol.holding import Holds
 from understudy.protocol.ids import DRIVER_STAGE, Microbatch, PeerId
 from understudy.protocol.messages import Backward, Commit, CommitAck, DataMessage, Forward
@@ -122,6 +134,24 @@ class BlockStage:
             return
         self.pipe.queue.push(BackwardJob(message.microbatch, message.attempt, payload, is_counted=False))
         self.pump()
+
+    def on_send_failed(self, event: SendFailed) -> None:
+        """What we passed on was lost. If it matters still, another owner gets it, or S0 issues the microbatch again.
+
+        A new owner has no use for a gradient: it did not see the activation, and S0 issues everything again anyway.
+        """
+        lost, is_gradient = event.message, isinstance(event.message, Backward)
+        if lost.step != self._ledger.step or not self._ledger.has_sent(
+            lost.index, lost.attempt, is_gradient=is_gradient
+        ):
+            return
+        towards = preceding if is_gradient else following
+        stage = towards(self.pipe.route(lost.index), self._state.stage)
+        owner = self._state.membership.serving_peer(stage)
+        if owner == event.peer:
+            self._state.send_to_stage(DRIVER_STAGE, dropped(lost))
+        elif owner is None or not is_gradient:
+            self.pipe.deliver(stage, lost, event.payload)
 
     def on_commit(self, peer: PeerId, message: Commit) -> None:
         """The driver's word. It is acknowledged once applied, and again if the driver asks again."""

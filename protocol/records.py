@@ -36,6 +36,8 @@ class StageRecord(Record, frozen=True, tag="stage"):
     incarnation: Incarnation
     state: StageState
     step: StepNumber
+    microbatches_per_second: Annotated[float, Meta(ge=0)] = 0.0
+    """What the owner's compute thread can do, measured at work; 0 if it is not known yet. For people."""
 
 
 class SpareRecord(Record, frozen=True, tag="spare"):

@@ -86,6 +86,12 @@ class StageLedger:
         self.counted.add(index)
         return is_new
 
+    def has_sent(self, index: int, attempt: Attempt, *, is_gradient: bool) -> bool:
+        """Whether the activation or gradient of the current attempt is the last that happened to it here."""
+        entry = self._entries.get(index)
+        last = Phase.FINISHED if is_gradient else Phase.FORWARDED
+        return entry is not None and entry.attempt == attempt and entry.phase is last
+
     def finish_backward(self, index: int, attempt: Attempt) -> bool:
         """The backward work is done. False: the result is outdated."""
         return self._move(index, attempt, Phase.BACKWARD_DUE, Phase.FINISHED)
@@ -173,6 +179,12 @@ class DriverLedger:
     def is_current(self, index: int, attempt: Attempt) -> bool:
         entry = self._entries.get(index)
         return entry is not None and entry.attempt == attempt
+
+    def is_under_way(self, index: int, attempt: Attempt, *, is_gradient: bool) -> bool:
+        """Whether the current attempt is among the stages, on the way that was named."""
+        entry = self._entries.get(index)
+        phase = DriverPhase.RETURNING if is_gradient else DriverPhase.OUTBOUND
+        return entry is not None and entry.attempt == attempt and entry.phase is phase
 
     def issue(self, index: int, now: float, timeout_s: float, *, is_late: bool = False) -> Attempt:
         """Start the next attempt of a microbatch. The time allowed doubles whenever one was late."""

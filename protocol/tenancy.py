@@ -25,18 +25,17 @@ from understudy.protocol.recovery import Plan
 class Tenancy:
     """Spare, claimant, owner, retired, gone: the life of a node."""
 
-    def __init__(
-        self, state: NodeState, neighbourhood: Neighbourhood, capacity: float, charter: ManifestRecord | None
-    ) -> None:
+    def __init__(self, state: NodeState, neighbourhood: Neighbourhood, charter: ManifestRecord | None) -> None:
         self._state, self._neighbourhood = state, neighbourhood
-        self._capacity, self._charter = capacity, charter
+        self._capacity, self._charter = 1.0, charter
         self._is_known_spare = False
-        self.claimant = Claimant(state, Lookout(state, capacity, None))
+        self.claimant = Claimant(state, Lookout(state, self._capacity, None))
         self.host: BlockStage | Driver | None = None
         self.donor: Donor | None = None
 
-    def start(self, wanted_stage: int | None) -> None:
+    def start(self, wanted_stage: int | None, capacity: float) -> None:
         """We are on the network."""
+        self._capacity = capacity
         self.claimant = Claimant(self._state, Lookout(self._state, self._capacity, wanted_stage))
         self._become_spare()
 

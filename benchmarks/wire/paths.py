@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from understudy.node.links import LinkRules, Listener
 from understudy.node.metering import MeteredStreams, Tally
-from understudy.node.network import LinkRules, Network
+from understudy.node.network import Network
 from understudy.node.swarm import Swarm
 from understudy.node.tensors import bytes_of
 from understudy.protocol.ids import Attempt, PeerId
@@ -119,7 +120,7 @@ class LinksPath:
     async def serve(cls, swarm: Swarm, peer: PeerId, rules: LinkRules, tasks: asyncio.TaskGroup) -> LinksPath:
         """The sending end, listening for the receiver's word."""
         tally = Tally()
-        network = Network(MeteredStreams(swarm, tally), rules, lambda *_: path._is_done.set(), _fail)
+        network = Network(MeteredStreams(swarm, tally), rules, Listener(lambda *_: path._is_done.set(), _fail))
         path = cls(network, peer)
         network.start(tasks)
         await swarm.serve_streams(network.protocol, tally.metered_callback(network.receive))
@@ -143,7 +144,7 @@ async def serve_links(swarm: Swarm, rules: LinkRules, tasks: asyncio.TaskGroup) 
             network.send(peer, Heartbeat(1, 1, "serving", message.step), None)
 
     tally = Tally()
-    network = Network(MeteredStreams(swarm, tally), rules, deliver, lambda _: None)
+    network = Network(MeteredStreams(swarm, tally), rules, Listener(deliver))
     network.start(tasks)
     await swarm.serve_streams(network.protocol, tally.metered_callback(network.receive))
     return network

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from understudy.node.daemon import SOCKET_FOLDER, processors, sweep_stale_socket
 from understudy.node.identity import Identity
 from understudy.node.swarm import Swarm, SwarmConfig, dht_time
 from understudy.node.swarm_config import reader_config
-from understudy.protocol.errors import LocalProtocolError, NetworkError, PeerRefusedError
+from understudy.protocol.errors import LocalProtocolError, NetworkError, PeerRefusedError, RemoteProtocolError
 from understudy.protocol.ids import PeerId
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
@@ -284,6 +284,28 @@ def test_a_failing_callback_costs_the_stream_only(tmp_path: Path, caplog: pytest
     assert caplog.text.count("the callback of a stream failed") == 2
 
 
+def test_a_rule_that_we_broke_ourselves_ends_whoever_watches(tmp_path: Path) -> None:
+    """A peer's fault is only the stream's: it is read and forgotten."""
+    errors: list[Exception] = [NetworkError("cut"), RemoteProtocolError("theirs"), LocalProtocolError("made up")]
+
+    async def fail(peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise errors.pop(0)
+
+    async def main() -> None:
+        async with pair(tmp_path) as (a, b):
+            await b.serve_streams("fail", fail)
+            while errors:
+                assert not b._daemon._child.trouble.done()
+                reader, writer = await a.open_stream(b.peer_id, "fail", 5.0)
+                assert await reader.read() == b""
+                writer.close()
+            with raises_one_line(LocalProtocolError, "made up"):
+                async with asyncio.timeout(5.0):
+                    await b.watch_daemon()
+
+    run(main())
+
+
 def test_a_closed_peer_refuses_and_a_stream_to_it_ends(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(tmp_path, "a") as a:
@@ -419,7 +441,9 @@ def test_an_identity_may_come_back_at_once(tmp_path: Path) -> None:
     run(main())
 
 
-def test_the_death_of_our_daemon_is_reported(tmp_path: Path) -> None:
+def test_the_death_of_our_daemon_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Tasks of hivemind's, whose end nobody looked at, were told of in a traceback behind the reason."""
+
     async def main() -> None:
         async with pair(tmp_path) as (a, b):
             psutil.Process(a._daemon.process_id).kill()
@@ -428,6 +452,24 @@ def test_the_death_of_our_daemon_is_reported(tmp_path: Path) -> None:
                     await a.watch_daemon()
             with raises_one_line(NetworkError, "libp2p daemon"):
                 await a.open_stream(b.peer_id, "echo", 5.0)
+            for _ in range(2):
+                with suppress(NetworkError):
+                    await a.get("key")
+
+    run(main())
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_a_connection_to_our_daemon_that_is_read_no_more_is_reported(tmp_path: Path) -> None:
+    """hivemind does not notice, and none of its questions would be answered any more."""
+
+    async def main() -> None:
+        async with pair(tmp_path) as (a, _):
+            reader = a._p2p._client.control._read_task.get_coro().cr_frame.f_locals["reader"]
+            reader.set_exception(ValueError("made up"))
+            with raises_one_line(NetworkError, r"connection to the libp2p daemon broke \(made up\): start"):
+                async with asyncio.timeout(5.0):
+                    await a.watch_daemon()
 
     run(main())
 

@@ -21,9 +21,12 @@ IMPURE = {
 }  # fmt: skip
 """What protocol/ must not know of: everything that has a clock, a thread, a file or a mind of its own."""
 
-COMPUTE = {"precision", "stage", "model", "optimizer", "weights", "data", "worker", "generation", "quantising"}
+COMPUTE = {
+    "precision", "stage", "model", "optimizer", "weights", "data", "worker", "generation", "quantising", "capacity",
+}  # fmt: skip
 CARRIERS = {
-    "arrival", "tensors", "framing", "network", "transfer", "runtime", "config", "export_folder", "initial_weights",
+    "arrival", "tensors", "framing", "links", "network", "transfer", "runtime", "config", "export_folder",
+    "initial_weights",
 }  # fmt: skip
 """Who computes with torch, and who names its types on their way there. Nobody else knows of it."""
 

@@ -19,7 +19,7 @@ def offer_by(peer: PeerId) -> OfferRecord:
 
 @pytest.mark.parametrize(("author", "is_believed"), [(WITNESS, True), (ME, False)])
 def test_an_offer_of_our_own_from_before_kills_nobody(author: PeerId, is_believed: bool) -> None:
-    core = Core(ME, preset("tiny"), 1.0)
+    core = Core(ME, preset("tiny"))
     core.handle(Started(None), 0.0)
     core.handle(RecordsRead(stage_key(1), (StageRecord(OWNER, 1, 1, "serving", 3),)), 0.1)
     assert core.state.membership.is_serving(1)

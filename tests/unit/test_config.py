@@ -10,7 +10,6 @@ import torch
 
 from understudy.node.addresses import JoinString
 from understudy.node.config import NodeConfig, choose_device, choose_threads
-from understudy.node.runtime import measure_capacity
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.ids import PeerId
 
@@ -39,10 +38,6 @@ def test_no_threads_means_all_cores_and_fewer_is_a_mistake() -> None:
     assert choose_threads(0) == len(os.sched_getaffinity(0))
     with pytest.raises(SettingsError, match="--threads must not be negative; 0 means all cores"):
         choose_threads(-1)
-
-
-def test_capacity_is_a_positive_number() -> None:
-    assert measure_capacity("cpu") > 0
 
 
 def test_a_nodes_settings_do_not_change() -> None:

@@ -7,14 +7,18 @@ import io
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from tests.fakes import until
+from understudy.bootstrap import show
+from understudy.bootstrap.board import Board
 from understudy.node import display as module
 from understudy.node import watching
+from understudy.node.diary import Diary
 from understudy.node.display import LINE_EVERY_S, ConsoleHandler, Display
 from understudy.node.metering import Tally
 from understudy.node.process import on_hangup
@@ -238,3 +242,78 @@ def test_the_progress_is_read_for_whoever_looks(
     asyncio.run(main())
     assert happened[: len(expected)] == expected
     assert set(reads) == {Read((PROGRESS_KEY,))}
+
+
+class Unprintable:
+    """What a console cannot render."""
+
+    def __rich__(self) -> str:
+        raise ZeroDivisionError("made up")
+
+
+def divide(*_: object, **__: object) -> Any:
+    raise ZeroDivisionError("made up")
+
+
+BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "what is told": lambda patch: patch.setattr(Diary, "note", divide),
+    "what is seen": lambda patch: patch.setattr(Diary, "glance", divide),
+    "the picture": lambda patch: patch.setattr(module, "own_view", divide),
+    "the line": lambda patch: patch.setattr(module, "status_line", divide),
+    "the drawing": lambda patch: patch.setattr(module, "own_view", lambda glance: Unprintable()),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_in_the_picture_costs_the_picture_only(
+    bug: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found by reading: it ended the node, and with it a stage."""
+    monkeypatch.setattr(watching, "PERIOD_S", 0.001)
+    monkeypatch.setattr(watching, "LINE_EVERY_S", 0.002)
+    monkeypatch.setattr(watching, "ANSWER_S", 0.001)
+    screen = Screen()
+    console = Console(file=screen) if bug == "the line" else terminal(screen)
+
+    async def main() -> None:
+        with Display(console) as display:
+            watch = Watch(Core(PeerId("QmMe"), preset("tiny")), Tally(), display, lambda read: None)
+            async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+                task = tasks.create_task(watch.run())
+                await until(screen.getvalue if display.is_live else lambda: display._has_looked)
+                BUGS[bug](monkeypatch)
+                watch.note("peer.spare", {}, 1.0)
+                await task  # it is over, and has raised nothing
+                watch.note("peer.spare", {}, 2.0)
+            assert not display.is_live
+
+    asyncio.run(main())
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == [
+        "this node cannot be shown any more, for a bug of ours; it goes on. Please report it"
+    ]
+    assert screen.getvalue().count(HIDE) == screen.getvalue().count(SHOW)
+
+
+def test_a_log_line_that_cannot_be_written_costs_the_line_only(
+    log: logging.Logger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever logs may be in the middle of what the core decided."""
+    console = terminal(Screen())
+    log.addHandler(ConsoleHandler(console, is_verbose=False))
+    monkeypatch.setattr(console, "print", divide)
+    for _ in range(3):
+        log.info("a line")
+    assert capsys.readouterr().err.count("ZeroDivisionError: made up") == 1
+
+
+def test_a_bug_in_the_table_of_a_local_swarm_costs_the_table_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(show, "live_view", divide)
+    monkeypatch.setattr(show, "progress_line", divide)
+    for console in (terminal(Screen()), Console(file=Screen())):
+        caplog.clear()
+        with show._Screen(console) as screen:
+            for _ in range(3):
+                screen.show(Board(5, 10))
+        assert [record.levelno for record in caplog.records] == [logging.ERROR]

@@ -7,11 +7,21 @@ from typing import TypeVar
 import pytest
 
 from understudy.protocol.driving import Driver
-from understudy.protocol.events import ApplyJob, BackwardJob, ForwardJob, JobDone, LossJob, Run, SnapshotJob
-from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.events import (
+    ApplyJob,
+    BackwardJob,
+    Emit,
+    ForwardJob,
+    JobDone,
+    LossJob,
+    Run,
+    SendFailed,
+    SnapshotJob,
+)
+from understudy.protocol.ids import Attempt, PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
 from understudy.protocol.membership import Membership
-from understudy.protocol.messages import Backward, Forward
+from understudy.protocol.messages import Backward, Dropped, Forward
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.seats import Seat, Status
 from understudy.protocol.window import Window
@@ -31,12 +41,12 @@ RESULTS: dict[type, object] = {
 class Swarm:
     """A driver whose one microbatch travels at our word; every step takes a second."""
 
-    def __init__(self) -> None:
-        self.state = NodeState(ME, RUN, Membership(RUN.stage_count, RUN.timing), now=10.0)
+    def __init__(self, run: RunManifest = RUN) -> None:
+        self.state = NodeState(ME, run, Membership(run.stage_count, run.timing), now=10.0)
         self.state.tenure, self.state.tenure_state = Tenure(0, 1, ME), "serving"
         for stage in (1, 2):
             self.state.membership.seats[stage] = Seat(stage, PeerId(f"{stage}"), 1, "serving", 0, Status.ALIVE, 10.0)
-        self._finished = 0
+        self._finished = self._seen = 0
         self.driver = Driver(self.state)
         self.driver.advance()
 
@@ -76,6 +86,99 @@ class Swarm:
         """Of S1's owner."""
         self.state.membership.seats[1].status = status
         self.driver.advance()
+
+    def reissued(self) -> list[str]:
+        """Why microbatches were issued again, since the last time."""
+        events = [act for act in self.state.actions if isinstance(act, Emit) and act.name == "microbatch.reissued"]
+        again, self._seen = events[self._seen :], len(events)
+        return [event.fields["reason"] for event in again]
+
+
+def lost(attempt: Attempt, *, is_gradient: bool) -> Dropped:
+    return Dropped(1, 1, 1, 0, attempt, is_gradient)
+
+
+FIRST, SECOND, THIRD = (Attempt(1, counter) for counter in range(3))
+
+
+def test_what_a_stage_lost_is_issued_again_at_once_and_then_after_a_pause() -> None:
+    swarm = Swarm()
+    swarm.go_out()
+    swarm.driver.on_dropped(lost(FIRST, is_gradient=False))
+    assert swarm.reissued() == []  # it came to us all the same
+    swarm = Swarm()
+    swarm._finish(ForwardJob)
+    for message in (lost(SECOND, is_gradient=False), lost(FIRST, is_gradient=True)):
+        swarm.driver.on_dropped(message)
+        assert swarm.reissued() == []  # there is no such attempt; it is not on its way back
+    swarm.driver.on_dropped(lost(FIRST, is_gradient=False))
+    assert swarm.reissued() == ["it was lost on the way"]
+    swarm._finish(ForwardJob)
+    swarm.driver.on_dropped(lost(SECOND, is_gradient=False))
+    swarm.state.now += 0.5
+    swarm.driver.on_tick()
+    assert swarm.reissued() == []
+    swarm.state.now += 0.5
+    swarm.driver.on_tick()
+    assert swarm.reissued() == ["it was lost on the way"]
+
+
+def test_a_loss_that_something_else_has_healed_meanwhile_is_nothing() -> None:
+    swarm = Swarm()
+    for attempt in (FIRST, SECOND):
+        swarm._finish(ForwardJob)
+        swarm.driver.on_dropped(lost(attempt, is_gradient=False))
+    swarm.reissued()
+    swarm.driver.on_forward(Forward(1, 0, SECOND, 2, 1), "activation")  # it was there after all
+    swarm.come_home()
+    swarm.state.now += 5.0
+    swarm.driver.on_tick()
+    assert swarm.reissued() == []
+
+
+def test_a_loss_whose_microbatch_was_issued_again_meanwhile_is_nothing() -> None:
+    swarm = Swarm()
+    for attempt in (FIRST, SECOND):
+        swarm._finish(ForwardJob)
+        swarm.driver.on_dropped(lost(attempt, is_gradient=False))
+    swarm.reissued()
+    swarm.state.now += RUN.step.microbatch_timeout_s
+    swarm.driver.on_tick()
+    assert swarm.reissued() == ["its deadline passed"]
+
+
+def test_a_loss_whose_microbatch_came_home_meanwhile_is_nothing() -> None:
+    """It is done, though the step is not: there is nothing to issue."""
+    swarm = Swarm(RunManifest(name="driven", model=ModelSettings(block_stages=2), step=StepSettings(microbatches=2)))
+    swarm._finish(ForwardJob)
+    swarm.driver.on_dropped(lost(FIRST, is_gradient=False))
+    swarm._finish(ForwardJob)  # of the other microbatch
+    swarm._finish(ForwardJob)
+    swarm.driver.on_dropped(lost(SECOND, is_gradient=False))
+    swarm.reissued()
+    swarm.driver.on_forward(Forward(1, 0, SECOND, 2, 1), "activation")
+    swarm.come_home()
+    swarm.state.now += 5.0
+    swarm.driver.on_tick()
+    assert swarm.reissued() == []
+
+
+def test_while_a_stage_is_missing_a_loss_waits_for_it_like_everything_else() -> None:
+    swarm = Swarm()
+    swarm._finish(ForwardJob)
+    swarm.set_status(Status.DEAD)
+    swarm.driver.on_dropped(lost(FIRST, is_gradient=False))
+    assert swarm.reissued() == []
+    swarm.set_status(Status.ALIVE)
+    assert swarm.reissued() == ["a stage was lost"]
+
+
+def test_what_s0_lost_itself_it_issues_again() -> None:
+    swarm = Swarm()
+    swarm._finish(ForwardJob)
+    sent = Forward(1, 0, FIRST, 0, 1)
+    swarm.driver.on_send_failed(SendFailed(PeerId("1"), sent, "activation"))
+    assert swarm.reissued() == ["it was lost on the way"]
 
 
 @pytest.fixture

@@ -10,9 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.fakes import MemoryWriter, as_writer, reader_of
+from tests.fakes import MemoryWriter, as_writer, reader_of, run_leaping
 from understudy.node import framing
-from understudy.node.framing import read_into, read_link_frame, read_message, read_some, write_frame
+from understudy.node.framing import (
+    SLOWEST_BYTES_PER_S,
+    STALL_TIMEOUT_S,
+    read_into,
+    read_link_frame,
+    read_message,
+    read_some,
+    write_frame,
+)
 from understudy.node.tensors import bytes_of, to_wire
 from understudy.protocol.errors import NetworkError, RemoteProtocolError
 from understudy.protocol.ids import Attempt
@@ -175,30 +183,78 @@ def test_a_tensor_behind_a_control_message_is_refused() -> None:
     run(main())
 
 
-def test_a_frame_that_began_must_end_in_time() -> None:
+BIG = TensorHeader("float32", (1, 1024, 1024))
+BIG_BYTES = 4 << 20
+
+
+def feed(reader: asyncio.StreamReader, data: bytes, piece_bytes: int, every_s: float) -> None:
+    """Bring the data piece by piece."""
+    for number, start in enumerate(range(0, len(data), piece_bytes)):
+        piece = data[start : start + piece_bytes]
+        asyncio.get_running_loop().call_later(every_s * (number + 1), reader.feed_data, piece)
+
+
+def test_a_frame_that_began_must_go_on() -> None:
     async def main() -> None:
         whole = await written(FORWARD, activation())
-        for length in (PREFIX.size, PREFIX.size + 3, len(whole) - 1):
+        for length in (1, PREFIX.size, PREFIX.size + 3, len(whole) - 1):
             reader = asyncio.StreamReader()
             reader.feed_data(whole[:length])
+            began = asyncio.get_running_loop().time()
             with pytest.raises(TimeoutError):
-                await read_link_frame(reader, ACTIVATION, 0.01)
+                await read_link_frame(reader, ACTIVATION, 1e6)
+            assert asyncio.get_running_loop().time() - began == pytest.approx(STALL_TIMEOUT_S)
 
-    run(main())
+    run_leaping(main())
 
 
 def test_the_wait_for_a_frame_is_the_callers() -> None:
-    """The frame's own timeout begins with its first bytes."""
+    """The frame's own deadline begins with its first byte."""
 
     async def main() -> None:
         reader = asyncio.StreamReader()
-        reading = asyncio.ensure_future(read_link_frame(reader, ACTIVATION, 0.01))
-        _, pending = await asyncio.wait([reading], timeout=0.1)
-        assert pending
-        reader.feed_data(await written(HEARTBEAT))
-        assert await reading == (HEARTBEAT, None)
+        feed(reader, await written(HEARTBEAT), 100, every_s=1000.0)
+        assert await read_link_frame(reader, ACTIVATION, 1001.0) == (HEARTBEAT, None)
+        with pytest.raises(TimeoutError):
+            await read_link_frame(reader, ACTIVATION, 1001.0)
 
-    run(main())
+    run_leaping(main())
+
+
+@pytest.mark.parametrize(("bytes_per_s", "is_in_time"), [(1.2 * SLOWEST_BYTES_PER_S, True), (8 * 1024, False)])
+def test_a_tensor_that_comes_slowly_comes_and_one_that_trickles_does_not(bytes_per_s: float, is_in_time: bool) -> None:
+    async def main() -> None:
+        reader = asyncio.StreamReader()
+        data = await written(FORWARD, torch.ones(BIG.shape))
+        feed(reader, data, 64 * 1024, every_s=64 * 1024 / bytes_per_s)
+        if is_in_time:
+            assert await read_link_frame(reader, BIG, TIMEOUT_S) is not None
+            assert asyncio.get_running_loop().time() > BIG_BYTES / SLOWEST_BYTES_PER_S / 1.3
+        else:
+            with pytest.raises(TimeoutError):
+                await read_link_frame(reader, BIG, 10.0)
+            assert asyncio.get_running_loop().time() < 60.0 + BIG_BYTES / SLOWEST_BYTES_PER_S
+
+    run_leaping(main())
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "is_in_time"), [(1.2 * SLOWEST_BYTES_PER_S, True), (8 * 1024, False), (4 * 1024, False)]
+)
+def test_a_writer_has_the_time_that_its_bytes_need(bytes_per_s: float, is_in_time: bool) -> None:
+    """Four tensors of 16.8 MB at a time, in 120 s: lines of less than 4.5 Mbit/s never got one through."""
+
+    async def main() -> None:
+        writer = MemoryWriter()
+        writer.bytes_per_s = bytes_per_s
+        if is_in_time:
+            await write_frame(as_writer(writer), FORWARD, torch.ones(BIG.shape))
+            assert len(writer.data) > BIG_BYTES
+        else:
+            with pytest.raises(TimeoutError):
+                await write_frame(as_writer(writer), FORWARD, torch.ones(BIG.shape))
+
+    run_leaping(main())
 
 
 def test_some_bytes_are_some_bytes() -> None:
@@ -222,8 +278,8 @@ def test_a_writer_waits_until_its_frame_is_taken_in() -> None:
     async def main() -> None:
         writer = MemoryWriter()
         writer.is_stuck = True
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await write_frame(as_writer(writer), FetchEnd())
+        for message, tensor in ((FetchEnd(), None), (FORWARD, activation())):
+            with pytest.raises(TimeoutError):
+                await write_frame(as_writer(writer), message, tensor)
 
-    run(main())
+    run_leaping(main())

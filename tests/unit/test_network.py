@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import torch
 import uvloop
 from torch import Tensor
 
-from tests.fakes import FakeStreams, MemoryWriter, Opened, as_writer, reader_of, until
+from tests.fakes import FakeStreams, MemoryWriter, Opened, as_writer, reader_of, run_leaping, until
+from understudy.node import framing, links
 from understudy.node import network as module
 from understudy.node.framing import read_link_frame, write_frame
-from understudy.node.network import LinkRules, Network
+from understudy.node.links import LinkRules, Listener
+from understudy.node.network import Network
 from understudy.node.straight import open_unix_stream, start_unix_streams
 from understudy.protocol.errors import NetworkError, PeerRefusedError
 from understudy.protocol.ids import Attempt, PeerId
@@ -49,7 +52,9 @@ class Bench:
         self.delivered: list[tuple[PeerId, AnyMessage, Tensor | None]] = []
         self.gone: list[PeerId] = []
         self.on_delivery: Callable[[AnyMessage], None] = lambda _: None
-        self.network = Network(streams, RULES, self._deliver, self.gone.append)
+        self.lost: list[tuple[PeerId, AnyMessage]] = []
+        listener = Listener(self._deliver, self.gone.append, lambda peer, message, _: self.lost.append((peer, message)))
+        self.network = Network(streams, RULES, listener)
 
     def _deliver(self, peer: PeerId, message: AnyMessage, tensor: Tensor | None) -> None:
         self.delivered.append((peer, message, tensor))
@@ -206,7 +211,7 @@ def test_a_stream_that_ends_just_as_something_is_sent_is_opened_again(
             await start_unix_streams(accept, streams.path, 1024),
             asyncio.TaskGroup() as tasks,
         ):
-            network = Network(streams, RULES, lambda *_: None, lambda _: None)
+            network = Network(streams, RULES, Listener(lambda *_: None))
             network.start(tasks)
             network.send(PEER, beat(1), None)
             await network.flush(TIMEOUT_S)
@@ -253,7 +258,7 @@ def test_a_peer_that_cannot_be_reached_is_not_gone_and_the_next_message_tries_ag
 
 
 def test_an_idle_link_is_closed_and_opened_again_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IDLE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(links, "IDLE_TIMEOUT_S", 0.01)
 
     async def main() -> None:
         async with bench() as b:
@@ -269,7 +274,7 @@ def test_an_idle_link_is_closed_and_opened_again_when_needed(monkeypatch: pytest
 
 
 def test_the_queue_of_a_stalled_link_is_bounded_and_drops_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "QUEUE_MESSAGES_MAX", 3)
+    monkeypatch.setattr(links, "QUEUE_MESSAGES_MAX", 3)
 
     async def main() -> None:
         async with bench() as b:
@@ -282,7 +287,7 @@ def test_the_queue_of_a_stalled_link_is_bounded_and_drops_the_oldest(monkeypatch
 
 
 def test_a_peer_that_takes_nothing_in_costs_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WRITE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(framing, "frame_timeout_s", lambda frame_bytes: 0.01)
 
     async def main() -> None:
         async with bench() as b:
@@ -294,6 +299,178 @@ def test_a_peer_that_takes_nothing_in_costs_the_stream(monkeypatch: pytest.Monke
             await b.network.flush(TIMEOUT_S)
             assert await sent(b.streams.opened[1]) == [HELLO, beat(2)]
             assert b.streams.opened[0].writer.is_closed
+
+    run(main)
+
+
+def activation(index: int) -> Forward:
+    return Forward(8, index, Attempt(1, 0), 1, 1)
+
+
+def send_tensors(network: Network, indices: Sequence[int]) -> None:
+    """All on one link."""
+    for index in indices:
+        network.send(PEER, activation(index), torch.ones(1, 2, 3))
+
+
+@pytest.fixture
+def one_data_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DATA_LINKS", 1)
+
+
+@pytest.mark.usefixtures("one_data_link")
+def test_an_overflow_while_a_message_is_written_drops_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was being written was the oldest, was dropped as such, and then one more as written."""
+    monkeypatch.setattr(links, "QUEUE_MESSAGES_MAX", 3)
+
+    async def main() -> None:
+        async with bench() as b:
+            send_tensors(b.network, [0])
+            await b.network.flush(TIMEOUT_S)
+            writer = b.streams.opened[0].writer
+            go_on = asyncio.Event()
+            drain = writer.drain
+
+            async def held() -> None:
+                await go_on.wait()
+                await drain()
+
+            monkeypatch.setattr(writer, "drain", held)
+            send_tensors(b.network, [1])
+            await until(lambda: b.network._links[PEER, 1][0]._sending is not None)
+            send_tensors(b.network, range(2, 7))
+            go_on.set()
+            await b.network.flush(TIMEOUT_S)
+            came = [message.index for message in await sent(b.streams.opened[0]) if isinstance(message, Forward)]
+            assert came == [0, 1, 4, 5, 6]
+            assert b.lost == [(PEER, activation(2)), (PEER, activation(3))]
+
+    run(main)
+
+
+@pytest.mark.usefixtures("one_data_link")
+def test_tensors_for_a_peer_that_cannot_be_reached_are_told_of() -> None:
+    async def main() -> None:
+        async with bench(FakeStreams(outcomes=[NetworkError("silence")])) as b:
+            send_tensors(b.network, range(3))
+            b.network.send(PEER, beat(1), None)  # said again by the protocol, if it matters
+            await until(lambda: len(b.lost) == 3)
+            assert b.lost == [(PEER, activation(index)) for index in range(3)]
+
+    run(main)
+
+
+@pytest.mark.usefixtures("one_data_link")
+def test_tensors_for_a_peer_that_is_gone_are_told_of_after_its_death() -> None:
+    async def main() -> None:
+        cut = len(HELLO_BYTES) + len(encode_frame(FORWARD, ACTIVATION)) + 24 + 10
+        async with bench(FakeStreams([None, PeerRefusedError("gone")], breaks_after=[cut])) as b:
+            send_tensors(b.network, [0, 1])
+            await until(lambda: b.gone)
+            assert b.lost == []
+            await until(lambda: len(b.lost) == 2)
+            assert [message for _, message in b.lost] == [activation(0), activation(1)]  # 0 may be there, or not
+
+    run(main)
+
+
+@pytest.mark.usefixtures("one_data_link")
+def test_a_tensor_that_breaks_every_stream_is_given_up_and_told_of() -> None:
+    """Too big for the line: it was sent anew for ever, and nothing behind it ever was."""
+
+    async def main() -> None:
+        cut = len(HELLO_BYTES) + 10
+        async with bench(FakeStreams(breaks_after=[cut] * links.TRIES_MAX)) as b:
+            send_tensors(b.network, [0, 1])
+            await until(lambda: b.lost)
+            await b.network.flush(TIMEOUT_S)
+            assert b.lost == [(PEER, activation(0))]
+            assert len(b.streams.opened) == links.TRIES_MAX + 1
+            assert await sent(b.streams.opened[-1]) == [HELLO, activation(1)]
+
+    run(main)
+
+
+@pytest.mark.usefixtures("one_data_link")
+def test_what_was_written_last_is_written_again_on_the_next_stream() -> None:
+    """It may have been in a buffer, and a stream that breaks takes its buffers along."""
+
+    async def main() -> None:
+        async with bench() as b:
+            send_tensors(b.network, [0, 1])
+            await b.network.flush(TIMEOUT_S)
+            b.streams.opened[0].end()
+            await until(lambda: len(b.streams.opened) == 2)
+            await b.network.flush(TIMEOUT_S)
+            send_tensors(b.network, [2])
+            await b.network.flush(TIMEOUT_S)
+            assert await sent(b.streams.opened[1]) == [HELLO, *map(activation, range(3))]
+            assert b.lost == []
+
+    run(main)
+
+
+@pytest.mark.usefixtures("one_data_link")
+def test_what_was_written_on_streams_that_all_broke_is_left_alone() -> None:
+    """It may be there, and may be what breaks them: nobody knows, so nobody is told."""
+
+    async def main() -> None:
+        async with bench() as b:
+            send_tensors(b.network, [0])
+            for number in range(links.TRIES_MAX + 1):
+                await until(lambda number=number: len(b.streams.opened) == number + 1)
+                await b.network.flush(TIMEOUT_S)
+                is_tried = number < links.TRIES_MAX
+                assert await sent(b.streams.opened[number]) == [HELLO, *([activation(0)] if is_tried else [])]
+                b.streams.opened[number].end()
+            assert b.lost == []
+
+    run(main)
+
+
+@pytest.mark.usefixtures("one_data_link")
+def test_what_was_written_long_ago_or_far_before_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "UNSURE_BYTES", 2 * 24)
+
+    async def main() -> None:
+        made = Bench(FakeStreams())
+        async with asyncio.TaskGroup() as tasks:
+            made.network.start(tasks)
+            send_tensors(made.network, range(5))
+            await made.network.flush(TIMEOUT_S)
+            made.streams.opened[0].end()
+            await until(lambda: len(made.streams.opened) == 2)
+            await made.network.flush(TIMEOUT_S)
+            assert await sent(made.streams.opened[1]) == [HELLO, *map(activation, (2, 3, 4))]
+            await asyncio.wait([tasks.create_task(asyncio.Event().wait())], timeout=links.UNSURE_S + 1.0)
+            made.streams.opened[1].end()
+            await until(lambda: len(made.streams.opened) == 3)
+            await made.network.flush(TIMEOUT_S)
+            assert await sent(made.streams.opened[2]) == [HELLO]
+            raise asyncio.CancelledError
+
+    with contextlib.suppress(asyncio.CancelledError):
+        run_leaping(main())
+
+
+def test_what_comes_while_an_idle_link_is_closed_is_sent_on_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with bench() as b:
+            b.network.send(PEER, beat(1), None)
+            await b.network.flush(TIMEOUT_S)
+            link, task = b.network._links[PEER, 0]
+            wait_for_work = link._wait_for_work
+
+            async def is_over_just_now() -> bool:
+                link.put(beat(2), None)
+                return False
+
+            monkeypatch.setattr(link, "_wait_for_work", is_over_just_now)
+            link._is_filled.set()
+            await until(lambda: len(b.streams.opened) == 2)
+            monkeypatch.setattr(link, "_wait_for_work", wait_for_work)
+            await until(lambda: len(b.streams.opened[1].writer.data) == len(HELLO_BYTES) + BEAT_BYTES)
+            assert not task.done()
 
     run(main)
 
@@ -396,6 +573,23 @@ def test_a_silent_link_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
             assert [message for _, message, _ in b.delivered] == [beat(1)]
 
     run(main)
+
+
+def test_a_frame_that_begins_at_the_end_of_the_idle_time_has_its_own() -> None:
+    """Found by reading: one timeout for both, and what came late but in time was cut off."""
+
+    async def main() -> None:
+        made, loop, writer = Bench(FakeStreams()), asyncio.get_running_loop(), MemoryWriter()
+        await write_frame(as_writer(writer), FORWARD, torch.ones(1, 2, 3))
+        data, reader = bytes(writer.data), asyncio.StreamReader()
+        reader.feed_data(HELLO_BYTES)
+        late = 2 * links.IDLE_TIMEOUT_S - 1.0
+        for number, start in enumerate(range(0, len(data), 20)):
+            loop.call_later(late + 5.0 * number, reader.feed_data, data[start : start + 20])
+        await made.network.receive(PEER, reader, as_writer(MemoryWriter()))
+        assert [message for _, message, _ in made.delivered] == [FORWARD]
+
+    run_leaping(main())
 
 
 @pytest.mark.parametrize("bad", [PREFIX.pack(0, 0), PREFIX.pack(1, 0) + b"\xc1", encode_frame(FORWARD), b"\x01"])

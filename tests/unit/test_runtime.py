@@ -4,28 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
+import torch
 from rich.console import Console
 
-from tests.fakes import until
+from tests.fakes import MemoryWriter, as_writer, reader_of, until
 from understudy.node import runtime
 from understudy.node.config import NodeConfig
 from understudy.node.display import Display
 from understudy.node.runtime import Node
+from understudy.node.streams import StreamCallback
 from understudy.node.swarm import StoredRecord, Swarm
-from understudy.protocol.events import Action, BackwardJob, Event, JobDone, TimerFired
+from understudy.protocol.errors import LocalProtocolError, NetworkError, UnderstudyError, WeightsError
+from understudy.protocol.events import (
+    Action,
+    BackwardJob,
+    CancelFetches,
+    Event,
+    Fetch,
+    JobDone,
+    MessageReceived,
+    PeerUnreachable,
+    SendFailed,
+    StopRequested,
+    TimerFired,
+)
 from understudy.protocol.ids import Attempt, Microbatch, PeerId
-from understudy.protocol.manifest import preset
+from understudy.protocol.manifest import PROTOCOL_VERSION, preset
+from understudy.protocol.messages import FetchEnd, Forward, Heartbeat, Hello
 from understudy.protocol.records import PROGRESS_KEY, AnyRecord, ManifestRecord, SpareRecord, decode_record
+from understudy.protocol.wire import encode_frame
 
 TIMEOUT_S = 10.0
-ME = PeerId("QmMe")
+ME, PEER = PeerId("QmMe"), PeerId("QmPeer")
 RUN = preset("tiny")
 
 
@@ -38,12 +57,13 @@ class LonelySwarm:
     read: set[str] = field(default_factory=set)
     asked: int = 0
     is_stuck: bool = False
+    callbacks: dict[str, StreamCallback] = field(default_factory=dict)
 
     async def watch_daemon(self) -> None:
         await asyncio.Event().wait()
 
-    async def serve_streams(self, protocol: str, callback: object) -> None:
-        return
+    async def serve_streams(self, protocol: str, callback: StreamCallback) -> None:
+        self.callbacks[protocol] = callback
 
     async def store(self, key: str, subkey: str, value: bytes, expiration: float) -> bool:
         self.asked += 1
@@ -106,28 +126,171 @@ def test_asked_twice_it_does_not_wait_for_the_goodbye(pause_s: float) -> None:
     assert swarm.stored == []
 
 
-@pytest.mark.parametrize("is_timer", [True, False], ids=["timer", "job"])
-def test_a_bug_ends_the_node_with_its_reason(is_timer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@asynccontextmanager
+async def broken_at(kind: type, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Node, LonelySwarm]]:
+    """A node whose core has a bug that an event of this kind shows; the node must end with it."""
+    swarm = LonelySwarm()
+    async with running(swarm) as (node, task):
+        handle = node._core.handle
+
+        def break_down(event: Event, now: float) -> list[Action]:
+            if isinstance(event, kind):
+                raise LocalProtocolError("made up")
+            return handle(event, now)
+
+        monkeypatch.setattr(node._core, "handle", break_down)
+        yield node, swarm
+        await asyncio.wait([task])
+
+
+BACKWARD = BackwardJob(Microbatch(1, 0), Attempt(1, 0), None, is_counted=True)
+SHOWN_BY: dict[type, Callable[[Node], object]] = {
+    TimerFired: lambda node: node._tick(),
+    JobDone: lambda node: node._job_finished(
+        BackwardJob(Microbatch(1, 0), Attempt(1, 0), None, is_counted=True), None, 0.1
+    ),
+    PeerUnreachable: lambda node: node._peer_gone(ME),
+    SendFailed: lambda node: node._send_failed(PEER, Forward(1, 0, Attempt(1, 0), 1, 1), None),
+    StopRequested: lambda node: node.stop(),
+}
+
+
+@pytest.mark.parametrize("kind", SHOWN_BY, ids=lambda kind: kind.__name__)
+def test_a_bug_ends_the_node_with_its_reason(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found in a swarm: the loop logged it, and the node kept its stage and did nothing any more."""
 
     async def main() -> None:
-        async with running(LonelySwarm()) as (node, task):
-            handle = node._core.handle
-
-            def break_down(event: Event, now: float) -> list[Action]:
-                if isinstance(event, TimerFired if is_timer else JobDone):
-                    raise ZeroDivisionError("made up")
-                return handle(event, now)
-
-            monkeypatch.setattr(node._core, "handle", break_down)
-            loop = asyncio.get_running_loop()
-            job = BackwardJob(Microbatch(1, 0), Attempt(1, 0), None, is_counted=True)
-            loop.call_soon(node._tick) if is_timer else loop.call_soon(node._job_finished, job, None)
-            await asyncio.wait([task])
+        async with broken_at(kind, monkeypatch) as (node, _):
+            asyncio.get_running_loop().call_soon(SHOWN_BY[kind], node)
 
     with pytest.raises(BaseExceptionGroup) as caught:
         asyncio.run(main())
-    assert caught.value.subgroup(ZeroDivisionError) is not None
+    assert caught.value.subgroup(LocalProtocolError) is not None
+
+
+def test_a_bug_that_a_message_shows_ends_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams end with whatever their callbacks raise: the core was half changed, and the node went on."""
+
+    async def main() -> None:
+        async with broken_at(MessageReceived, monkeypatch) as (node, swarm):
+            hello = Hello(PROTOCOL_VERSION, RUN.digest())
+            data = b"".join(map(encode_frame, (hello, Heartbeat(1, 1, "serving", 0))))
+            with suppress(LocalProtocolError):  # as a stream does
+                await swarm.callbacks[node._network.protocol](PEER, reader_of(data), as_writer(MemoryWriter()))
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        asyncio.run(main())
+    assert caught.value.subgroup(LocalProtocolError) is not None
+
+
+def test_its_capacity_is_measured_on_the_compute_thread_under_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was measured before the threads were set, on the event loop."""
+    swarm, seen = LonelySwarm(), []
+
+    def measure(device: str, threads: int) -> float:
+        seen.append((device, threads, torch.get_num_threads(), threading.current_thread().name.partition("_")[0]))
+        return 42.0
+
+    monkeypatch.setattr(runtime, "measure_capacity", measure)
+
+    async def main() -> None:
+        async with running(swarm) as (node, task):
+            await until(lambda: swarm.stored)
+            node.stop()
+            await task
+
+    asyncio.run(main())
+    assert seen == [("cpu", 1, 1, "compute")]
+    assert [record.capacity for record in swarm.stored if isinstance(record, SpareRecord)][:1] == [42.0]
+
+
+def test_a_tensor_that_got_lost_is_told_of_when_the_core_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue overflows while the core's actions are being done: they come first."""
+    told: list[Event] = []
+
+    async def main() -> None:
+        async with running(LonelySwarm()) as (node, task):
+            monkeypatch.setattr(node._core, "handle", lambda event, now: told.append(event) or [])
+            lost = Forward(1, 0, Attempt(1, 0), 1, 1)
+            node._send_failed(PEER, lost, "tensor")
+            assert told == []
+            await until(lambda: told)
+            assert told == [SendFailed(PEER, lost, "tensor")]
+            monkeypatch.undo()
+            node.stop()
+            node.stop()
+            await task
+
+    asyncio.run(main())
+
+
+def test_what_a_peer_does_wrong_costs_the_peer_its_link() -> None:
+    """Whatever the core objects to: the node goes on, and the stream on which it was said ends."""
+    wrong = [Hello(PROTOCOL_VERSION, RUN.digest()), Heartbeat(999, 1, "serving", 0), FetchEnd()]
+
+    async def main() -> None:
+        async with running(LonelySwarm()) as (node, task):
+            for message in wrong:
+                frames = (Hello(PROTOCOL_VERSION, RUN.digest()), message, Heartbeat(2, 7, "serving", 0))
+                reader = reader_of(b"".join(map(encode_frame, frames)))
+                await node._network.receive(PEER, reader, as_writer(MemoryWriter()))
+            assert 2 not in node._core.state.membership.seats
+            node.stop()
+            assert await task == "asked"
+
+    asyncio.run(main())
+
+
+def test_a_bug_in_a_fetch_ends_the_node_and_bad_weights_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[UnderstudyError] = [
+        WeightsError("of another shape"),
+        NetworkError("cut"),
+        LocalProtocolError("made up"),
+    ]
+    fetch = Fetch((2, 2), PEER, "stage", "digest", 8)
+
+    async def main() -> None:
+        async with running(LonelySwarm()) as (node, task):
+            monkeypatch.setattr(node._fetcher, "fetch", AsyncMock(side_effect=failures))
+            for _ in failures:
+                assert not task.done()
+                node._perform(fetch)
+                await until(lambda: not node._fetches or task.done())
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        asyncio.run(main())
+    assert caught.value.subgroup(LocalProtocolError) is not None
+
+
+def test_fetches_that_ended_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S1 and Sn fetch a copy after every step, all under one claim."""
+    copies = [Fetch((0, 1), PEER, "embedding", f"digest {step}", 8) for step in range(20)]
+
+    async def main() -> None:
+        async with running(LonelySwarm()) as (node, task):
+            monkeypatch.setattr(node._fetcher, "fetch", AsyncMock(side_effect=NetworkError("cut")))
+            for copy in copies:
+                node._perform(copy)
+            assert len(node._fetches[0, 1]) == len(copies)
+            await until(lambda: not node._fetches)
+            node.stop()
+            await task
+
+    asyncio.run(main())
+
+
+def test_fetches_are_cancelled_by_their_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with running(LonelySwarm()) as (node, task):
+            monkeypatch.setattr(node._fetcher, "fetch", lambda fetch: asyncio.Event().wait())
+            for claim in ((0, 1), (0, 1), (2, 2)):
+                node._perform(Fetch(claim, PEER, "stage", "digest", 8))
+            node._perform(CancelFetches((0, 1)))
+            await until(lambda: list(node._fetches) == [(2, 2)])
+            node.stop()
+            await task
+
+    asyncio.run(main())
 
 
 def test_whoever_sits_in_front_of_it_sees_it_and_the_progress_is_read_for_that() -> None:

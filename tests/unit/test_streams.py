@@ -28,7 +28,7 @@ def open_with(answers: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
     monkeypatch.setattr(module, "ask", refuse)
     monkeypatch.setattr(module, "OPEN_AGAIN_AFTER_S", 0.0)
-    host = StreamHost(SimpleNamespace(control_path=Path("control.sock")))  # type: ignore[arg-type]
+    host = StreamHost(SimpleNamespace(control_path=Path("control.sock"), fail=None))  # type: ignore[arg-type]
     return lambda: asyncio.run(host.open(PEER, "echo", 5.0))
 
 

@@ -16,8 +16,8 @@ from tests.fakes import FakeStreams, MemoryWriter, as_writer, reader_of
 from understudy.node import transfer as module
 from understudy.node.arrival import WeightsBuffer
 from understudy.node.framing import read_message, write_frame
+from understudy.node.links import LinkRules
 from understudy.node.model import build_stage
-from understudy.node.network import LinkRules
 from understudy.node.stage import PART_NAMES, StageHost
 from understudy.node.transfer import TRIES_MAX, Fetcher, WeightsServer, fetch_protocol
 from understudy.node.weights import WeightsSnapshot, snapshot

@@ -61,7 +61,8 @@ class Bench:
         self.news = asyncio.Event()
         self.worker = Worker(cast(StageHost, self.host), 1, self._finish, self._fail)
 
-    def _finish(self, job: Job, result: Any) -> None:
+    def _finish(self, job: Job, result: Any, seconds: float) -> None:
+        assert seconds >= 0
         assert threading.current_thread() is threading.main_thread()
         self.finished.append((job, result))
         self.news.set()
