@@ -39,6 +39,8 @@ class NodeState:
     """The driver's last word that we read, or said ourselves. For people; no decision looks at it."""
     is_view_changed: bool = False
     """Somebody's tenure began, ended or moved on within this `Core.handle`: what follows is due."""
+    failure: str | None = None
+    """Why this node cannot go on with its stage: it will say goodbye and end."""
     is_stopped: bool = False
     """We said goodbye; nothing happens any more."""
     actions: list[Action] = field(default_factory=list)

@@ -6,6 +6,8 @@ A node without a stage is a spare and has a `Claimant`; an owner has a host (`Dr
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from understudy.protocol.claiming import Claimant, OpenClaim
@@ -64,10 +66,10 @@ class Tenancy:
     def on_job_done(self, event: JobDone) -> None:
         if isinstance(event.job, SnapshotJob) and self.donor is not None and self.host is not None:
             self.host.pipe.queue.finished()
-            if event.job.part == "stage":
-                self.donor.on_snapshot(*event.result)
+            if event.job.parts == ("stage",):
+                self.donor.on_snapshot(*event.result[0])
             elif isinstance(self.host, Driver):
-                self.host.copier.on_snapshot(event.job.part, *event.result)
+                self.host.copier.on_snapshots(event.job.parts, event.result)
             self.host.pump()
         elif isinstance(event.job, HoldJob | DigestJob) and self.host is not None:
             self.host.pipe.queue.finished()
@@ -76,6 +78,8 @@ class Tenancy:
         elif self.host is not None:
             self.host.on_job_done(event)
             self._state.is_view_changed |= isinstance(event.job, ApplyJob)
+            if self._state.failure is not None:
+                self.leave("failed")
         else:
             built = self.claimant.on_job_done(event)
             if built is not None:
@@ -168,7 +172,7 @@ class Tenancy:
                 return
         self.leave("done")
 
-    def leave(self, reason: str) -> None:
+    def leave(self, reason: Literal["done", "asked", "failed"]) -> None:
         """Say goodbye: a record outlives us, so ours must say that we left."""
         if self._state.is_stopped:
             return
@@ -184,7 +188,7 @@ class Tenancy:
         if self._state.tenure is not None and self._state.is_run_done and not isinstance(self.host, Driver):
             self._store_end()
         self._state.emit("peer.left", reason=reason)
-        self._state.act(Stop("done" if reason == "done" else "asked"))
+        self._state.act(Stop(reason, self._state.failure or ""))
 
     def _store_end(self) -> None:
         """The driver may have died with the news: every owner that saw the end leaves word of it."""
