@@ -184,7 +184,7 @@ def hindered_faults(rng: random.Random, stages: int, steps: int, count: int) -> 
     faults: list[Fault] = []
     for fault in harsh_faults(rng, stages, steps, count):
         step = fault.when.step
-        if rng.random() < 0.4:
+        if rng.random() < 0.5:
             faults += last_words(rng, stages, step)
             continue
         faults.append(fault)
@@ -203,7 +203,7 @@ def last_words(rng: random.Random, stages: int, step: int) -> list[Fault]:
     before = Trigger(0, step, "backward")
     deaf = rng.randrange(1, stages)
     return [
-        Hinder(before, 10.0, ("Commit",), rng.choice([0.5, 0.8]), rng.choice([0.5, 2.0, 4.0]), victim=0),
+        Hinder(before, 10.0, ("Commit",), rng.choice([0.5, 0.8]), rng.choice([0.8, 1.5, 3.0]), victim=0),
         Hinder(before, 10.0, ("Announce",), rng.choice([0.5, 1.0]), 0.0, towards=rng.choice([None, deaf])),
         SlowReader(before, 10.0, deaf, delay_s=rng.choice([0.5, 2.0]), is_stale=rng.random() < 0.5),
         Kill(Trigger(0, step, "committed", rng.choice([0.0, 0.0, 0.002, 0.02])), 0, is_silent=rng.random() < 0.2),

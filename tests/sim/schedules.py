@@ -81,7 +81,7 @@ def hindered_schedule(seed: int, method: str) -> Schedule:
     manifest = small_manifest(
         stages=rng.randint(2 if method == "checkfree" else 3, 7),
         steps=rng.choice([4, 6, 10]),
-        microbatches=rng.randint(2, 6),
+        microbatches=rng.randint(2, 8),
         method=method,
         edge_copy_every=rng.choice([0, 1, 1, 2]),
     )

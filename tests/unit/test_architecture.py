@@ -21,7 +21,20 @@ IMPURE = {
 }  # fmt: skip
 """What protocol/ must not know of: everything that has a clock, a thread, a file or a mind of its own."""
 
-COMPUTE = {"precision", "stage", "model", "optimizer", "weights", "data", "worker", "generation", "quantising"}
+COMPUTE = {
+    "precision", "stage", "model", "optimizer", "weights", "data", "worker", "generation", "quantising", "suspicion",
+}  # fmt: skip
+    "precision",
+    "stage",
+    "model",
+    "optimizer",
+    "weights",
+    "data",
+    "worker",
+    "generation",
+    "quantising",
+    "suspicion",
+}
 CARRIERS = {
     "arrival", "tensors", "framing", "network", "transfer", "runtime", "config", "export_folder", "initial_weights",
 }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TypeVar
 import pytest
 
 from understudy.protocol.driving import Driver
-from understudy.protocol.events import ApplyJob, BackwardJob, ForwardJob, JobDone, LossJob, Run, SnapshotJob
+from understudy.protocol.events import Applied, ApplyJob, BackwardJob, ForwardJob, JobDone, LossJob, Run, SnapshotJob
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
 from understudy.protocol.membership import Membership, Seat, Status
@@ -22,8 +22,8 @@ RESULTS: dict[type, object] = {
     ForwardJob: "activation",
     LossJob: (1.0, "gradient"),
     BackwardJob: None,
-    ApplyJob: 1.0,
-    SnapshotJob: (4, "digest"),
+    ApplyJob: Applied(1.0),
+    SnapshotJob: ((4, "embedding"), (4, "head")),
 }
 
 
