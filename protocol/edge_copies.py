@@ -5,10 +5,10 @@ S0 is one of a kind, so nobody can stand in for it; but its weights are small. A
 background, one pair of copies at a time: where the network is slower than the steps, copies are rarer, and the
 steps are not slower.
 
-Both parts of a pair are copied by one job, so no update falls between them. A keeper holds the last two copies of
-a part, and the next pair is only made once the last is kept by all: so whenever S0 dies, there is a commit
-that all keepers of both parts have. ``edge_keepers`` stages keep each part, the nearest to S0 first: with two, S0
-may be lost together with one of its neighbours, with three together with both.
+Both parts of a pair are copied by one job, so no update falls between them. A keeper holds two copies of a part,
+the last and the last before it that makes a pair, and the next pair is only made once this one is kept by all: so
+whenever S0 dies, there is a commit that all keepers of both parts have. ``edge_keepers`` stages keep each part,
+the nearest to S0 first: with two, S0 may be lost together with one of its neighbours, with three with both.
 """
 
 from __future__ import annotations
@@ -28,12 +28,20 @@ RESEND_S = 2.0
 """A copy that its keeper has not confirmed is announced again after this long."""
 
 
+PARTS: tuple[Part, ...] = ("embedding", "head")
+
+
 def keepers_of(part: Part, manifest: RunManifest) -> tuple[int, ...]:
     """The stages that keep copies of a part of S0, in order of their distance from where it is used."""
     upwards = range(1, manifest.model.block_stages + 1)
     near, far = (upwards, upwards[::-1]) if part == "embedding" else (upwards[::-1], upwards)
     alternating = (stage for pair in zip(near, far, strict=True) for stage in pair)
     return tuple(dict.fromkeys(alternating))[: manifest.recovery.edge_keepers]
+
+
+def keeping_stages(manifest: RunManifest) -> frozenset[int]:
+    """The stages that keep a part of S0."""
+    return frozenset().union(*(keepers_of(part, manifest) for part in PARTS if manifest.recovery.edge_copy_every))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +64,6 @@ class Offered:
 
 class EdgeCopier:
     """S0's side: copy, offer, and let go once it is kept."""
-
-    PARTS: tuple[Part, ...] = ("embedding", "head")
 
     def __init__(self, state: NodeState, queue: WorkQueue) -> None:
         self._state, self._queue = state, queue
@@ -95,7 +101,7 @@ class EdgeCopier:
                 self._send(part, stage, offered)
         if self._is_due and not self._is_ordered and not self._offered:
             self._is_due, self._is_ordered = False, True
-            self._queue.push(SnapshotJob(self._state.committed, self.PARTS))
+            self._queue.push(SnapshotJob(self._state.committed, PARTS))
 
     def on_snapshots(self, parts: tuple[Part, ...], copied: tuple[tuple[int, str], ...]) -> None:
         """The compute thread copied both parts as they are after the last commit."""
@@ -182,15 +188,21 @@ class EdgeKeeper:
 
     def _note(self, offer: EdgeCopy) -> None:
         """We hold these weights; they may be those of an earlier commit too, if no update moved them since."""
-        commit = (offer.incarnation, offer.step)
-        stage = self._state.stage
-        copy = Donation(offer.part, stage, offer.step, None, offer.payload_bytes, offer.digest, offer.incarnation)
-        others = [known for known in self._copies.get(offer.part, []) if (known.incarnation, known.step) != commit]
-        copies = sorted([*others, copy], key=lambda copy: (copy.incarnation, copy.step))
-        self._copies[offer.part] = copies[-COPIES_KEPT:]
-        kept = {copy.digest for copy in self._copies[offer.part]}
-        for digest in sorted({copy.digest for copy in copies} - kept):
+        copy = Donation(
+            offer.part, self._state.stage, offer.step, None, offer.payload_bytes, offer.digest, offer.incarnation
+        )
+        known = {_commit(held): held for held in self._copies.get(offer.part, [])} | {_commit(copy): copy}
+        self._copies[offer.part] = self._worth_keeping(offer.part, [known[commit] for commit in sorted(known)])
+        kept = {held.digest for held in self._copies[offer.part]}
+        for digest in sorted({held.digest for held in known.values()} - kept):
             self._state.act(ReleaseSnapshot(digest))
+
+    def _worth_keeping(self, part: Part, copies: list[Donation]) -> list[Donation]:
+        """The newest, and the newest before it that makes a pair with our copy of the other part, if there is one."""
+        others = {_commit(held) for other, held_copies in self._copies.items() if other != part for held in held_copies}
+        before = copies[:-1]
+        paired = [held for held in before if _commit(held) in others] or before
+        return [*paired[1 - COPIES_KEPT :], copies[-1]]
 
     def on_fetch_failed(self, event: FetchFailed) -> None:
         """The driver will offer again."""
@@ -202,3 +214,8 @@ class EdgeKeeper:
     def donations(self) -> tuple[Donation, ...]:
         """What we can give to whoever takes S0."""
         return tuple(copy for part in sorted(self._copies) for copy in self._copies[part])
+
+
+def _commit(copy: Donation) -> tuple[int, int]:
+    """What a copy is as of; of two incarnations of S0 each has its own weights at a step."""
+    return (copy.incarnation, copy.step)

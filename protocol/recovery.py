@@ -235,6 +235,8 @@ def _copy(case: Case) -> Plan | None:
 
 def _seed(case: Case) -> Plan | None:
     """The last rung: begin the stage anew."""
+    if case.stage == DRIVER_STAGE:
+        return _from_the_start(case, "no copy of S0 is left, neither of its embedding nor of its head:")
     return _from_the_start(case, "no survivor holds weights for this stage:")
 
 

@@ -84,6 +84,7 @@ def hindered_schedule(seed: int, method: str) -> Schedule:
         microbatches=rng.randint(2, 8),
         method=method,
         edge_copy_every=rng.choice([0, 1, 1, 2]),
+        edge_keepers=rng.choice([1, 2, 2, 3]),
     )
     manifest = replace_settings(manifest, step=replace_settings(manifest.step, window=rng.choice([0, 1, 2, 3])))
     count = rng.randint(1, 4)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, TypeVar
 
+from tests.sim.edges import EdgeJudge
 from tests.sim.faults import (
     CALM,
     STRAGGLE_S,
@@ -111,6 +112,7 @@ class Simulation:
         self._cuts: dict[frozenset[PeerId], float] = {}
         self._channel_free: dict[tuple[PeerId, PeerId, bool], float] = {}
         self._talked: set[tuple[PeerId, PeerId]] = set()
+        self._edges = EdgeJudge()
         self._hindrances: Hindrances[StoredRecord] = Hindrances(self.rng)
         self._calm_since = 0.0
         """When the last fault that heals has healed."""
@@ -275,10 +277,22 @@ class Simulation:
         line = LogLine(self.now, node.peer, name, fields)
         self.log.append(line)
         self.judge.check_event(line, node)
+        if name == "edge.copied":
+            self._edges.check_copied(fields, self.owner(fields["to_stage"]))
+        if name == "stage.recovered" and fields["stage"] == 0:
+            self._check_s0(node, fields)
         if name == "step.committed":
             self._reach_moment(0, fields["step"], "committed")
         if name == "stage.claimed":
             self._reach_moment(fields["stage"], 0, "claimed")
+
+    def _check_s0(self, node: SimNode, fields: dict[str, Any]) -> None:
+        """Judge how S0 came back, if whoever vouched for it is still there and delivered."""
+        own = [line for line in self.log if line.observer == node.peer]
+        claimed = max(number for number, line in enumerate(own) if line.name == "stage.claimed")
+        if not any(line.name == "fetch.failed" for line in own[claimed:]):
+            owners = [self.owner(stage) for stage in own[claimed].fields["witnesses"]]
+            self._edges.check_recovered(fields, [owner for owner in owners if owner is not None])
 
     # --- network ---
 

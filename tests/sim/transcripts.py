@@ -67,12 +67,13 @@ class Scenario:
 
     def play(self) -> str:
         """Run the story to its end. Raises `Violation` if an invariant breaks."""
-        simulation = self._stage()
+        simulation = self.staged()
         simulation.run(LIMIT_S)
         simulation.check_outcome()
         return "".join(f"{tell(line)}\n" for line in simulation.log)
 
-    def _stage(self) -> Simulation:
+    def staged(self) -> Simulation:
+        """The swarm before its first event."""
         lines = [line.split() for line in self.script]
         swarm = words(lines[0][1:])
         faults = [fault(verb, words(rest)) for verb, *rest in lines[1:] if verb not in COMERS]

@@ -24,17 +24,6 @@ IMPURE = {
 COMPUTE = {
     "precision", "stage", "model", "optimizer", "weights", "data", "worker", "generation", "quantising", "suspicion",
 }  # fmt: skip
-    "precision",
-    "stage",
-    "model",
-    "optimizer",
-    "weights",
-    "data",
-    "worker",
-    "generation",
-    "quantising",
-    "suspicion",
-}
 CARRIERS = {
     "arrival", "tensors", "framing", "network", "transfer", "runtime", "config", "export_folder", "initial_weights",
 }  # fmt: skip
