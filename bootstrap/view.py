@@ -121,7 +121,7 @@ def summary(board: Board) -> list[str]:
         lines.append(f"Loss: {first:.3f} over the first five steps, {last:.3f} over the last five.")
     if board.lossless_steps:
         lines.append(
-            f"The loss of {len(board.lossless_steps)} steps was not finite, first in {board.lossless_steps[0]}."
+            f"The loss of {len(board.lossless_steps)} steps was not finite, first in step {board.lossless_steps[0]}."
         )
     missing = board.missing_steps
     if missing:

@@ -22,7 +22,7 @@ from understudy.protocol.events import (
     Run,
     Store,
 )
-from understudy.protocol.ids import Attempt, Microbatch, PeerId
+from understudy.protocol.ids import DRIVER_STAGE, Attempt, Microbatch, PeerId
 from understudy.protocol.messages import Backward, Commit, EdgeCopyKept, Forward
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline import Pipe
@@ -84,6 +84,7 @@ class Driver:
 
     def advance(self) -> None:
         """Issue what the window allows, if somebody serves every stage."""
+        self._take_over_what_is_known()
         if self._is_last_step_decided:
             return
         missing = self._state.membership.missing(self._block_stages)
@@ -177,6 +178,13 @@ class Driver:
         if step >= self._ledger.step - 1:
             self._unacknowledged.discard(stage)
         self._take_over(step)
+
+    def _take_over_what_is_known(self) -> None:
+        """A stage that committed our first step may have left since, or died: its record still says so."""
+        if self._ledger.step == self._first_step:
+            for seat in list(self._state.membership.seats.values()):
+                if seat.stage != DRIVER_STAGE:
+                    self._take_over(seat.step)
 
     def _take_over(self, step: int) -> None:
         """Our predecessor decided our first step, and a stage knows of it: take it over, however far we are with it.

@@ -16,6 +16,7 @@ from understudy.protocol.driving import FINAL_PROGRESS_LIFETIME_S, Driver
 from understudy.protocol.events import ApplyJob, DigestJob, HoldJob, JobDone, ReleaseStage, SnapshotJob, Stop, Store
 from understudy.protocol.ids import DRIVER_STAGE
 from understudy.protocol.lookout import Lookout
+from understudy.protocol.membership import Status
 from understudy.protocol.neighbourhood import Neighbourhood
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline import BlockStage
@@ -156,9 +157,19 @@ class Tenancy:
         if isinstance(self.host, Driver):
             is_over = self.host.is_done
         else:
-            is_over = not self._state.membership.is_present(DRIVER_STAGE)
+            is_over = not self._state.membership.is_present(DRIVER_STAGE) and not self._is_ahead
         if is_over:
             self.leave("done")
+
+    @property
+    def _is_ahead(self) -> bool:
+        """S0 was lost, and a neighbour does not know that the last step is decided: our heartbeats will tell it."""
+        driver = self._state.membership.seats.get(DRIVER_STAGE)
+        seats = (self._state.membership.seats.get(stage) for stage in self._state.neighbours() - {DRIVER_STAGE})
+        is_lost = driver is not None and driver.status is Status.DEAD
+        return is_lost and any(
+            seat is not None and seat.is_serving and seat.step < self._state.committed for seat in seats
+        )
 
     def end_run(self, *, is_doubtful: bool = False) -> None:
         """The last step is committed and the driver is gone. We apply it if only its commit is missing, and leave.

@@ -7,11 +7,22 @@ from typing import TypeVar
 import pytest
 
 from understudy.protocol.driving import Driver
-from understudy.protocol.events import Applied, ApplyJob, BackwardJob, ForwardJob, JobDone, LossJob, Run, SnapshotJob
+from understudy.protocol.events import (
+    Applied,
+    ApplyJob,
+    BackwardJob,
+    Emit,
+    ForwardJob,
+    JobDone,
+    LossJob,
+    Run,
+    Send,
+    SnapshotJob,
+)
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
 from understudy.protocol.membership import Membership, Seat, Status
-from understudy.protocol.messages import Backward, Forward
+from understudy.protocol.messages import Backward, Commit, Forward
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.window import Window
 
@@ -115,3 +126,45 @@ def test_a_step_that_had_to_wait_for_a_stage_does_not_count(noted: list[float]) 
     assert noted == []
     swarm.step()
     assert noted == [1.0]
+
+
+def applied(swarm: Swarm) -> list[ApplyJob]:
+    return [act.job for act in swarm.state.actions if isinstance(act, Run) and isinstance(act.job, ApplyJob)]
+
+
+def commits(swarm: Swarm) -> list[tuple[PeerId, int]]:
+    sent = (act for act in swarm.state.actions if isinstance(act, Send))
+    return [(act.peer, act.message.step) for act in sent if isinstance(act.message, Commit)]
+
+
+@pytest.mark.parametrize(("is_counted", "head"), [(False, 0), (True, 1)])
+def test_a_new_driver_takes_over_a_decided_step_however_far_it_is_with_it(is_counted: bool, head: int) -> None:
+    """Its head counted the microbatch, its embedding did not: each sum is divided by its own."""
+    swarm = Swarm()
+    if is_counted:
+        swarm.go_out()
+        swarm._finish(LossJob)
+    swarm.driver.on_stage_step(2, 1)
+    assert applied(swarm) == [ApplyJob(1, 0, head)]
+    assert swarm.driver.step == 2
+    assert commits(swarm) == [(PeerId("1"), 1), (PeerId("2"), 1)]
+    swarm.driver.on_stage_step(1, 1)
+    assert swarm.driver.step == 2, "once"
+
+
+def test_only_a_drivers_first_step_can_have_been_decided_by_another() -> None:
+    swarm = Swarm()
+    swarm.step()
+    swarm.driver.on_stage_step(1, 2)
+    assert swarm.driver.step == 2
+
+
+def test_a_loss_that_is_not_finite_is_said_and_reported_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RESULTS, LossJob, (float("nan"), "gradient"))
+    swarm = Swarm()
+    swarm.step()
+    said = {act.name: act.fields for act in swarm.state.actions if isinstance(act, Emit)}
+    assert said["step.committed"]["loss"] is None
+    assert said["loss.not_finite"]["microbatches"] == 1
+    assert swarm.state.progress is not None
+    assert swarm.state.progress.loss is None
