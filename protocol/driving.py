@@ -190,9 +190,10 @@ class Driver:
         """Our predecessor decided our first step, and a stage knows of it: take it over, however far we are with it.
 
         What we counted of it is applied, the head's sum and the embedding's each for what it is. The stage
-        that knows works on no microbatch of this step any more, so doing it again would never end.
+        that knows works on no microbatch of this step any more, so doing it again would never end. The run's
+        first S0 has no predecessor: what is ahead of it belongs to a rival, after a split.
         """
-        if step == self._ledger.step == self._first_step:
+        if self._state.incarnation > 1 and step == self._ledger.step == self._first_step:
             self._close_step()
             self.advance()
 

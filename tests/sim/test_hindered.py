@@ -35,6 +35,7 @@ def test_no_hindrance_breaks_an_invariant(method: str, seeds: range) -> None:
 
 REGRESSION_SEEDS: list[tuple[str, int, str]] = [
     ("checkfree", 10_064, "an old driver's last Commit closed the step of one stage alone"),
+    ("checkfree", 20_168, "after a split the first S0 took the other side's step for its predecessor's"),
     ("checkfree", 20_353, "a stage that alone knew the last step had left, and the new S0 did not look at its record"),
     ("checkfree", 20_561, "a stage that alone knew the last step had left, and the new S0 did not look at its record"),
     ("checkfree+", 20_274, "a stage that alone knew the last step had left, and the new S0 did not look at its record"),

@@ -41,9 +41,9 @@ RESULTS: dict[type, object] = {
 class Swarm:
     """A driver whose one microbatch travels at our word; every step takes a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, incarnation: int = 1) -> None:
         self.state = NodeState(ME, RUN, Membership(RUN.stage_count, RUN.timing), now=10.0)
-        self.state.tenure, self.state.tenure_state = Tenure(0, 1, ME), "serving"
+        self.state.tenure, self.state.tenure_state = Tenure(0, incarnation, ME), "serving"
         for stage in (1, 2):
             self.state.membership.seats[stage] = Seat(stage, PeerId(f"{stage}"), 1, "serving", 0, Status.ALIVE, 10.0)
         self._finished = 0
@@ -140,7 +140,7 @@ def commits(swarm: Swarm) -> list[tuple[PeerId, int]]:
 @pytest.mark.parametrize(("is_counted", "head"), [(False, 0), (True, 1)])
 def test_a_new_driver_takes_over_a_decided_step_however_far_it_is_with_it(is_counted: bool, head: int) -> None:
     """Its head counted the microbatch, its embedding did not: each sum is divided by its own."""
-    swarm = Swarm()
+    swarm = Swarm(incarnation=2)
     if is_counted:
         swarm.go_out()
         swarm._finish(LossJob)
@@ -153,9 +153,23 @@ def test_a_new_driver_takes_over_a_decided_step_however_far_it_is_with_it(is_cou
 
 
 def test_only_a_drivers_first_step_can_have_been_decided_by_another() -> None:
-    swarm = Swarm()
+    swarm = Swarm(incarnation=2)
     swarm.step()
     swarm.driver.on_stage_step(1, 2)
+    assert swarm.driver.step == 2
+
+
+def test_the_first_driver_has_no_predecessor_to_take_over_from() -> None:
+    """A stage that is ahead of it followed a rival, on the other side of a split."""
+    swarm = Swarm()
+    swarm.driver.on_stage_step(2, 1)
+    assert swarm.driver.step == 1
+
+
+def test_a_new_driver_takes_over_what_the_record_of_a_stage_that_left_says() -> None:
+    swarm = Swarm(incarnation=2)
+    swarm.state.membership.seats[2].step = 1
+    swarm.set_status(Status.ALIVE)
     assert swarm.driver.step == 2
 
 
