@@ -87,9 +87,15 @@ class Board:
         return self.rows[stage].peer
 
     def loss_of_steps(self, steps: range) -> float | None:
-        """The mean loss of those of the steps that are committed."""
-        losses = [float(self.commits[step]["loss"]) for step in steps if step in self.commits]
-        return fmean(losses) if losses else None
+        """The mean loss of those of the steps that are committed and have a finite one."""
+        losses = [self.commits[step]["loss"] for step in steps if step in self.commits]
+        finite = [float(loss) for loss in losses if loss is not None]
+        return fmean(finite) if finite else None
+
+    @property
+    def lossless_steps(self) -> list[int]:
+        """Committed steps whose loss was not finite."""
+        return sorted(step for step, commit in self.commits.items() if commit["loss"] is None)
 
     def struck(self, loss: Loss) -> None:
         """We made this happen ourselves."""

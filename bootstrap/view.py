@@ -41,7 +41,7 @@ def _state(state: str) -> Text:
 def _footer(board: Board) -> list[Text | ProgressBar]:
     last = board.commits.get(board.step)
     speed = f"{last['tokens'] / last['seconds']:,.0f} tokens/s" if last and last["seconds"] else "starting"
-    loss = f"loss {last['loss']:.3f}" if last else "loss -"
+    loss = f"loss {_loss_text(last['loss'])}" if last else "loss -"
     line = Text(f"step {board.step}/{board.total_steps}   {loss}   {speed}   spares waiting: {len(board.spares)}")
     footer: list[Text | ProgressBar] = [
         line,
@@ -55,6 +55,10 @@ def _footer(board: Board) -> list[Text | ProgressBar]:
     return footer
 
 
+def _loss_text(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.3f}"
+
+
 def progress_line(board: Board) -> str:
     """One line for where there is no terminal."""
     last = board.commits.get(board.step)
@@ -62,7 +66,7 @@ def progress_line(board: Board) -> str:
         serving = sum(row.state == "serving" for row in board.rows.values())
         return f"starting: {serving} of {board.stage_count} stages are served"
     speed = last["tokens"] / last["seconds"] if last["seconds"] else 0.0
-    line = f"step {board.step}/{board.total_steps}  loss {last['loss']:.3f}  {speed:,.0f} tokens/s"
+    line = f"step {board.step}/{board.total_steps}  loss {_loss_text(last['loss'])}  {speed:,.0f} tokens/s"
     if board.waiting_for:
         line += "  waiting for an owner of " + ", ".join(f"S{stage}" for stage in board.waiting_for)
     return line
@@ -115,6 +119,10 @@ def summary(board: Board) -> list[str]:
     first, last = board.loss_of_steps(range(1, 6)), board.loss_of_steps(range(board.step - 4, board.step + 1))
     if first is not None and last is not None:
         lines.append(f"Loss: {first:.3f} over the first five steps, {last:.3f} over the last five.")
+    if board.lossless_steps:
+        lines.append(
+            f"The loss of {len(board.lossless_steps)} steps was not finite, first in step {board.lossless_steps[0]}."
+        )
     missing = board.missing_steps
     if missing:
         lines.append(f"{len(board.commits)} of {board.total_steps} steps were committed; step {missing[0]} was not.")
@@ -133,11 +141,11 @@ def _loss_lines(board: Board, loss: Loss) -> list[str]:
     if loss.standstill_s is None or loss.parts is None:
         return [f"{head}; recovered by {loss.recovered['method']}."]
     parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in loss.parts.items())
-    before, after = board.loss_of_steps(range(loss.step, loss.step + 1)), board.commits.get(loss.step + 1)
+    before, after = (board.loss_of_steps(range(step, step + 1)) for step in (loss.step, loss.step + 1))
     lines = [
         f"{head}; recovered by {loss.recovered['method']} ({loss.recovered['reason']}).",
         f"  The swarm stood still for {loss.standstill_s:.2f} s ({parts}).",
     ]
     if before is not None and after is not None:
-        lines.append(f"  Loss before {before:.3f}, after {float(after['loss']):.3f}.")
+        lines.append(f"  Loss before {before:.3f}, after {after:.3f}.")
     return lines

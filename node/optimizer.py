@@ -8,7 +8,7 @@ always weigh the same).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -64,20 +64,22 @@ class StageOptimizer:
         left = max(0.0, 1.0 - (self.age + 1) / self.decay_steps)
         return 1.0 + (self.learning_rate_scale - 1.0) * left
 
-    def apply(self, step: int, counted: int) -> float | None:
+    def apply(self, step: int, counted: int | Sequence[int]) -> float | None:
         """Update the parameters from ``.grad``, the sum over ``counted`` microbatches, and drop the gradients.
 
-        Returns the squared L2 norm of the mean gradient, in float64, before clipping. If it is not
-        finite nothing was updated, and the caller should say so. Returns None, and updates
-        nothing, when ``counted`` is 0. A parameter without a gradient has a gradient of zero.
+        ``counted`` may differ from parameter to parameter; one number is meant for all. Returns the squared L2 norm
+        of the mean gradient, in float64, before clipping. If it is not finite nothing was updated, and the caller
+        should say so. Returns None, and updates nothing, when nothing was counted. A parameter without a
+        gradient, or that counted nothing, has a gradient of zero.
         """
-        if counted < 0:
-            raise LocalProtocolError(f"a stage cannot have counted {counted} microbatches")
-        if counted == 0:
+        counts = [counted] * len(self._parameters) if isinstance(counted, int) else list(counted)
+        if min(counts) < 0:
+            raise LocalProtocolError(f"a stage cannot have counted {min(counts)} microbatches")
+        if max(counts) == 0:
             self.drop_gradients()
             return None
         rate = self.learning_rate(step)
-        gradients = self._mean_gradients(counted)
+        gradients = self._mean_gradients(counts)
         squared_norm = squared_l2_norm(gradients)
         if math.isfinite(squared_norm):
             self._clip(gradients, math.sqrt(squared_norm))
@@ -117,13 +119,13 @@ class StageOptimizer:
                 maximize=False,
             )
 
-    def _mean_gradients(self, counted: int) -> list[Tensor]:
+    def _mean_gradients(self, counts: Sequence[int]) -> list[Tensor]:
         """Turn the sums into means, in place."""
         gradients = []
-        for parameter in self._parameters:
+        for parameter, counted in zip(self._parameters, counts, strict=True):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad.div_(counted))
+            gradients.append(parameter.grad.div_(max(1, counted)))
         return gradients
 
     def _clip(self, gradients: list[Tensor], norm: float) -> None:

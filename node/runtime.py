@@ -26,7 +26,7 @@ from understudy.node.transfer import Fetcher, WeightsServer, fetch_protocol
 from understudy.node.watching import Watch
 from understudy.node.worker import Worker
 from understudy.protocol.core import Core
-from understudy.protocol.errors import NetworkError, RemoteProtocolError, WeightsError
+from understudy.protocol.errors import NetworkError, RemoteProtocolError, TrainingError, WeightsError
 from understudy.protocol.events import (
     Action,
     BackwardJob,
@@ -100,10 +100,15 @@ class Node:
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped: asyncio.Future[str] = self._loop.create_future()
+        self._failure = ""
+        """Why the core ended this node, if it could not go on."""
         self._is_hurried = asyncio.Event()
 
     async def run(self) -> str:
-        """Serve until the run is done ("done") or `stop` is called ("asked")."""
+        """Serve until the run is done ("done") or `stop` is called ("asked").
+
+        Raises `TrainingError` if the stage cannot be trained here any more, after the goodbye.
+        """
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -116,6 +121,8 @@ class Node:
                 for task in owned:
                     task.cancel()
                 self._close()
+            if self._failure:
+                raise TrainingError(self._failure)
             return reason
         finally:
             self._close()
@@ -213,8 +220,9 @@ class Node:
                 self._records.add(action)
             case Emit(name, fields):
                 self._emit(name, fields)
-            case Stop(reason):
+            case Stop(reason, failure):
                 if not self._stopped.done():
+                    self._failure = failure
                     self._stopped.set_result(reason)
             case _:
                 self._perform_on_peer(action)

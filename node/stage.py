@@ -18,10 +18,12 @@ from understudy.node.model import EMBEDDING_NAMES, HEAD_NAMES, BlockStage, EdgeS
 from understudy.node.optimizer import StageOptimizer
 from understudy.node.precision import arithmetic
 from understudy.node.read_ahead import ReadAhead
+from understudy.node.suspicion import Suspicion
 from understudy.node.tensors import from_wire, to_wire
 from understudy.node.weights import HeldCopy, WeightsSnapshot, adopt, blend, snapshot
 from understudy.protocol.errors import LocalProtocolError, WeightsError
 from understudy.protocol.events import (
+    Applied,
     ApplyJob,
     BackwardJob,
     BlendJob,
@@ -73,6 +75,8 @@ class StageHost:
         self._batches: TrainingData | None = None
         self._reading = ReadAhead()
         self._saved: dict[Key, Saved] = {}
+        self._suspicion: Suspicion | None = None
+        """Since the last update was skipped."""
         self.held: dict[str, WeightsSnapshot] = {}
         """Snapshots and copies that others may fetch, by digest. Read by the event loop."""
         self._holds: dict[int, HeldCopy] = {}
@@ -90,7 +94,7 @@ class StageHost:
             case BackwardJob():
                 return self._backward(job)
             case ApplyJob() | SnapshotJob():
-                return self._apply(job.step, job.counted) if isinstance(job, ApplyJob) else self._snapshot(job.part)
+                return self._apply(job) if isinstance(job, ApplyJob) else self._snapshots(job.parts)
             case HoldJob() | DigestJob():
                 return self._hold(job.step) if isinstance(job, HoldJob) else self._digest_more(job.step)
             case InitialiseJob() | BlendJob():
@@ -135,6 +139,7 @@ class StageHost:
 
     def _install(self, module: BlockStage | EdgeStage, learning_rate_scale: float) -> None:
         self._saved.clear()
+        self._suspicion = None
         if isinstance(module, EdgeStage) and self._batches is None:
             self._batches = open_data(self._manifest, self._reading)
         self._module = module.to(self._device)
@@ -171,10 +176,10 @@ class StageHost:
             adopt(module, [tensor.clone() for tensor in copy.tensors], PART_NAMES[part])
         return module
 
-    def _snapshot(self, part: Part) -> tuple[int, str]:
-        copy = snapshot(self.module, PART_NAMES[part])
-        self.held[copy.digest] = copy
-        return copy.payload_bytes, copy.digest
+    def _snapshots(self, parts: tuple[Part, ...]) -> tuple[tuple[int, str], ...]:
+        copies = [snapshot(self.module, PART_NAMES[part]) for part in parts]
+        self.held |= {copy.digest: copy for copy in copies}
+        return tuple((copy.payload_bytes, copy.digest) for copy in copies)
 
     def _hold(self, step: int) -> None:
         """A plain copy: this is all that training waits for when somebody exports."""
@@ -195,6 +200,7 @@ class StageHost:
             source = from_wire(job.payload, self._device).requires_grad_()
             with arithmetic(self._manifest, self._device):
                 saved = Saved(source, module(source))
+        self._suspect(saved.source, saved.output)
         self._saved[job.microbatch, job.attempt] = saved
         return to_wire(saved.output, self._manifest.wire.dtype)
 
@@ -213,6 +219,8 @@ class StageHost:
         with arithmetic(self._manifest, self._device):
             loss = module.loss(hidden, saved.labels)
         gradient = _input_gradient(loss, hidden, None, is_counted=job.is_counted)
+        self._suspect(hidden, loss)
+        self._suspect(hidden, gradient)
         return loss.item(), to_wire(gradient, self._manifest.wire.dtype)
 
     def _backward(self, job: BackwardJob) -> Tensor | None:
@@ -225,16 +233,33 @@ class StageHost:
                 torch.autograd.backward([saved.output], [gradient])
             return None
         passed_on = _input_gradient(saved.output, saved.source, gradient, is_counted=job.is_counted)
+        self._suspect(gradient, passed_on)
         return to_wire(passed_on, self._manifest.wire.dtype)
+
+    def _suspect(self, came: Tensor | None, went: Tensor) -> None:
+        if self._suspicion is not None:
+            self._suspicion.look(came, went)
 
     # --- the step ---
 
-    def _apply(self, step: int, counted: int) -> float | None:
+    def _apply(self, job: ApplyJob) -> Applied:
         """Update the weights; everything saved for this step and before is outdated."""
         optimizer = self.optimizer
-        self._saved = {key: saved for key, saved in self._saved.items() if key[0].step > step}
-        norm = optimizer.apply(step, counted)
-        return norm if norm is None or math.isfinite(norm) else None
+        self._saved = {key: saved for key, saved in self._saved.items() if key[0].step > job.step}
+        norm = optimizer.apply(job.step, self._counts(job))
+        if norm is None or math.isfinite(norm):
+            self._suspicion = None
+            return Applied(norm)
+        is_own = self._suspicion is not None and self._suspicion.is_confirmed
+        self._suspicion = Suspicion()
+        return Applied(None, is_skipped=True, is_own=is_own)
+
+    def _counts(self, job: ApplyJob) -> int | list[int]:
+        """How many microbatches each parameter's sum is of: on S0, head and embedding are counted apart."""
+        if not isinstance(self.module, EdgeStage):
+            return job.counted
+        names = (name for name, _ in self.module.named_parameters())
+        return [job.head_counted if name in HEAD_NAMES else job.counted for name in names]
 
     @property
     def module(self) -> BlockStage | EdgeStage:

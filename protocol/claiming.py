@@ -20,6 +20,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from understudy.protocol.edge_copies import keeping_stages
 from understudy.protocol.events import (
     BlendJob,
     CancelFetches,
@@ -34,7 +35,7 @@ from understudy.protocol.events import (
     Run,
     Store,
 )
-from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
 from understudy.protocol.lookout import Lookout
 from understudy.protocol.messages import Claim, Grant, Refusal, Withdraw
 from understudy.protocol.node_state import NodeState
@@ -166,7 +167,10 @@ class Claimant:
             peer = self._state.membership.serving_peer(stage)
             return peer is not None and peer not in claim.gone
 
-        return nearest_survivors(claim.stage, self._state.manifest.stage_count, may_vouch)
+        survivors = nearest_survivors(claim.stage, self._state.manifest.stage_count, may_vouch)
+        if claim.stage == DRIVER_STAGE:  # a neighbour that was lost too may be there again, with no copy to give
+            survivors = sorted({*survivors, *filter(may_vouch, keeping_stages(self._state.manifest))})
+        return survivors
 
     def _settle(self) -> None:
         assert self.claim is not None

@@ -194,7 +194,8 @@ class Core:
             return
         if isinstance(host, Driver):
             host.on_stage_step(message.stage, message.step)
-        host.on_neighbour_step(message.step)
+        else:
+            host.on_neighbour_step(message.step)
 
     def _on_data(self, peer: PeerId, message: DataMessage, payload: Payload) -> None:
         """A tensor for our stage: from whoever owns the stage before or after it on the route."""

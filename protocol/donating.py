@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from understudy.protocol.edge_copies import EdgeKeeper
+from understudy.protocol.edge_copies import EdgeKeeper, keeping_stages
 from understudy.protocol.events import ReleaseSnapshot, SnapshotJob, Store
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.messages import Claim, Donation, FetchRequest, Grant, Refusal, RefusalReason
@@ -191,6 +191,8 @@ class Donor:
 
     def _is_witness_of(self, stage: int) -> bool:
         membership = self._state.membership
+        if stage == DRIVER_STAGE and self._state.stage in keeping_stages(self._state.manifest):
+            return not membership.is_serving(stage)
         return stage in dead_stretch(self._state.stage, membership.stage_count, membership.is_serving)
 
     def _grant(self, peer: PeerId, stage: int, incarnation: int) -> None:

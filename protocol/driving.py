@@ -24,12 +24,13 @@ from understudy.protocol.events import (
     SendFailed,
     Store,
 )
-from understudy.protocol.ids import Attempt, Microbatch, PeerId
+from understudy.protocol.ids import DRIVER_STAGE, Attempt, Microbatch, PeerId
 from understudy.protocol.messages import Backward, Commit, Dropped, EdgeCopyKept, Forward
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline import Pipe
 from understudy.protocol.records import ProgressRecord
 from understudy.protocol.steps import DriverLedger, DriverPhase
+from understudy.protocol.updates import Updates
 from understudy.protocol.window import Window
 
 PROGRESS_PERIOD_S = 1.0
@@ -44,6 +45,7 @@ class Driver:
     def __init__(self, state: NodeState) -> None:
         self._state = state
         self.pipe = Pipe(state)
+        self._updates = Updates(state)
         self._ledger = self._open_step(state.committed + 1)
         self.copier = EdgeCopier(state, self.pipe.queue)
         self._first_step = state.committed + 1
@@ -85,6 +87,7 @@ class Driver:
 
     def advance(self) -> None:
         """Issue what the window allows, if somebody serves every stage."""
+        self._take_over_what_is_known()
         if self._is_last_step_decided:
             return
         missing = self._state.membership.missing(self._block_stages)
@@ -96,7 +99,7 @@ class Driver:
             self._is_stranded = False
             for index in self._ledger.in_flight:
                 self._issue(index, "a stage was lost")
-        while len(self._ledger.in_flight) < self._window.size:
+        while self._ledger.in_flight_count < self._window.size:
             upcoming = self._ledger.next_index
             if upcoming is None:
                 break
@@ -194,10 +197,23 @@ class Driver:
         """A stage says which step it committed last."""
         if step >= self._ledger.step - 1:
             self._unacknowledged.discard(stage)
+        self.take_over(step)
 
-    def on_neighbour_step(self, step: int) -> None:
-        """Our predecessor decided a step that only the stages know of: take it over."""
-        if step == self._ledger.step == self._first_step and not self._ledger.losses:
+    def _take_over_what_is_known(self) -> None:
+        """A stage that committed our first step may have left since, or died: its record still says so."""
+        if self._ledger.step == self._first_step:
+            for seat in list(self._state.membership.seats.values()):
+                if seat.stage != DRIVER_STAGE:
+                    self.take_over(seat.step)
+
+    def take_over(self, step: int) -> None:
+        """Our predecessor decided our first step, and a stage knows of it: take it over, however far we are with it.
+
+        What we counted of it is applied, the head's sum and the embedding's each for what it is. The stage
+        that knows works on no microbatch of this step any more, so doing it again would never end. The run's
+        first S0 has no predecessor: what is ahead of it belongs to a rival, after a split.
+        """
+        if self._state.incarnation > 1 and step == self._ledger.step == self._first_step:
             self._close_step()
             self.advance()
 
@@ -228,7 +244,8 @@ class Driver:
                 if self._is_due(done.job, attempt, DriverPhase.BACKWARD_DUE):
                     self._came_home()
             case ApplyJob(step=step):
-                self._applied(step, done.result)
+                self._updates.applied(step, done.result)
+                self.copier.committed(step)
         self.pump()
 
     def _is_due(self, job: Job, attempt: Attempt, phase: DriverPhase) -> bool:
@@ -254,10 +271,12 @@ class Driver:
 
     def _commit(self) -> None:
         manifest = self._state.manifest
-        step, loss = self._ledger.step, self._ledger.mean_loss
+        step, loss, not_finite = self._ledger.step, self._ledger.mean_loss, self._ledger.not_finite
         seconds = self._state.now - self._step_began
         tokens = manifest.tokens_per_step
         self._state.emit("step.committed", step=step, loss=loss, tokens=tokens, seconds=seconds)
+        if not_finite:
+            self._state.emit("loss.not_finite", step=step, microbatches=len(not_finite))
         if not self._is_disturbed and self._window.note(seconds):
             self._state.emit("window.settled", size=self._window.size)
         self._is_disturbed = False
@@ -266,7 +285,7 @@ class Driver:
 
     def _close_step(self) -> None:
         """Apply our own part, tell the stages, open the next step."""
-        self.pipe.queue.push(ApplyJob(self._ledger.step, self._ledger.counted))
+        self.pipe.queue.push(ApplyJob(self._ledger.step, self._ledger.counted, self._ledger.head_counted))
         self.pipe.holds.closed(self._ledger.step)
         self._ledger = self._open_step(self._ledger.step + 1)
         self.pipe.forget_before(self._ledger.step)
@@ -278,13 +297,7 @@ class Driver:
     def _send_commit(self, stage: int) -> None:
         self._state.send_to_stage(stage, Commit(self._state.incarnation, self._ledger.step - 1))
 
-    def _applied(self, step: int, squared_gradient_norm: float | None) -> None:
-        self._state.committed = step
-        if squared_gradient_norm is not None:
-            self._state.squared_gradient_norm = squared_gradient_norm
-        self.copier.committed(step)
-
-    def _report(self, step: int, loss: float, tokens_per_second: float) -> None:
+    def _report(self, step: int, loss: float | None, tokens_per_second: float) -> None:
         total = self._state.manifest.step.total_steps
         tokens = step * self._state.manifest.tokens_per_step
         record = ProgressRecord(self._state.me, self._state.incarnation, step, loss, tokens, tokens_per_second)

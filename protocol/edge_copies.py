@@ -1,10 +1,14 @@
 """Copies of S0's weights with its neighbours (CheckFree+): the copying side and the keeping side.
 
 S0 is one of a kind, so nobody can stand in for it; but its weights are small. After every
-``edge_copy_every`` commits it lets S1 fetch the embedding and Sn the norm and head, in the background,
-one copy at a time: where the network is slower than the steps, copies are rarer, and the steps are not
-slower. A keeper holds the last two copies of a part, so that the two parts of a rebuilt S0 can be of the
-same commit whenever S0 died.
+``edge_copy_every`` commits it lets some block stages fetch the embedding, and some the norm and head, in the
+background, one pair of copies at a time: where the network is slower than the steps, copies are rarer, and the
+steps are not slower.
+
+Both parts of a pair are copied by one job, so no update falls between them. A keeper holds two copies of a part,
+the last and the last before it that makes a pair, and the next pair is only made once this one is kept by all: so
+whenever S0 dies, there is a commit that all keepers of both parts have. ``edge_keepers`` stages keep each part,
+the nearest to S0 first: with two, S0 may be lost together with one of its neighbours, with three with both.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from dataclasses import dataclass
 
 from understudy.protocol.events import Fetch, Fetched, FetchFailed, Keep, ReleaseSnapshot, SnapshotJob
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.manifest import RunManifest
 from understudy.protocol.messages import Donation, EdgeCopy, EdgeCopyKept, FetchRequest, Part
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.work import WorkQueue
@@ -23,18 +28,36 @@ RESEND_S = 2.0
 """A copy that its keeper has not confirmed is announced again after this long."""
 
 
-def keeper_of(part: Part, block_stages: int) -> int:
-    """The stage that keeps copies of a part of S0."""
-    return 1 if part == "embedding" else block_stages
+PARTS: tuple[Part, ...] = ("embedding", "head")
 
 
-@dataclass(slots=True)
-class Offered:
-    """A copy on its way to its keeper."""
+def keepers_of(part: Part, manifest: RunManifest) -> tuple[int, ...]:
+    """The stages that keep copies of a part of S0, in order of their distance from where it is used."""
+    upwards = range(1, manifest.model.block_stages + 1)
+    near, far = (upwards, upwards[::-1]) if part == "embedding" else (upwards[::-1], upwards)
+    alternating = (stage for pair in zip(near, far, strict=True) for stage in pair)
+    return tuple(dict.fromkeys(alternating))[: manifest.recovery.edge_keepers]
+
+
+def keeping_stages(manifest: RunManifest) -> frozenset[int]:
+    """The stages that keep a part of S0."""
+    return frozenset().union(*(keepers_of(part, manifest) for part in PARTS if manifest.recovery.edge_copy_every))
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A part of S0 as it was after a commit."""
 
     step: int
     digest: str
     payload_bytes: int
+
+
+@dataclass(slots=True)
+class Offered:
+    """A copy on its way to one of its keepers."""
+
+    copy: Copy
     offered_at: float
     sent_at: float
 
@@ -42,23 +65,22 @@ class Offered:
 class EdgeCopier:
     """S0's side: copy, offer, and let go once it is kept."""
 
-    PARTS: tuple[Part, ...] = ("embedding", "head")
-
     def __init__(self, state: NodeState, queue: WorkQueue) -> None:
         self._state, self._queue = state, queue
         self._is_due = state.committed > 0 and self._every > 0
-        self._pending: set[Part] = set()
-        """Parts whose snapshot is ordered."""
-        self._offered: dict[Part, Offered] = {}
-        self._held: dict[Part, str] = {}
+        self._is_ordered = False
+        """The next pair is about to be copied."""
+        self._held: dict[Part, Copy] = {}
+        """The last pair, which keepers may fetch."""
+        self._offered: dict[tuple[Part, int], Offered] = {}
+        """What is not yet kept of it: by part and keeping stage."""
 
     @property
     def _every(self) -> int:
         return self._state.manifest.recovery.edge_copy_every
 
-    def _keeper(self, part: Part) -> PeerId | None:
-        stage = keeper_of(part, self._state.manifest.model.block_stages)
-        return self._state.membership.serving_peer(stage)
+    def _keepers(self, part: Part) -> tuple[int, ...]:
+        return keepers_of(part, self._state.manifest)
 
     def committed(self, step: int) -> None:
         """S0's own update of the step is applied."""
@@ -67,72 +89,75 @@ class EdgeCopier:
         self.advance()
 
     def keeper_changed(self, stage: int) -> None:
-        """A new owner of a keeping stage holds no copy."""
-        if stage not in {keeper_of(part, self._state.manifest.model.block_stages) for part in self.PARTS}:
-            return
-        self._offered.clear()
-        self._is_due = self._every > 0 and self._state.committed > 0
-        self.advance()
+        """A new owner of a keeping stage holds no copy: it gets the last pair, which all others have or are getting."""
+        for part, copy in self._held.items():
+            if stage in self._keepers(part):
+                self._offer(part, stage, copy)
 
     def advance(self) -> None:
-        """Order the next copies once the ones before are kept; say again what was not confirmed."""
-        for part, offered in self._offered.items():
+        """Order the next pair once the one before is kept; say again what was not confirmed."""
+        for (part, stage), offered in self._offered.items():
             if self._state.now - offered.sent_at >= RESEND_S:
-                self._send(part, offered)
-        if self._is_due and not self._pending and not self._offered and self._are_keepers_there():
-            self._is_due = False
-            self._pending = set(self.PARTS)
-            for part in self.PARTS:
-                self._queue.push(SnapshotJob(self._state.committed, part))
+                self._send(part, stage, offered)
+        if self._is_due and not self._is_ordered and not self._offered:
+            self._is_due, self._is_ordered = False, True
+            self._queue.push(SnapshotJob(self._state.committed, PARTS))
 
-    def _are_keepers_there(self) -> bool:
-        """A copy that only one of them kept would push out the last that both have."""
-        return all(self._keeper(part) is not None for part in self.PARTS)
+    def on_snapshots(self, parts: tuple[Part, ...], copied: tuple[tuple[int, str], ...]) -> None:
+        """The compute thread copied both parts as they are after the last commit."""
+        self._is_ordered = False
+        outdated = {copy.digest for copy in self._held.values()} - {digest for _, digest in copied}
+        for digest in sorted(outdated):
+            self._state.act(ReleaseSnapshot(digest))
+        for part, (payload_bytes, digest) in zip(parts, copied, strict=True):
+            self._held[part] = Copy(self._state.committed, digest, payload_bytes)
+            for stage in self._keepers(part):
+                self._offer(part, stage, self._held[part])
 
-    def on_snapshot(self, part: Part, payload_bytes: int, digest: str) -> None:
-        self._pending.discard(part)
-        previous = self._held.get(part)
-        self._held[part] = digest
-        if previous is not None and previous != digest:
-            self._state.act(ReleaseSnapshot(previous))
+    def _offer(self, part: Part, stage: int, copy: Copy) -> None:
         now = self._state.now
-        self._offered[part] = Offered(self._state.committed, digest, payload_bytes, now, now)
-        self._send(part, self._offered[part])
+        self._offered[part, stage] = Offered(copy, now, now)
+        self._send(part, stage, self._offered[part, stage])
 
-    def _send(self, part: Part, offered: Offered) -> None:
-        keeper = self._keeper(part)
+    def _send(self, part: Part, stage: int, offered: Offered) -> None:
         offered.sent_at = self._state.now
+        keeper, copy = self._state.membership.serving_peer(stage), offered.copy
         if keeper is not None:
-            incarnation = self._state.incarnation
-            message = EdgeCopy(part, incarnation, offered.step, offered.payload_bytes, offered.digest)
+            message = EdgeCopy(part, self._state.incarnation, copy.step, copy.payload_bytes, copy.digest)
             self._state.send(keeper, message)
 
     def on_kept(self, peer: PeerId, message: EdgeCopyKept) -> None:
-        """The keeper confirms."""
-        offered = self._offered.get(message.part)
-        if offered is None or offered.digest != message.digest or peer != self._keeper(message.part):
-            return
-        del self._offered[message.part]
+        """A keeper confirms."""
+        for stage in self._keepers(message.part):
+            offered = self._offered.get((message.part, stage))
+            is_its_keeper = peer == self._state.membership.serving_peer(stage)
+            if offered is not None and offered.copy.digest == message.digest and is_its_keeper:
+                del self._offered[message.part, stage]
+                self._report(message.part, stage, offered)
+        self.advance()
+
+    def _report(self, part: Part, stage: int, offered: Offered) -> None:
         self._state.emit(
             "edge.copied",
-            part=message.part,
-            to_stage=keeper_of(message.part, self._state.manifest.model.block_stages),
-            step=offered.step,
-            bytes=offered.payload_bytes,
-            digest=offered.digest,
+            part=part,
+            to_stage=stage,
+            step=offered.copy.step,
+            bytes=offered.copy.payload_bytes,
+            digest=offered.copy.digest,
             seconds=self._state.now - offered.offered_at,
         )
-        self.advance()
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
         """Whether the peer keeps the part that it asks for."""
-        part = next((part for part, digest in self._held.items() if digest == request.digest), None)
-        is_current = (request.stage, request.incarnation) == (DRIVER_STAGE, self._state.incarnation)
-        return part is not None and is_current and self._keeper(part) == peer
+        if (request.stage, request.incarnation) != (DRIVER_STAGE, self._state.incarnation):
+            return False
+        parts = [part for part, copy in self._held.items() if copy.digest == request.digest]
+        serving_peer = self._state.membership.serving_peer
+        return any(serving_peer(stage) == peer for part in parts for stage in self._keepers(part))
 
 
 class EdgeKeeper:
-    """The side of S1 and Sn: fetch what S0 offers, hold the last copies, donate them."""
+    """The side of the stages near S0: fetch what S0 offers, hold the last copies, donate them."""
 
     def __init__(self, state: NodeState, on_changed: Callable[[], None]) -> None:
         self._state = state
@@ -142,9 +167,10 @@ class EdgeKeeper:
 
     def on_offer(self, peer: PeerId, offer: EdgeCopy) -> None:
         """Fetch the copy, unless it is here or on its way."""
-        if keeper_of(offer.part, self._state.manifest.model.block_stages) != self._state.stage:
+        if self._state.stage not in keepers_of(offer.part, self._state.manifest):
             return
         if any(copy.digest == offer.digest for copy in self._copies.get(offer.part, [])):
+            self._note(offer)
             self._confirm(peer, offer)
         elif offer.digest not in self._fetching:
             self._fetching[offer.digest] = offer
@@ -156,14 +182,27 @@ class EdgeKeeper:
         if offer is None:
             return
         self._state.act(Keep(event.digest, event.payload))
-        stage, incarnation = self._state.stage, offer.incarnation
-        copy = Donation(offer.part, stage, offer.step, None, offer.payload_bytes, offer.digest, incarnation)
-        copies = [*self._copies.get(offer.part, []), copy]
-        for outdated in copies[:-COPIES_KEPT]:
-            self._state.act(ReleaseSnapshot(outdated.digest))
-        self._copies[offer.part] = copies[-COPIES_KEPT:]
+        self._note(offer)
         self._confirm(event.donor, offer)
         self._on_changed()
+
+    def _note(self, offer: EdgeCopy) -> None:
+        """We hold these weights; they may be those of an earlier commit too, if no update moved them since."""
+        copy = Donation(
+            offer.part, self._state.stage, offer.step, None, offer.payload_bytes, offer.digest, offer.incarnation
+        )
+        known = {_commit(held): held for held in self._copies.get(offer.part, [])} | {_commit(copy): copy}
+        self._copies[offer.part] = self._worth_keeping(offer.part, [known[commit] for commit in sorted(known)])
+        kept = {held.digest for held in self._copies[offer.part]}
+        for digest in sorted({held.digest for held in known.values()} - kept):
+            self._state.act(ReleaseSnapshot(digest))
+
+    def _worth_keeping(self, part: Part, copies: list[Donation]) -> list[Donation]:
+        """The newest, and the newest before it that makes a pair with our copy of the other part, if there is one."""
+        others = {_commit(held) for other, held_copies in self._copies.items() if other != part for held in held_copies}
+        before = copies[:-1]
+        paired = [held for held in before if _commit(held) in others] or before
+        return [*paired[1 - COPIES_KEPT :], copies[-1]]
 
     def on_fetch_failed(self, event: FetchFailed) -> None:
         """The driver will offer again."""
@@ -175,3 +214,8 @@ class EdgeKeeper:
     def donations(self) -> tuple[Donation, ...]:
         """What we can give to whoever takes S0."""
         return tuple(copy for part in sorted(self._copies) for copy in self._copies[part])
+
+
+def _commit(copy: Donation) -> tuple[int, int]:
+    """What a copy is as of; of two incarnations of S0 each has its own weights at a step."""
+    return (copy.incarnation, copy.step)

@@ -43,5 +43,9 @@ class StorageError(UnderstudyError):
     """This machine's disk does not take or give what it should: full, read-only, damaged."""
 
 
+class TrainingError(UnderstudyError):
+    """The stage's numbers are broken: update after update is not finite."""
+
+
 class WeightsError(UnderstudyError):
     """Weights are unusable: not finite, of the wrong shape, or their digest does not match."""

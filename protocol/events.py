@@ -166,18 +166,35 @@ class BackwardJob:
 
 @dataclass(frozen=True, slots=True)
 class ApplyJob:
-    """Apply the mean gradient over ``counted`` microbatches. Result: its squared norm or None."""
+    """Apply the mean gradient over ``counted`` microbatches. Result: `Applied`."""
 
     step: int
     counted: int
+    head_counted: int = 0
+    """S0: the microbatches in the sum of norm and head; ``counted`` are those in the embedding's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of an update."""
+
+    squared_gradient_norm: float | None = None
+    """Of the mean gradient, before clipping; None if nothing was counted or it is not finite."""
+    is_skipped: bool = False
+    """The gradient is not finite: the weights stayed as they were."""
+    is_own: bool = False
+    """Only of a skipped one: finite numbers came in and others went out, so it is this stage that spoils them."""
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotJob:
-    """Copy the weights of a part as they are. Result: (payload_bytes, digest); the shell keeps the copy."""
+    """Copy the weights of some parts as they are, all at one moment; the shell keeps the copies.
+
+    Result: (payload_bytes, digest) of each part.
+    """
 
     step: int
-    part: Part = "stage"
+    parts: tuple[Part, ...] = ("stage",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +341,9 @@ class Emit:
 class Stop:
     """The node is done: flush, close, exit."""
 
-    reason: Literal["done", "asked"]
+    reason: Literal["done", "asked", "failed"]
+    failure: str = ""
+    """Why it failed and what to do, in one line."""
 
 
 Action = (

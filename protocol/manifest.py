@@ -108,6 +108,8 @@ class RecoverySettings(_Section, frozen=True):
     """Updates in which a recovered stage's scaled rate goes back to the run's; 0: it stays, as in the paper."""
     edge_copy_every: Annotated[int, Meta(ge=0)] = 1
     """Commits from one copy of S0's weights to the next; 0 means none, and a lost S0 begins anew."""
+    edge_keepers: Annotated[int, Meta(ge=1, le=3)] = 2
+    """Stages that keep each part of S0: with 1 S0 can be lost, with 2 a neighbour with it, with 3 both neighbours."""
 
 
 class StepSettings(_Section, frozen=True):

@@ -42,6 +42,8 @@ class NodeState:
     pace: Pace = field(default_factory=Pace)
     is_view_changed: bool = False
     """Somebody's tenure began, ended or moved on within this `Core.handle`: what follows is due."""
+    failure: str | None = None
+    """Why this node cannot go on with its stage: it will say goodbye and end."""
     is_stopped: bool = False
     """We said goodbye; nothing happens any more."""
     actions: list[Action] = field(default_factory=list)

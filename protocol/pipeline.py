@@ -17,7 +17,6 @@ from understudy.protocol.events import (
     ForwardJob,
     Job,
     JobDone,
-    LossJob,
     Payload,
     Run,
     SendFailed,
@@ -28,6 +27,7 @@ from understudy.protocol.messages import Backward, Commit, CommitAck, DataMessag
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.routing import Route, following, preceding, route
 from understudy.protocol.steps import StageLedger
+from understudy.protocol.updates import Updates
 from understudy.protocol.work import WorkQueue
 
 
@@ -38,7 +38,8 @@ class Pipe:
         self._state = state
         self.queue = WorkQueue()
         self.holds = Holds(state, self.queue)
-        self._parked: dict[int, list[tuple[DataMessage, Payload]]] = {}
+        self._parked: dict[int, dict[int, tuple[DataMessage, Payload]]] = {}
+        """By stage, the last message of each microbatch, in the order that they came."""
 
     def route(self, index: int) -> Route:
         manifest = self._state.manifest
@@ -61,38 +62,37 @@ class Pipe:
         if peer is not None:
             self._state.send(peer, message, payload)
             return
-        waiting = [entry for entry in self._parked.get(stage, []) if entry[0].index != message.index]
-        self._parked[stage] = [*waiting, (message, payload)]
+        waiting = self._parked.setdefault(stage, {})
+        waiting.pop(message.index, None)
+        waiting[message.index] = (message, payload)
 
     def owner_changed(self, stage: int) -> None:
         """A new owner serves the stage: it has use for activations, but for no gradient of before.
 
         A new driver has use for neither: all attempts of its predecessor are outdated.
         """
-        parked = self._parked.pop(stage, [])
+        parked = self._parked.pop(stage, {})
         if stage != DRIVER_STAGE:
-            for message, payload in parked:
+            for message, payload in parked.values():
                 if isinstance(message, Forward):
                     self.deliver(stage, message, payload)
 
     def owner_revived(self, stage: int) -> None:
         """The same owner speaks again."""
-        for message, payload in self._parked.pop(stage, []):
+        for message, payload in self._parked.pop(stage, {}).values():
             self.deliver(stage, message, payload)
 
     def forget_before(self, step: int) -> None:
         """Nothing of an earlier step is wanted any more."""
-        self.queue.purge(lambda job: isinstance(job, ForwardJob | LossJob | BackwardJob) and job.microbatch.step < step)
+        self.queue.forget_before(step)
         for stage, waiting in self._parked.items():
-            self._parked[stage] = [entry for entry in waiting if entry[0].step >= step]
+            self._parked[stage] = {index: entry for index, entry in waiting.items() if entry[0].step >= step}
 
     def forget_attempts(self, index: int) -> None:
         """A newer attempt of the microbatch begins: drop what waits of older ones."""
-        self.queue.purge(
-            lambda job: isinstance(job, ForwardJob | LossJob | BackwardJob) and job.microbatch.index == index
-        )
-        for stage, waiting in self._parked.items():
-            self._parked[stage] = [entry for entry in waiting if entry[0].index != index]
+        self.queue.forget(index)
+        for waiting in self._parked.values():
+            waiting.pop(index, None)
 
 
 class BlockStage:
@@ -101,6 +101,7 @@ class BlockStage:
     def __init__(self, state: NodeState) -> None:
         self._state = state
         self._ledger = StageLedger(state.committed + 1, state.manifest.step.microbatches)
+        self._updates = Updates(state)
         self.pipe = Pipe(state)
 
     @property
@@ -119,7 +120,11 @@ class BlockStage:
     # --- messages ---
 
     def on_forward(self, message: Forward, payload: Payload) -> None:
+        if self._ledger.is_outdated(message.attempt.driver_incarnation):
+            return
         self._reach(message.step)
+        if message.step == self._state.committed:
+            self._tell_driver()
         outdated = self._ledger.outdated_by(message.index, message.attempt)
         if message.step != self._ledger.step or not self._ledger.accept_forward(message.index, message.attempt):
             return
@@ -154,7 +159,13 @@ class BlockStage:
             self.pipe.deliver(stage, lost, event.payload)
 
     def on_commit(self, peer: PeerId, message: Commit) -> None:
-        """The driver's word. It is acknowledged once applied, and again if the driver asks again."""
+        """The driver's word. It is acknowledged once applied, and again if the driver asks again.
+
+        If a later driver does our step again, the word of the one before is over, although it was true: who
+        followed it alone would leave the step that all others are at.
+        """
+        if self._ledger.is_outdated(message.incarnation):
+            return
         self._reach(message.step + 1)
         if message.step <= self._state.committed:
             self._acknowledge(peer)
@@ -175,6 +186,12 @@ class BlockStage:
         self.pipe.holds.closed(closing)
         self.pump()
 
+    def _tell_driver(self) -> None:
+        """The step is applied here. A new driver may not know that its predecessor decided it, and do it again."""
+        driver = self._state.membership.serving_peer(DRIVER_STAGE)
+        if driver is not None:
+            self._acknowledge(driver)
+
     def _acknowledge(self, driver: PeerId) -> None:
         self._state.send(driver, CommitAck(self._state.stage, self._state.incarnation, self._state.committed))
 
@@ -193,7 +210,8 @@ class BlockStage:
             case ForwardJob() | BackwardJob():
                 self._pass_on(done.job, done.result)
             case ApplyJob(step=step):
-                self._applied(step, done.result)
+                self._updates.applied(step, done.result)
+                self._tell_driver()
         self.pump()
 
     def _pass_on(self, job: Job, result: Payload) -> None:
@@ -207,11 +225,3 @@ class BlockStage:
         message = kind(microbatch.step, microbatch.index, attempt, self._state.stage, self._state.incarnation)
         stage = towards(self.pipe.route(microbatch.index), self._state.stage)
         self.pipe.deliver(stage, message, result)
-
-    def _applied(self, step: int, squared_gradient_norm: float | None) -> None:
-        self._state.committed = step
-        if squared_gradient_norm is not None:
-            self._state.squared_gradient_norm = squared_gradient_norm
-        driver = self._state.membership.serving_peer(DRIVER_STAGE)
-        if driver is not None:
-            self._acknowledge(driver)

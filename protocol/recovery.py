@@ -175,7 +175,8 @@ def _edge_copies(case: Case) -> Plan | None:
     commits = {_commit(source) for source in embeddings} & {_commit(source) for source in heads}
     if commits:
         commit = max(commits)
-        chosen = [next(s for s in parts if _commit(s) == commit) for parts in (embeddings, heads)]
+        # Of several keepers the nearest to where the part is used: so the two parts come side by side.
+        chosen = [next(s for s in parts if _commit(s) == commit) for parts in (embeddings, heads[::-1])]
         return Plan("edge copy", f"embedding and head as of step {commit[1]}, exactly", case.step, tuple(chosen))
     latest = [max(parts, key=_commit) for parts in (embeddings, heads) if parts]
     if not latest:
@@ -240,6 +241,8 @@ def _copy(case: Case) -> Plan | None:
 
 def _seed(case: Case) -> Plan | None:
     """The last rung: begin the stage anew."""
+    if case.stage == DRIVER_STAGE:
+        return _from_the_start(case, "no copy of S0 is left, neither of its embedding nor of its head:")
     return _from_the_start(case, "no survivor holds weights for this stage:")
 
 

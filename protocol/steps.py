@@ -7,6 +7,7 @@ whatever the attempt**, and nothing of an older attempt changes anything.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -41,6 +42,10 @@ class StageLedger:
         """Invariant: every entry is of this driver. A new driver's attempts outdate all of its predecessor's."""
         self._entries: dict[int, StageEntry] = {}
 
+    def is_outdated(self, driver_incarnation: int) -> bool:
+        """A driver after this one works on our step: what this one decided or issued is over."""
+        return driver_incarnation < self._driver_incarnation
+
     @property
     def is_full(self) -> bool:
         """Every microbatch of the step is counted here."""
@@ -54,12 +59,14 @@ class StageLedger:
         return self.attempt_of(index) == attempt
 
     def outdated_by(self, index: int, attempt: Attempt) -> list[tuple[int, Attempt]]:
-        """The current attempts that end when this one is accepted: (index, attempt)."""
-        return [
-            (other, entry.attempt)
-            for other, entry in self._entries.items()
-            if other == index or entry.attempt.driver_incarnation < attempt.driver_incarnation
-        ]
+        """The current attempts that end when this one is accepted: (index, attempt).
+
+        Of the same driver its own only, so that a step costs no more per microbatch when it has many.
+        """
+        if attempt.driver_incarnation > self._driver_incarnation:
+            return [(other, entry.attempt) for other, entry in self._entries.items()]
+        current = self.attempt_of(index)
+        return [] if current is None else [(index, current)]
 
     def accept_forward(self, index: int, attempt: Attempt) -> bool:
         """Whether an activation is of a newer attempt than all before; if so it is the current one."""
@@ -151,12 +158,18 @@ class DriverLedger:
         self.losses: dict[int, float] = {}
         self._microbatches = microbatches
         self._entries: dict[int, DriverEntry] = {}
+        self._in_flight: dict[int, None] = {}
+        """Invariant: the indexes whose entry is not done, in the order of their first issue."""
         self._head_counted: set[int] = set()
         self._embedding_counted: set[int] = set()
 
     @property
     def in_flight(self) -> list[int]:
-        return [index for index, entry in self._entries.items() if entry.phase is not DriverPhase.DONE]
+        return list(self._in_flight)
+
+    @property
+    def in_flight_count(self) -> int:
+        return len(self._in_flight)
 
     @property
     def next_index(self) -> int | None:
@@ -167,11 +180,17 @@ class DriverLedger:
     @property
     def is_complete(self) -> bool:
         """Every microbatch of the step has come back."""
-        return self.next_index is None and not self.in_flight
+        return self.next_index is None and not self._in_flight
 
     @property
-    def mean_loss(self) -> float:
-        return sum(self.losses.values()) / len(self.losses)
+    def mean_loss(self) -> float | None:
+        """Over the latest loss of each microbatch; None if one of them is not finite."""
+        return None if self.not_finite else math.fsum(self.losses.values()) / len(self.losses)
+
+    @property
+    def not_finite(self) -> list[int]:
+        """The microbatches whose loss is not finite."""
+        return [index for index, loss in self.losses.items() if not math.isfinite(loss)]
 
     def attempt_of(self, index: int) -> Attempt:
         return self._entries[index].attempt
@@ -195,11 +214,12 @@ class DriverLedger:
         times_late = (previous.times_late if previous else 0) + is_late
         deadline = now + timeout_s * 2 ** min(times_late, DOUBLINGS_MAX)
         self._entries[index] = DriverEntry(attempt, DriverPhase.EMBED_DUE, deadline, times_late)
+        self._in_flight[index] = None
         return attempt
 
     def overdue(self, now: float) -> list[int]:
         """Microbatches in flight whose deadline has passed."""
-        return [index for index in self.in_flight if self._entries[index].deadline <= now]
+        return [index for index in self._in_flight if self._entries[index].deadline <= now]
 
     def move(self, index: int, attempt: Attempt, before: DriverPhase) -> bool:
         """Move the current attempt on from a phase. False: it is outdated, repeated or unknown."""
@@ -207,6 +227,8 @@ class DriverLedger:
         if entry is None or entry.attempt != attempt or entry.phase is not before:
             return False
         entry.phase = DRIVER_ORDER[before]
+        if entry.phase is DriverPhase.DONE:
+            del self._in_flight[index]
         return True
 
     def count_head(self, index: int) -> bool:
@@ -223,4 +245,10 @@ class DriverLedger:
 
     @property
     def counted(self) -> int:
+        """Microbatches in the embedding's sum."""
         return len(self._embedding_counted)
+
+    @property
+    def head_counted(self) -> int:
+        """Microbatches in the head's sum: as many, unless the step is closed before all came home."""
+        return len(self._head_counted)

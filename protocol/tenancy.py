@@ -6,6 +6,8 @@ A node without a stage is a spare and has a `Claimant`; an owner has a host (`Dr
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from understudy.protocol.claiming import Claimant, OpenClaim
@@ -20,6 +22,7 @@ from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline import BlockStage
 from understudy.protocol.records import AnyRecord, ManifestRecord, ProgressRecord, SpareRecord, StageRecord
 from understudy.protocol.recovery import Plan
+from understudy.protocol.seats import Status
 
 
 class Tenancy:
@@ -64,10 +67,10 @@ class Tenancy:
     def on_job_done(self, event: JobDone) -> None:
         if isinstance(event.job, SnapshotJob) and self.donor is not None and self.host is not None:
             self.host.pipe.queue.finished()
-            if event.job.part == "stage":
-                self.donor.on_snapshot(*event.result)
+            if event.job.parts == ("stage",):
+                self.donor.on_snapshot(*event.result[0])
             elif isinstance(self.host, Driver):
-                self.host.copier.on_snapshot(event.job.part, *event.result)
+                self.host.copier.on_snapshots(event.job.parts, event.result)
             self.host.pump()
         elif isinstance(event.job, HoldJob | DigestJob) and self.host is not None:
             self.host.pipe.queue.finished()
@@ -76,6 +79,8 @@ class Tenancy:
         elif self.host is not None:
             self.host.on_job_done(event)
             self._state.is_view_changed |= isinstance(event.job, ApplyJob)
+            if self._state.failure is not None:
+                self.leave("failed")
         else:
             built = self.claimant.on_job_done(event)
             if built is not None:
@@ -187,9 +192,19 @@ class Tenancy:
         if isinstance(self.host, Driver):
             is_over = self.host.is_done
         else:
-            is_over = not self._state.membership.is_present(DRIVER_STAGE)
+            is_over = not self._state.membership.is_present(DRIVER_STAGE) and not self._is_ahead
         if is_over:
             self.leave("done")
+
+    @property
+    def _is_ahead(self) -> bool:
+        """S0 was lost, and a neighbour does not know that the last step is decided: our heartbeats will tell it."""
+        driver = self._state.membership.seats.get(DRIVER_STAGE)
+        seats = (self._state.membership.seats.get(stage) for stage in self._state.neighbours() - {DRIVER_STAGE})
+        is_lost = driver is not None and driver.status is Status.DEAD
+        return is_lost and any(
+            seat is not None and seat.is_serving and seat.step < self._state.committed for seat in seats
+        )
 
     def end_run(self, *, is_doubtful: bool = False) -> None:
         """The last step is committed and the driver is gone. We apply it if only its commit is missing, and leave.
@@ -203,7 +218,7 @@ class Tenancy:
                 return
         self.leave("done")
 
-    def leave(self, reason: str) -> None:
+    def leave(self, reason: Literal["done", "asked", "failed"]) -> None:
         """Say goodbye: a record outlives us, so ours must say that we left."""
         if self._state.is_stopped:
             return
@@ -219,7 +234,7 @@ class Tenancy:
         if self._state.tenure is not None and self._state.is_run_done and not isinstance(self.host, Driver):
             self._store_end()
         self._state.emit("peer.left", reason=reason)
-        self._state.act(Stop("done" if reason == "done" else "asked"))
+        self._state.act(Stop(reason, self._state.failure or ""))
 
     def _store_end(self) -> None:
         """The driver may have died with the news: every owner that saw the end leaves word of it."""
@@ -236,7 +251,7 @@ class Tenancy:
     def take_over_end(self, end: ProgressRecord) -> None:
         """A driver before us decided the last step, and perhaps nobody is left who heard of it but the DHT."""
         if isinstance(self.host, Driver) and end.incarnation < self._state.incarnation:
-            self.host.on_neighbour_step(end.step)
+            self.host.take_over(end.step)
 
     def is_beaten_to(self, end: ProgressRecord) -> bool:
         """Another driver decided the last step, and no word that may still be on its way will bring us there."""

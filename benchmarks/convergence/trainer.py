@@ -73,7 +73,7 @@ class Trainer:
         """One optimizer update of the whole model; the mean loss of its microbatches before it."""
         count = self.manifest.step.microbatches
         losses = [self._train_microbatch(Microbatch(step, index)) for index in range(count)]
-        self._norms = [host.work(ApplyJob(step, count)) for host in self.hosts]
+        self._norms = [host.work(ApplyJob(step, count, count)).squared_gradient_norm for host in self.hosts]
         return statistics.fmean(losses)
 
     def _train_microbatch(self, microbatch: Microbatch) -> float:
@@ -138,7 +138,7 @@ class Trainer:
     def _snapshot(self, stage: int, step: int) -> WeightsSnapshot:
         """A donor's weights, copied as the donor's node would."""
         host = self.hosts[stage]
-        _, digest = host.work(SnapshotJob(step))
+        ((_, digest),) = host.work(SnapshotJob(step))
         copy = host.held[digest]
         host.held.clear()
         assert isinstance(copy, WeightsSnapshot)

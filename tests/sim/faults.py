@@ -79,7 +79,48 @@ class Split:
     spares: int = 0
 
 
-Fault = Kill | Restart | Pause | Partition | CutLink | Split
+@dataclass(frozen=True, slots=True)
+class Hinder:
+    """Messages of some kinds are lost or late for a while; everything else goes its way.
+
+    ``kinds`` are names of message classes. Of several hindrances that concern a message the first decides.
+    """
+
+    when: Trigger
+    seconds: float
+    kinds: tuple[str, ...]
+    loss: float = 0.0
+    delay_s: float = 0.0
+    """The longest delay: each message takes up to so much longer, and is overtaken."""
+    is_exact: bool = False
+    """Every delay is the longest."""
+    victim: int | None = None
+    """The stage whose owner speaks; None: whoever."""
+    towards: int | None = None
+    """The stage whose owner is spoken to; None: whoever."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlowReader:
+    """The DHT is slow for the owner of a stage: what it reads is ``delay_s`` old. Or it sees nothing new at all."""
+
+    when: Trigger
+    seconds: float
+    victim: int
+    delay_s: float = 0.0
+    is_stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """The next ``updates`` of the stage's owner are not finite: nothing is applied."""
+
+    when: Trigger
+    updates: int = 1
+    victim: int | None = None
+
+
+Fault = Kill | Restart | Pause | Partition | CutLink | Split | Hinder | SlowReader | Overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +187,63 @@ def one_split(rng: random.Random, stages: int, steps: int) -> Split:
     group = tuple(sorted(rng.sample(range(stages), rng.randint(1, stages - 1))))
     when = Trigger(rng.randrange(stages), rng.randint(2, steps // 4), "forward", rng.uniform(0.0, 0.3))
     return Split(when, rng.choice([6.0, 10.0, 20.0, 40.0]), group, spares=rng.randint(0, 3))
+
+
+KINDS: tuple[tuple[str, ...], ...] = (
+    ("Commit",),
+    ("CommitAck",),
+    ("Announce",),
+    ("Announce", "Heartbeat"),
+    ("Forward",),
+    ("Backward",),
+    ("EdgeCopy", "EdgeCopyKept"),
+    ("Lost", "Alive"),
+    ("Grant", "Withdraw"),
+)
+"""What is hindered together."""
+
+
+def hindered_faults(rng: random.Random, stages: int, steps: int, count: int) -> list[Fault]:
+    """As `harsh_faults`, and while each strikes, messages of some kinds are lost or late, or somebody reads late."""
+    faults: list[Fault] = []
+    for fault in harsh_faults(rng, stages, steps, count):
+        step = fault.when.step
+        if rng.random() < 0.5:
+            faults += last_words(rng, stages, step)
+            continue
+        faults.append(fault)
+        for _ in range(rng.randint(0, 2)):
+            faults.append(_hindrance(rng, stages, step))
+        if rng.random() < 0.3:
+            faults.append(_slow_reader(rng, stages, step))
+        if rng.random() < 0.2:
+            stage = rng.randrange(stages)
+            faults.append(Overflow(Trigger(stage, step, "forward"), rng.randint(1, 3), stage))
+    return faults
+
+
+def last_words(rng: random.Random, stages: int, step: int) -> list[Fault]:
+    """S0 decides a step and dies; few hear of it, late, and of its successor somebody hears late as well."""
+    before = Trigger(0, step, "backward")
+    deaf = rng.randrange(1, stages)
+    return [
+        Hinder(before, 10.0, ("Commit",), rng.choice([0.5, 0.8]), rng.choice([0.8, 1.5, 3.0]), victim=0),
+        Hinder(before, 10.0, ("Announce",), rng.choice([0.5, 1.0]), 0.0, towards=rng.choice([None, deaf])),
+        SlowReader(before, 10.0, deaf, delay_s=rng.choice([0.5, 2.0]), is_stale=rng.random() < 0.5),
+        Kill(Trigger(0, step, "committed", rng.choice([0.0, 0.0, 0.002, 0.02])), 0, is_silent=rng.random() < 0.2),
+    ]
+
+
+def _hindrance(rng: random.Random, stages: int, step: int) -> Hinder:
+    when = Trigger(rng.randrange(stages), step, rng.choice(["forward", "backward", "apply"]))
+    victim = rng.choice([None, rng.randrange(stages)])
+    towards = rng.choice([None, rng.randrange(stages)])
+    seconds, loss, delay_s = rng.choice([1.0, 4.0, 10.0]), rng.choice([0.0, 0.3, 1.0]), rng.choice([0.0, 0.3, 2.0, 5.0])
+    return Hinder(when, seconds, rng.choice(KINDS), loss, delay_s, victim=victim, towards=towards)
+
+
+def _slow_reader(rng: random.Random, stages: int, step: int) -> SlowReader:
+    reader = rng.randrange(stages)
+    return SlowReader(
+        Trigger(reader, step), rng.choice([4.0, 10.0]), reader, rng.choice([0.5, 2.0]), rng.random() < 0.3
+    )

@@ -35,6 +35,8 @@ REQUIRED_FIELDS: dict[str, set[str]] = {
     "swarm.complete": _TENURE,
     "microbatch.reissued": {*_TENURE, "index", "attempt", "reason"},
     "step.committed": {*_TENURE, "loss", "tokens", "seconds"},
+    "update.skipped": {*_TENURE, "in_a_row", "is_own"},
+    "loss.not_finite": {*_TENURE, "microbatches"},
     "window.settled": {*_TENURE, "size"},
     "weights.published": {*_TENURE, "for_stage", "bytes", "squared_gradient_norm"},
     "weights.held": {*_TENURE, "bytes", "digest", "seconds"},

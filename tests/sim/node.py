@@ -12,6 +12,7 @@ from typing import Any
 
 from understudy.protocol.core import Core
 from understudy.protocol.events import (
+    Applied,
     ApplyJob,
     BackwardJob,
     BlendJob,
@@ -30,6 +31,7 @@ from understudy.protocol.events import (
 )
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.routing import Route, route
+from understudy.protocol.updates import OWN_SKIPS_MAX
 
 HEAD = 1_000_000
 """S0 counts a microbatch twice: in the embedding's sum, and offset by this in the head's."""
@@ -77,6 +79,8 @@ class Hosting:
     coefficients: tuple[float, ...] = ()
     squared_gradient_norm: float | None = None
     applied: list[int] = field(default_factory=list)
+    skipped: int = 0
+    """Updates skipped in a row."""
     sums: dict[int, Counter[int]] = field(default_factory=dict)
     saved: dict[tuple[Any, Any], Activation] = field(default_factory=dict)
 
@@ -106,6 +110,8 @@ class SimNode:
         self.holds: dict[int, Snapshot] = {}
         """What is held for exporters, by step."""
         self.half_digested: set[int] = set()
+        self.overflowing = 0
+        """So many of the next updates are not finite."""
         self.past: list[Hosting] = []
 
     @property
@@ -137,7 +143,8 @@ class SimNode:
             case HoldJob(step):
                 self._hold(step)
             case SnapshotJob() | DigestJob():
-                return self._snapshot(job.part) if isinstance(job, SnapshotJob) else self._digest(job.step)
+                is_snapshot = isinstance(job, SnapshotJob)
+                return tuple(map(self._snapshot, job.parts)) if is_snapshot else self._digest(job.step)
         return None
 
     def _host(self, hosting: Hosting) -> None:
@@ -203,7 +210,7 @@ class SimNode:
         sums = hosting.sums.setdefault(microbatch.step, Counter())
         sums[microbatch.index + part * HEAD] += 1
 
-    def _apply(self, job: ApplyJob) -> float | None:
+    def _apply(self, job: ApplyJob) -> Applied:
         """Account the step: exactly once each, unless the stage began in its middle."""
         hosting = self.hosting
         assert hosting is not None
@@ -215,19 +222,33 @@ class SimNode:
             raise Violation(f"S{hosting.stage} counted a microbatch of step {job.step} twice: {counts}")
         own = {index for index in counts if index < HEAD}
         head = {index - HEAD for index in counts if index >= HEAD}
-        if hosting.stage == DRIVER_STAGE and own != head:
-            raise Violation(f"S0 counted {sorted(own)} in the embedding but {sorted(head)} in the head")
-        if len(own) != job.counted:
-            raise Violation(f"S{hosting.stage} counted {len(own)} but divides step {job.step} by {job.counted}")
+        if (len(own), len(head)) != (job.counted, job.head_counted):
+            raise Violation(f"S{hosting.stage} counted {sorted(own)} and in the head {sorted(head)}, but does {job}")
         is_joining = hosting.incarnation > 1 and len(hosting.applied) < 1 + self.is_split
-        if own != set(range(self.microbatches)) and not is_joining:
-            raise Violation(f"S{hosting.stage}/{hosting.incarnation} applied step {job.step} with {sorted(own)} only")
+        whole = set(range(self.microbatches))
+        is_whole = own == whole and head == (whole if hosting.stage == DRIVER_STAGE else set())
+        if not is_whole and not is_joining:
+            raise Violation(f"S{hosting.stage}/{hosting.incarnation} did {job} with {sorted(own)} and {sorted(head)}")
         hosting.applied.append(job.step)
-        if job.counted == 0:
-            return None
-        hosting.weights += 0.125 * job.counted * (hosting.stage + 1)
+        if not counts:
+            return Applied()
+        if self.overflowing:
+            return self._skip(hosting)
+        hosting.skipped = 0
+        hosting.weights += 0.125 * max(len(own), len(head)) * (hosting.stage + 1)
         hosting.squared_gradient_norm = float(job.step * (hosting.stage + 1))
-        return hosting.squared_gradient_norm
+        return Applied(hosting.squared_gradient_norm)
+
+    def _skip(self, hosting: Hosting) -> Applied:
+        """The update is not finite, by this stage's own doing."""
+        self.overflowing -= 1
+        hosting.skipped += 1
+        if hosting.skipped > OWN_SKIPS_MAX and not self.is_stopped:
+            raise Violation(
+                f"{self.peer} still holds S{hosting.stage} after {hosting.skipped} skipped updates in a row"
+            )
+        hosting.squared_gradient_norm = None
+        return Applied(is_skipped=True, is_own=True)
 
     def _snapshot(self, part: str) -> tuple[int, str]:
         hosting = self.hosting

@@ -5,7 +5,19 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from tests.sim.faults import CALM, Fault, Restart, Trigger, Weather, brief_fault, harsh_faults, one_split, random_faults
+from tests.sim.faults import (
+    CALM,
+    Fault,
+    Kill,
+    Restart,
+    Trigger,
+    Weather,
+    brief_fault,
+    harsh_faults,
+    hindered_faults,
+    one_split,
+    random_faults,
+)
 from tests.sim.simulation import S, Simulation, build, replace_settings, small_manifest
 from understudy.protocol.manifest import RunManifest
 
@@ -105,3 +117,21 @@ def restart_schedule(seed: int, method: str) -> Schedule:
         for _ in range(rng.randint(1, 3))
     )
     return Schedule(seed, manifest, faults, rng.randint(0, 1), rng.choice(WEATHERS))
+
+
+def hindered_schedule(seed: int, method: str) -> Schedule:
+    """Beside harsh faults: messages lost and late by their kind, readers of old records, updates that overflow."""
+    rng = random.Random(seed)
+    manifest = small_manifest(
+        stages=rng.randint(2 if method == "checkfree" else 3, 7),
+        steps=rng.choice([4, 6, 10]),
+        microbatches=rng.randint(2, 8),
+        method=method,
+        edge_copy_every=rng.choice([0, 1, 1, 2]),
+        edge_keepers=rng.choice([1, 2, 2, 3]),
+    )
+    manifest = replace_settings(manifest, step=replace_settings(manifest.step, window=rng.choice([0, 1, 2, 3])))
+    count = rng.randint(1, 4)
+    faults = hindered_faults(rng, manifest.stage_count, manifest.step.total_steps, count)
+    kills = sum(isinstance(fault, Kill) for fault in faults)
+    return Schedule(seed, manifest, tuple(faults), max(count, kills) + 1, rng.choice([CALM, CALM, *HARSH_WEATHERS]))

@@ -9,12 +9,30 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, TypeVar
 
-from tests.sim.faults import CALM, STRAGGLE_S, CutLink, Fault, Kill, Moment, Partition, Pause, Restart, Split, Weather
+from tests.sim.edges import EdgeJudge
+from tests.sim.faults import (
+    CALM,
+    STRAGGLE_S,
+    CutLink,
+    Fault,
+    Hinder,
+    Kill,
+    Moment,
+    Overflow,
+    Partition,
+    Pause,
+    Restart,
+    SlowReader,
+    Split,
+    Weather,
+)
+from tests.sim.hindrances import Hindrance, Hindrances, Reading
 from tests.sim.judgement import Judge, LogLine
 from tests.sim.node import SimNode, Violation
 from understudy.protocol.core import Core
 from understudy.protocol.events import (
     Action,
+    Applied,
     ApplyJob,
     BackwardJob,
     CancelFetches,
@@ -96,6 +114,8 @@ class Simulation:
         self._cuts: dict[frozenset[PeerId], float] = {}
         self._channel_free: dict[tuple[PeerId, PeerId, bool], float] = {}
         self._talked: set[tuple[PeerId, PeerId]] = set()
+        self._edges = EdgeJudge()
+        self._hindrances: Hindrances[StoredRecord] = Hindrances(self.rng)
         self._calm_since = 0.0
         """When the last fault that heals has healed."""
 
@@ -244,16 +264,37 @@ class Simulation:
         if node.paused_until > self.now:
             self.at(node.paused_until, lambda: self._finish_job(node, job))
             return
-        self.feed(node, JobDone(job, node.work(job)))
+        result = node.work(job)
+        self.feed(node, JobDone(job, result))
+        if isinstance(job, ApplyJob):
+            self._check_applied(node, job, result)
+
+    def _check_applied(self, node: SimNode, job: ApplyJob, result: Applied) -> None:
+        """A skipped update is said at once."""
+        said = {line.fields["step"] for line in self.named("update.skipped") if line.observer == node.peer}
+        if result.is_skipped and not node.is_stopped and job.step not in said:
+            raise Violation(f"{node.peer} skipped the update of step {job.step} and did not say so")
 
     def _note(self, node: SimNode, name: str, fields: dict[str, Any]) -> None:
         line = LogLine(self.now, node.peer, name, fields)
         self.log.append(line)
         self.judge.check_event(line, node)
+        if name == "edge.copied":
+            self._edges.check_copied(fields, self.owner(fields["to_stage"]))
+        if name == "stage.recovered" and fields["stage"] == 0:
+            self._check_s0(node, fields)
         if name == "step.committed":
             self._reach_moment(0, fields["step"], "committed")
         if name == "stage.claimed":
             self._reach_moment(fields["stage"], 0, "claimed")
+
+    def _check_s0(self, node: SimNode, fields: dict[str, Any]) -> None:
+        """Judge how S0 came back, if whoever vouched for it is still there and delivered."""
+        own = [line for line in self.log if line.observer == node.peer]
+        claimed = max(number for number, line in enumerate(own) if line.name == "stage.claimed")
+        if not any(line.name == "fetch.failed" for line in own[claimed:]):
+            owners = [self.owner(stage) for stage in own[claimed].fields["witnesses"]]
+            self._edges.check_recovered(fields, [owner for owner in owners if owner is not None])
 
     # --- network ---
 
@@ -269,7 +310,10 @@ class Simulation:
         for _ in range(copies):
             if self.rng.random() < self.weather.loss or self._is_cut(source.peer, target.peer):
                 continue
-            self.at(self._arrival(source, target, event), lambda: self._arrive(source, target, event))
+            delay_s = self._hindrances.delay(self.now, source.peer, target.peer, event.message)
+            if delay_s is not None:
+                at = self._arrival(source, target, event) if not delay_s else self.now + delay_s
+                self.at(at, lambda: self._arrive(source, target, event))
 
     def _arrival(self, source: SimNode, target: SimNode, event: MessageReceived) -> float:
         arrival = self.now + self.rng.uniform(*self.weather.latency_s)
@@ -299,9 +343,14 @@ class Simulation:
             self._dht.setdefault(key_of(record), {})[node.peer] = entry
 
     def _read(self, node: SimNode, key: str) -> None:
-        entries = self._dht.get(key, {})
+        entries = (self._hindrances.stale(self.now, node.peer) or self._dht).get(key, {})
         visible = [entry.record for peer, entry in sorted(entries.items()) if self._is_visible(node, peer, entry)]
-        self.feed(node, RecordsRead(key, tuple(visible)))
+        answer = RecordsRead(key, tuple(visible))
+        delay_s = self._hindrances.reading_delay(self.now, node.peer)
+        if delay_s:
+            self.at(self.now + delay_s, lambda: self.feed(node, answer))
+        else:
+            self.feed(node, answer)
 
     def _is_visible(self, node: SimNode, owner: PeerId, entry: StoredRecord) -> bool:
         """Each side of a split sees what was stored before it began, and what it stores itself."""
@@ -365,6 +414,9 @@ class Simulation:
                 self.at(self.now + when.after_s, lambda fault=fault: self._strike(fault))
 
     def _strike(self, fault: Fault) -> None:
+        if isinstance(fault, Hinder):
+            self._hinder(fault)
+            return
         victim_stage = fault.when.stage if isinstance(fault, CutLink | Split) else fault.victim
         victim = self.owner(fault.when.stage if victim_stage is None else victim_stage)
         if victim is None:
@@ -390,6 +442,22 @@ class Simulation:
                 owners = [node.peer for stage in stages if (node := self.owner(stage)) is not None]
                 idle = [node.peer for node in self.nodes.values() if node.is_alive and node.core.state.tenure is None]
                 self._part(frozenset(owners + idle[:spares]), seconds)
+            case SlowReader(seconds=seconds):
+                records = {key: dict(entries) for key, entries in self._dht.items()}
+                self._hindrances.slow_down(victim.peer, Reading(fault, self.now + seconds, records))
+                self._remark(victim, "(reads late)", seconds=seconds)
+            case Overflow(updates=updates):
+                victim.overflowing = updates
+                self._remark(victim, "(overflows)", updates=updates)
+
+    def _hinder(self, fault: Hinder) -> None:
+        source, target = (self.owner(stage) if stage is not None else None for stage in (fault.victim, fault.towards))
+        if (fault.victim is not None and source is None) or (fault.towards is not None and target is None):
+            return
+        self._calm_since = max(self._calm_since, self.now + fault.seconds + fault.delay_s)
+        peers = (source.peer if source else None, target.peer if target else None)
+        self._hindrances.hinder(Hindrance(fault, *peers, self.now + fault.seconds))
+        self.log.append(LogLine(self.now, peers[0] or PeerId("(all)"), "(hindered)", {"kinds": fault.kinds}))
 
     def _part(self, group: frozenset[PeerId], seconds: float) -> None:
         self._splits.append(ActiveSplit(group, self.now, self.now + seconds))

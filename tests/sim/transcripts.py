@@ -10,9 +10,10 @@
        0.024 peer-2    peer.serving       S2/1
 
 Lines of the script: ``swarm`` (once, first; ``edges`` is the period of copies of S0, none if left out),
-``kill``, ``pause``, ``partition``, ``cut``, ``split``, ``join`` and ``export``. A fault strikes at its trigger:
-the first time that the owner of ``stage`` comes to ``moment`` in ``step``, plus ``after`` seconds; ``victim``
-names another stage to be hit. Names in parentheses are what the simulator adds to what the nodes report.
+``kill``, ``pause``, ``partition``, ``cut``, ``split``, ``hinder``, ``slow``, ``overflow``, ``join`` and ``export``.
+A fault strikes at its trigger: the first time that the owner of ``stage`` comes to ``moment`` in ``step``, plus
+``after`` seconds; ``victim`` names another stage to be hit. Names in parentheses are what the simulator adds to
+what the nodes report.
 """
 
 from __future__ import annotations
@@ -22,7 +23,20 @@ from pathlib import Path
 from typing import Any
 
 from tests.sim.exports import ExportSimulation
-from tests.sim.faults import CALM, CutLink, Fault, Kill, Partition, Pause, Split, Trigger, Weather
+from tests.sim.faults import (
+    CALM,
+    CutLink,
+    Fault,
+    Hinder,
+    Kill,
+    Overflow,
+    Partition,
+    Pause,
+    SlowReader,
+    Split,
+    Trigger,
+    Weather,
+)
 from tests.sim.judgement import LogLine
 from tests.sim.simulation import Simulation, build, small_manifest
 from understudy.protocol.export_actions import ExportWish
@@ -53,12 +67,13 @@ class Scenario:
 
     def play(self) -> str:
         """Run the story to its end. Raises `Violation` if an invariant breaks."""
-        simulation = self._stage()
+        simulation = self.staged()
         simulation.run(LIMIT_S)
         simulation.check_outcome()
         return "".join(f"{tell(line)}\n" for line in simulation.log)
 
-    def _stage(self) -> Simulation:
+    def staged(self) -> Simulation:
+        """The swarm before its first event."""
         lines = [line.split() for line in self.script]
         swarm = words(lines[0][1:])
         faults = [fault(verb, words(rest)) for verb, *rest in lines[1:] if verb not in COMERS]
@@ -125,7 +140,22 @@ def fault(verb: str, said: Words) -> Fault:
             return CutLink(when, seconds, int(said["other"]))
         case "split":
             return Split(when, seconds, tuple(map(int, said["stages"].split(","))), int(said.get("spares", "0")))
-    raise ValueError(f"unknown fault {verb!r}: use kill, pause, partition, cut or split")
+        case _:
+            return quiet_fault(verb, when, seconds, said)
+
+
+def quiet_fault(verb: str, when: Trigger, seconds: float, said: Words) -> Fault:
+    """A fault that ends nobody's process and no connection."""
+    delay_s = float(said.get("delay", "0"))
+    if verb == "hinder":
+        kinds, loss = tuple(said["kinds"].split(",")), float(said.get("loss", "0"))
+        source, target = (int(said[name]) if name in said else None for name in ("from", "to"))
+        return Hinder(when, seconds, kinds, loss, delay_s, is_exact=True, victim=source, towards=target)
+    if verb == "overflow":
+        return Overflow(when, int(said.get("updates", "1")))
+    if verb == "slow":
+        return SlowReader(when, seconds, int(said.get("victim", said["stage"])), delay_s, said.get("stale") == "yes")
+    raise ValueError(f"unknown fault {verb!r}: the head of tests/sim/transcripts.py names them all")
 
 
 def tell(line: LogLine) -> str:

@@ -23,6 +23,7 @@ IMPURE = {
 
 COMPUTE = {
     "precision", "stage", "model", "optimizer", "weights", "data", "worker", "generation", "quantising", "capacity",
+    "suspicion",
 }  # fmt: skip
 CARRIERS = {
     "arrival", "tensors", "framing", "links", "network", "transfer", "runtime", "config", "export_folder",

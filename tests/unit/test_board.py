@@ -22,7 +22,7 @@ def event(name: str, time: float = 0.0, **fields: Any) -> dict[str, Any]:
     return {"event": name, "time": time, **fields}
 
 
-def commit(step: int, time: float = 0.0, loss: float = 1.0) -> dict[str, Any]:
+def commit(step: int, time: float = 0.0, loss: float | None = 1.0) -> dict[str, Any]:
     return event("step.committed", time, step=step, loss=loss, tokens=100, seconds=0.5, peer="P0")
 
 
@@ -193,3 +193,10 @@ def test_the_table_shows_every_stage(board: Board) -> None:
     text = screen.getvalue()
     for shown in ("S0", "S1", "S2", "killed", "step 4/10", "loss 1.000", "spares waiting: 1"):
         assert shown in text
+
+
+def test_a_loss_that_is_not_finite_is_no_number_and_is_told(board: Board) -> None:
+    board.note(commit(5, loss=None))
+    assert "loss not finite" in progress_line(board)
+    assert board.loss_of_steps(range(1, 6)) == 2.5
+    assert "The loss of 1 steps was not finite, first in step 5." in summary(board)

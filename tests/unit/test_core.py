@@ -13,6 +13,7 @@ from tests.sim.simulation import small_manifest
 from understudy.protocol.core import Core
 from understudy.protocol.events import (
     Action,
+    Applied,
     ApplyJob,
     BlendJob,
     CloseLinks,
@@ -419,7 +420,7 @@ def test_a_message_of_the_next_step_implies_the_commit() -> None:
 def test_a_commit_is_acknowledged_when_it_is_applied() -> None:
     node = owner()
     (job,) = jobs(ApplyJob, node.hear(peer(0), Commit(1, 6)))
-    assert said(CommitAck, node.do(JobDone(job, 2.0))) == [CommitAck(2, 2, 6)]
+    assert said(CommitAck, node.do(JobDone(job, Applied(2.0)))) == [CommitAck(2, 2, 6)]
     assert said(CommitAck, node.hear(peer(0), Commit(1, 6))) == [CommitAck(2, 2, 6)]
 
 
@@ -500,7 +501,7 @@ def lose_a_neighbour(node: Node) -> None:
     """S3 is refused; the snapshot for whoever takes it is done."""
     actions = node.do(PeerUnreachable(peer(3)))
     for job in [run.job for run in of(Run, actions)]:
-        node.do(JobDone(job, (8, "weights of S2")))
+        node.do(JobDone(job, ((8, "weights of S2"),)))
 
 
 @pytest.mark.parametrize(

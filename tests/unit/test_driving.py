@@ -8,6 +8,7 @@ import pytest
 
 from understudy.protocol.driving import Driver
 from understudy.protocol.events import (
+    Applied,
     ApplyJob,
     BackwardJob,
     Emit,
@@ -15,13 +16,14 @@ from understudy.protocol.events import (
     JobDone,
     LossJob,
     Run,
+    Send,
     SendFailed,
     SnapshotJob,
 )
 from understudy.protocol.ids import Attempt, PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
 from understudy.protocol.membership import Membership
-from understudy.protocol.messages import Backward, Dropped, Forward
+from understudy.protocol.messages import Backward, Commit, Dropped, Forward
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.seats import Seat, Status
 from understudy.protocol.window import Window
@@ -33,17 +35,17 @@ RESULTS: dict[type, object] = {
     ForwardJob: "activation",
     LossJob: (1.0, "gradient"),
     BackwardJob: None,
-    ApplyJob: 1.0,
-    SnapshotJob: (4, "digest"),
+    ApplyJob: Applied(1.0),
+    SnapshotJob: ((4, "embedding"), (4, "head")),
 }
 
 
 class Swarm:
     """A driver whose one microbatch travels at our word; every step takes a second."""
 
-    def __init__(self, run: RunManifest = RUN) -> None:
+    def __init__(self, run: RunManifest = RUN, incarnation: int = 1) -> None:
         self.state = NodeState(ME, run, Membership(run.stage_count, run.timing), now=10.0)
-        self.state.tenure, self.state.tenure_state = Tenure(0, 1, ME), "serving"
+        self.state.tenure, self.state.tenure_state = Tenure(0, incarnation, ME), "serving"
         for stage in (1, 2):
             self.state.membership.seats[stage] = Seat(stage, PeerId(f"{stage}"), 1, "serving", 0, Status.ALIVE, 10.0)
         self._finished = self._seen = 0
@@ -219,3 +221,59 @@ def test_a_step_that_had_to_wait_for_a_stage_does_not_count(noted: list[float]) 
     assert noted == []
     swarm.step()
     assert noted == [1.0]
+
+
+def applied(swarm: Swarm) -> list[ApplyJob]:
+    return [act.job for act in swarm.state.actions if isinstance(act, Run) and isinstance(act.job, ApplyJob)]
+
+
+def commits(swarm: Swarm) -> list[tuple[PeerId, int]]:
+    sent = (act for act in swarm.state.actions if isinstance(act, Send))
+    return [(act.peer, act.message.step) for act in sent if isinstance(act.message, Commit)]
+
+
+@pytest.mark.parametrize(("is_counted", "head"), [(False, 0), (True, 1)])
+def test_a_new_driver_takes_over_a_decided_step_however_far_it_is_with_it(is_counted: bool, head: int) -> None:
+    """Its head counted the microbatch, its embedding did not: each sum is divided by its own."""
+    swarm = Swarm(incarnation=2)
+    if is_counted:
+        swarm.go_out()
+        swarm._finish(LossJob)
+    swarm.driver.on_stage_step(2, 1)
+    assert applied(swarm) == [ApplyJob(1, 0, head)]
+    assert swarm.driver.step == 2
+    assert commits(swarm) == [(PeerId("1"), 1), (PeerId("2"), 1)]
+    swarm.driver.on_stage_step(1, 1)
+    assert swarm.driver.step == 2, "once"
+
+
+def test_only_a_drivers_first_step_can_have_been_decided_by_another() -> None:
+    swarm = Swarm(incarnation=2)
+    swarm.step()
+    swarm.driver.on_stage_step(1, 2)
+    assert swarm.driver.step == 2
+
+
+def test_the_first_driver_has_no_predecessor_to_take_over_from() -> None:
+    """A stage that is ahead of it followed a rival, on the other side of a split."""
+    swarm = Swarm()
+    swarm.driver.on_stage_step(2, 1)
+    assert swarm.driver.step == 1
+
+
+def test_a_new_driver_takes_over_what_the_record_of_a_stage_that_left_says() -> None:
+    swarm = Swarm(incarnation=2)
+    swarm.state.membership.seats[2].step = 1
+    swarm.set_status(Status.ALIVE)
+    assert swarm.driver.step == 2
+
+
+def test_a_loss_that_is_not_finite_is_said_and_reported_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RESULTS, LossJob, (float("nan"), "gradient"))
+    swarm = Swarm()
+    swarm.step()
+    said = {act.name: act.fields for act in swarm.state.actions if isinstance(act, Emit)}
+    assert said["step.committed"]["loss"] is None
+    assert said["loss.not_finite"]["microbatches"] == 1
+    assert swarm.state.progress is not None
+    assert swarm.state.progress.loss is None

@@ -10,10 +10,11 @@ from understudy.protocol.dropping import PAUSE_S, Drops, dropped
 from understudy.protocol.events import JobDone, Run, Send, SendFailed
 from understudy.protocol.ids import Attempt, PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
-from understudy.protocol.membership import Membership, Seat, Status
+from understudy.protocol.membership import Membership
 from understudy.protocol.messages import Backward, DataMessage, Dropped, Forward
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline import BlockStage
+from understudy.protocol.seats import Seat, Status
 
 ME = PeerId("me")
 RUN = RunManifest(name="lossy", model=ModelSettings(block_stages=3), step=StepSettings(microbatches=2))

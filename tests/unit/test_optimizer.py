@@ -128,6 +128,21 @@ def test_a_negative_count_is_our_bug() -> None:
         StageOptimizer(parameters([1.0]), PLAIN).apply(1, -1)
 
 
+def test_each_parameter_is_divided_by_what_it_counted() -> None:
+    apart, together = parameters([1.0], [1.0]), parameters([1.0], [1.0])
+    give(apart, [6.0], [3.0])
+    give(together, [3.0], [3.0])
+    assert StageOptimizer(apart, PLAIN).apply(1, [2, 1]) == StageOptimizer(together, PLAIN).apply(1, 1)
+    assert [weight.item() for weight in apart] == [weight.item() for weight in together]
+
+
+def test_what_counted_nothing_has_a_gradient_of_zero() -> None:
+    owned = parameters([1.0], [1.0])
+    give(owned, [2.0], [0.0])
+    assert StageOptimizer(owned, PLAIN).apply(1, [1, 0]) == pytest.approx(4.0)
+    assert owned[1].item() == 1.0
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_gradient_that_is_not_finite_costs_the_step_not_the_weights(bad: float) -> None:
     owned = parameters([1.0, 2.0], [3.0])

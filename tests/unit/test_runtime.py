@@ -23,9 +23,11 @@ from understudy.node.display import Display
 from understudy.node.runtime import Node
 from understudy.node.streams import StreamCallback
 from understudy.node.swarm import StoredRecord, Swarm
-from understudy.protocol.errors import LocalProtocolError, NetworkError, UnderstudyError, WeightsError
+from understudy.protocol.errors import LocalProtocolError, NetworkError, TrainingError, UnderstudyError, WeightsError
 from understudy.protocol.events import (
     Action,
+    Applied,
+    ApplyJob,
     BackwardJob,
     CancelFetches,
     Event,
@@ -41,6 +43,7 @@ from understudy.protocol.ids import Attempt, Microbatch, PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION, preset
 from understudy.protocol.messages import FetchEnd, Forward, Heartbeat, Hello
 from understudy.protocol.records import PROGRESS_KEY, AnyRecord, ManifestRecord, SpareRecord, decode_record
+from understudy.protocol.updates import OWN_SKIPS_MAX
 from understudy.protocol.wire import encode_frame
 
 TIMEOUT_S = 10.0
@@ -291,6 +294,27 @@ def test_fetches_are_cancelled_by_their_claim(monkeypatch: pytest.MonkeyPatch) -
             await task
 
     asyncio.run(main())
+
+
+def test_a_stage_that_cannot_be_trained_here_ends_the_node_after_its_goodbye() -> None:
+    swarm = LonelySwarm()
+
+    async def main() -> None:
+        async with running(swarm) as (node, task):
+            await until(lambda: node._core.state.is_serving)
+            for step in range(1, OWN_SKIPS_MAX + 1):
+                node._job_finished(ApplyJob(step, 1), Applied(is_skipped=True, is_own=True))
+            await asyncio.wait([task])
+            assert any(getattr(record, "state", "") == "left" for record in swarm.stored), "its successor need not wait"
+            await task
+
+    with pytest.raises((TrainingError, BaseExceptionGroup)) as caught:
+        asyncio.run(main())
+    assert "5 updates of S1 in a row were not finite, by this node's own doing" in str(_cause(caught.value))
+
+
+def _cause(error: BaseException) -> BaseException:
+    return _cause(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 def test_whoever_sits_in_front_of_it_sees_it_and_the_progress_is_read_for_that() -> None:

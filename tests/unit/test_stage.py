@@ -21,6 +21,7 @@ from understudy.node.tensors import header_of, to_wire
 from understudy.node.weights import WeightsSnapshot, blend, snapshot
 from understudy.protocol.errors import LocalProtocolError, TextError
 from understudy.protocol.events import (
+    Applied,
     ApplyJob,
     BackwardJob,
     BlendJob,
@@ -204,7 +205,7 @@ def test_a_step_moves_the_weights_measures_the_mean_and_forgets_the_sum(manifest
         host.work(BackwardJob(microbatch, FIRST, noise(2), is_counted=True))
     sums = [value for value in reference([(noise(1), noise(2))] * 2)[0].values() if value is not None]
     squared = sum(float((total / 2).double().square().sum()) for total in sums)
-    assert host.work(ApplyJob(1, 2)) == pytest.approx(squared, rel=1e-6)
+    assert host.work(ApplyJob(1, 2)).squared_gradient_norm == pytest.approx(squared, rel=1e-6)
     assert not any(torch.equal(old, new) for old, new in zip(before, tensors(host), strict=True))
     assert set(gradients(host).values()) == {None}
 
@@ -213,7 +214,7 @@ def test_a_step_frees_what_it_outdates_and_nothing_else(manifest: RunManifest) -
     host = host_of(manifest, 1)
     for microbatch in (Microbatch(1, 0), Microbatch(2, 0), Microbatch(3, 0)):
         host.work(ForwardJob(microbatch, FIRST, noise(1)))
-    assert host.work(ApplyJob(2, 0)) is None
+    assert host.work(ApplyJob(2, 0)) == Applied()
     assert list(host._saved) == [(Microbatch(3, 0), FIRST)]
 
 
@@ -222,8 +223,58 @@ def test_a_norm_that_is_no_number_is_none_and_moves_nothing(manifest: RunManifes
     before = [tensor.clone() for tensor in tensors(host)]
     host.work(ForwardJob(ONE, FIRST, noise(1)))
     host.work(BackwardJob(ONE, FIRST, torch.full(SHAPE, math.nan), is_counted=True))
-    assert host.work(ApplyJob(1, 1)) is None
+    assert host.work(ApplyJob(1, 1)) == Applied(is_skipped=True)
     assert all(torch.equal(old, new) for old, new in zip(before, tensors(host), strict=True))
+
+
+def test_head_and_embedding_are_divided_each_by_what_it_counted(manifest: RunManifest) -> None:
+    """A new S0 closes a step that its predecessor decided: two losses are in, one gradient came home."""
+    moved = {}
+    for times_head, times_embedding in ((1, 1), (2, 1)):
+        host = host_of(manifest, 0)
+        for attempt in range(2):
+            host.work(ForwardJob(ONE, Attempt(1, attempt)))
+            host.work(LossJob(ONE, Attempt(1, attempt), noise(1), is_counted=attempt < times_head))
+            host.work(BackwardJob(ONE, Attempt(1, attempt), noise(2), is_counted=attempt < times_embedding))
+        norm = host.work(ApplyJob(1, times_embedding, times_head)).squared_gradient_norm
+        moved[times_head, times_embedding] = (norm, [tensor.clone() for tensor in tensors(host)])
+    (one, weights), (two, others) = moved.values()
+    assert two == pytest.approx(one)
+    for ours, theirs in zip(weights, others, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def spoil(host: StageHost) -> None:
+    with torch.no_grad():
+        next(host.module.parameters()).fill_(math.nan)
+
+
+@pytest.mark.parametrize("is_spoilt", [True, False])
+def test_a_stage_knows_whether_it_spoils_the_numbers_itself(manifest: RunManifest, is_spoilt: bool) -> None:
+    """From the second skipped update on: nobody looks at good numbers."""
+    host = host_of(manifest, 1)
+    if is_spoilt:
+        spoil(host)
+    gradient = noise(2) if is_spoilt else torch.full(SHAPE, math.nan)
+    for step in (1, 2):
+        microbatch = Microbatch(step, 0)
+        host.work(ForwardJob(microbatch, FIRST, noise(1)))
+        host.work(BackwardJob(microbatch, FIRST, gradient, is_counted=True))
+        applied = host.work(ApplyJob(step, 1))
+    assert applied == Applied(is_skipped=True, is_own=is_spoilt)
+
+
+def test_s0_knows_whether_its_head_spoils_the_loss(manifest: RunManifest) -> None:
+    host = host_of(manifest, 0)
+    with torch.no_grad():
+        dict(host.module.named_parameters())["lm_head.weight"].fill_(math.inf)
+    for step in (1, 2):
+        microbatch = Microbatch(step, 0)
+        host.work(ForwardJob(microbatch, FIRST))
+        host.work(LossJob(microbatch, FIRST, noise(1), is_counted=True))
+        host.work(BackwardJob(microbatch, FIRST, noise(2), is_counted=True))
+        applied = host.work(ApplyJob(step, 1, 1))
+    assert applied == Applied(is_skipped=True, is_own=True)
 
 
 # --- snapshots and building --------------------------------------------------------------------
@@ -254,7 +305,7 @@ def test_what_is_held_is_copied_at_once_and_digested_bit_by_bit(manifest: RunMan
 
 def test_a_held_copy_and_a_donation_of_the_same_weights_are_freed_apart(manifest: RunManifest) -> None:
     host = host_of(manifest, 1)
-    _, digest = host.work(SnapshotJob(0))
+    ((_, digest),) = host.work(SnapshotJob(0))
     host.work(HoldJob(0))
     while (held := host.work(DigestJob(0))) is None:
         pass
@@ -267,25 +318,27 @@ def test_a_held_copy_and_a_donation_of_the_same_weights_are_freed_apart(manifest
 
 def test_a_snapshot_stays_as_it_was_until_it_is_released(manifest: RunManifest) -> None:
     host = host_of(manifest, 1)
-    payload_bytes, digest = host.work(SnapshotJob(0))
+    ((payload_bytes, digest),) = host.work(SnapshotJob(0))
     assert host.held[digest].payload_bytes == payload_bytes
     host.work(ForwardJob(ONE, FIRST, noise(1)))
     host.work(BackwardJob(ONE, FIRST, noise(2), is_counted=True))
     host.work(ApplyJob(1, 1))
     assert host.held[digest].digest == digest == snapshot(build_stage(MODEL, 1, SEED)).digest
     assert host.held[digest].tensors[0].equal(build_stage(MODEL, 1, SEED).state_dict()[host.held[digest].specs[0].name])
-    _, later = host.work(SnapshotJob(1))
+    ((_, later),) = host.work(SnapshotJob(1))
     host.keep(Keep("copy", "payload"))
     host.release_snapshot(ReleaseSnapshot(digest))
     host.release_snapshot(ReleaseSnapshot("unknown"))
     assert set(host.held) == {later, "copy"}
 
 
-@pytest.mark.parametrize("part", ["embedding", "head"])
-def test_a_part_is_copied_by_its_names(manifest: RunManifest, part: Part) -> None:
+def test_both_parts_are_copied_by_their_names_at_one_moment(manifest: RunManifest) -> None:
     host = host_of(manifest, 0)
-    _, digest = host.work(SnapshotJob(0, part))
-    assert tuple(spec.name for spec in host.held[digest].specs) == PART_NAMES[part]
+    parts: tuple[Part, ...] = ("embedding", "head")
+    copied = host.work(SnapshotJob(0, parts))
+    for part, (payload_bytes, digest) in zip(parts, copied, strict=True):
+        assert tuple(spec.name for spec in host.held[digest].specs) == PART_NAMES[part]
+        assert host.held[digest].payload_bytes == payload_bytes
 
 
 def donors(*seeds: int) -> tuple[WeightsSnapshot, ...]:

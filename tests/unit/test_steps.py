@@ -220,6 +220,23 @@ def test_the_mean_loss_is_over_the_latest_loss_of_each_microbatch() -> None:
     assert ledger.mean_loss == 2.5
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_there_is_no_mean_of_losses_that_are_not_finite(loss: float) -> None:
+    ledger = DriverLedger(1, 3, incarnation=1)
+    ledger.losses.update({0: 1.0, 1: loss, 2: 2.0})
+    assert ledger.mean_loss is None
+    assert ledger.not_finite == [1]
+
+
+def test_a_driver_knows_what_is_over() -> None:
+    ledger = StageLedger(3, 2)
+    ledger.accept_forward(0, NEXT_DRIVER)
+    assert ledger.is_outdated(1)
+    assert not ledger.is_outdated(2)
+    ledger.advance()
+    assert ledger.is_outdated(1), "the next step is that driver's too"
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from(["issue", "move", "stale"]), INDEXES, st.sampled_from(PHASES), ATTEMPTS), max_size=80
@@ -240,4 +257,5 @@ def test_the_drivers_sums_count_once(calls: list[tuple[str, int, DriverPhase, At
             elif phase is DriverPhase.RETURNING:
                 embedding[index] += ledger.count_embedding(index)
         assert max(*head.values(), *embedding.values()) <= 1
-    assert ledger.counted == sum(embedding.values())
+        assert ledger.in_flight_count == len(ledger.in_flight)
+    assert (ledger.counted, ledger.head_counted) == (sum(embedding.values()), sum(head.values()))

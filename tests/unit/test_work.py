@@ -64,10 +64,24 @@ def test_an_empty_queue_gives_nothing() -> None:
     assert WorkQueue().pop() is None
 
 
-def test_outdated_jobs_are_dropped_and_the_order_stays() -> None:
+def test_a_forgotten_microbatch_has_no_jobs_and_the_order_stays() -> None:
     queue = queue_of(forward(2), backward(1), forward(1), forward(0))
-    queue.purge(lambda job: isinstance(job, ForwardJob) and job.microbatch.index == 1)
-    assert drain(queue) == [backward(1), forward(0), forward(2)]
+    queue.forget(1)
+    queue.push(loss(1))
+    assert drain(queue) == [loss(1), forward(0), forward(2)]
+    queue.forget(0)
+    assert queue.pop() is None
+
+
+def test_jobs_of_earlier_steps_are_dropped_and_all_others_stay() -> None:
+    update, copy = ApplyJob(3, 1), HoldJob(3)
+    queue = queue_of(forward(1, 4), backward(0, 3), forward(0, 4), forward(2, 3), update, copy)
+    queue.forget(0)
+    queue.forget_before(4)
+    assert drain(queue) == [update, copy, forward(1, 4)]
+    queue.push(forward(1, 4))
+    queue.forget(1)
+    assert queue.pop() is None
 
 
 def test_a_copy_for_exporters_is_made_right_after_its_step() -> None:
