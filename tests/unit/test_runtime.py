@@ -303,7 +303,7 @@ def test_a_stage_that_cannot_be_trained_here_ends_the_node_after_its_goodbye() -
         async with running(swarm) as (node, task):
             await until(lambda: node._core.state.is_serving)
             for step in range(1, OWN_SKIPS_MAX + 1):
-                node._job_finished(ApplyJob(step, 1), Applied(is_skipped=True, is_own=True))
+                node._job_finished(ApplyJob(step, 1), Applied(is_skipped=True, is_own=True), 0.1)
             await asyncio.wait([task])
             assert any(getattr(record, "state", "") == "left" for record in swarm.stored), "its successor need not wait"
             await task
