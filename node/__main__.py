@@ -84,6 +84,10 @@ class NodeArguments:
 
 async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) -> int:
     """Join the run and serve it until it is done or somebody asks us to stop."""
+    from understudy.node.telemetry import logger
+
+    # Before the imports below, which take seconds on a slow machine.
+    logger.info("looking for the run %s at %s", arguments.join.run_id, ", ".join(arguments.join.addresses))
     from understudy.node.config import NodeConfig, choose_device, choose_threads
     from understudy.node.driving_data import objection_to_driving
     from understudy.node.identity import Identity
@@ -91,7 +95,6 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
     from understudy.node.read_ahead import off_the_loop
     from understudy.node.runtime import Node
     from understudy.node.swarm import Swarm, SwarmConfig
-    from understudy.node.telemetry import logger
 
     config = NodeConfig(
         join=arguments.join,

@@ -8,6 +8,7 @@ import time
 from understudy.node.addresses import JoinString
 from understudy.node.identity import peer_id_of, verify
 from understudy.node.swarm import Swarm
+from understudy.node.telemetry import logger
 from understudy.protocol.errors import NetworkError, RemoteProtocolError, SettingsError
 from understudy.protocol.manifest import RunManifest, decode_manifest
 from understudy.protocol.records import MANIFEST_KEY, ManifestRecord, decode_record
@@ -15,12 +16,15 @@ from understudy.protocol.records import MANIFEST_KEY, ManifestRecord, decode_rec
 FIND_TIMEOUT_S = 15.0
 """How long the manifest is looked for: a seed that just started needs a moment to publish it."""
 LOOK_AGAIN_AFTER_S = 0.3
+ANOTHER_TIMEOUT_S = 2.0
+"""How much longer it is looked for once there is one that is not it: strangers can publish under its key too."""
 
 
 async def obtain_manifest(swarm: Swarm, join: JoinString) -> tuple[RunManifest, ManifestRecord]:
     """The run's manifest and the founder's record of it. Raises `NetworkError` or `SettingsError`."""
     deadline = time.monotonic() + FIND_TIMEOUT_S
     problem: SettingsError | None = None
+    has_told = False
     while time.monotonic() < deadline:
         for stored in await swarm.get(f"{join.run_id}/{MANIFEST_KEY}"):
             try:
@@ -29,6 +33,12 @@ async def obtain_manifest(swarm: Swarm, join: JoinString) -> tuple[RunManifest, 
                     return check_charter(record, join), record
             except (SettingsError, RemoteProtocolError) as error:
                 problem = SettingsError(str(error))
+                if isinstance(error, SettingsError) and deadline > time.monotonic() + ANOTHER_TIMEOUT_S:
+                    deadline = time.monotonic() + ANOTHER_TIMEOUT_S
+                    logger.info("%s (looking for another, for %g s)", problem, ANOTHER_TIMEOUT_S)
+        if problem is None and not has_told:
+            logger.info("the swarm was reached; nobody shows the run's manifest yet, looking for %g s", FIND_TIMEOUT_S)
+            has_told = True
         await asyncio.sleep(LOOK_AGAIN_AFTER_S)
     if problem is not None:
         raise problem
@@ -50,6 +60,11 @@ def check_charter(record: ManifestRecord, join: JoinString) -> RunManifest:
         signer = peer_id_of(record.founder_key)
     except RemoteProtocolError as error:
         raise SettingsError(f"the manifest's signature cannot be checked: {error}") from error
-    if signer != join.founder or not verify(record.founder_key, record.manifest, record.signature):
+    if signer != join.founder:
+        raise SettingsError(
+            f"the run's manifest is signed by {signer}, and the join string names the founder {join.founder}: "
+            "it is not of this run, or not honest; ask the founder for the join string"
+        )
+    if not verify(record.founder_key, record.manifest, record.signature):
         raise SettingsError("the run's manifest is not signed by its founder: do not join this run")
     return manifest

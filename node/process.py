@@ -18,6 +18,8 @@ from understudy.protocol.errors import SettingsError, UnderstudyError
 
 logger = logging.getLogger(__name__)
 
+COMPLAINT = "understudy: "
+"""What the one line of a failure begins with."""
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 
@@ -102,7 +104,7 @@ def _report(error: BaseException) -> int:
     if cause is None:
         raise error
     logger.debug("failed", exc_info=error)
-    print(f"understudy: {cause}", file=sys.stderr, flush=True)  # noqa: T201 - the one line a person reads
+    print(f"{COMPLAINT}{cause}", file=sys.stderr, flush=True)  # noqa: T201 - the one line a person reads
     return EXIT_USAGE if isinstance(cause, SettingsError) else EXIT_FAILED
 
 
