@@ -84,10 +84,6 @@ class NodeArguments:
 
 async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) -> int:
     """Join the run and serve it until it is done or somebody asks us to stop."""
-    from understudy.node.telemetry import logger
-
-    # Before the imports below, which take seconds on a slow machine.
-    logger.info("looking for the run %s at %s", arguments.join.run_id, ", ".join(arguments.join.addresses))
     from understudy.node.config import NodeConfig, choose_device, choose_threads
     from understudy.node.driving_data import objection_to_driving
     from understudy.node.identity import Identity
@@ -95,6 +91,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
     from understudy.node.read_ahead import off_the_loop
     from understudy.node.runtime import Node
     from understudy.node.swarm import Swarm, SwarmConfig
+    from understudy.node.telemetry import logger
 
     config = NodeConfig(
         join=arguments.join,
@@ -166,14 +163,16 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
             wait_s=wait,
         )
         from understudy.node.display import ConsoleHandler, Display
-        from understudy.node.swarm import quiet_libraries
-        from understudy.node.telemetry import configure_logging
+        from understudy.node.telemetry import configure_logging, logger
         from understudy.node.terminal import open_terminal
 
         console = Console(file=open_terminal(sys.stderr), stderr=True)
         with Display(console, is_quiet=quiet) as display, on_hangup(display.lose_terminal):
             handler = ConsoleHandler(console, is_verbose=verbose) if display.is_live else None
             configure_logging(is_verbose=verbose, is_quiet=quiet, handler=handler)
+            logger.info("looking for the run %s at %s", arguments.join.run_id, ", ".join(arguments.join.addresses))
+            from understudy.node.swarm import quiet_libraries  # this takes seconds on a busy machine
+
             quiet_libraries(is_verbose=verbose)
             return await serve(arguments, switch, display)
 

@@ -44,6 +44,19 @@ main()
 """
 
 
+# As `understudy node`, until it says its first word: what is imported by then?
+FIRST_WORD = """
+import sys
+from understudy.node import telemetry
+def say(text, *values):
+    print(text % values, sorted({"torch", "hivemind"} & set(sys.modules)))
+    sys.exit()
+telemetry.logger.info = say
+from understudy.bootstrap.__main__ import main
+main()
+"""
+
+
 def join_of(address: str = f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}", digest: str = DIGEST) -> str:
     return f"understudy:1:{digest}:tiny-{DIGEST[:12]}:{PEER}:{address}"
 
@@ -638,6 +651,13 @@ def test_a_clock_that_differs_is_named_with_the_difference(join: str, tmp_path: 
     done = run_command(sys.executable, "-W", "ignore", "-c", SKEWED_NODE, *node, folder=tmp_path)
     assert_one_line(done.stderr, r"clock differs from the swarm's by (9|10|11)\.\d s: set the clock")
     assert (done.returncode, done.stdout) == (FAILED, "")
+
+
+def test_a_node_says_what_it_looks_for_before_it_imports_what_takes_seconds(tmp_path: Path) -> None:
+    node = ("node", "--join", join_of(), "--identity", str(tmp_path / "key"))
+    done = run_command(sys.executable, "-W", "ignore", "-c", FIRST_WORD, *node, folder=tmp_path)
+    run = f"looking for the run tiny-{DIGEST[:12]} at /ip4/127.0.0.1/tcp/1/p2p/{PEER}"
+    assert (done.returncode, done.stdout) == (0, f"{run} []\n"), done.stderr
 
 
 @pytest.mark.parametrize(
