@@ -57,7 +57,8 @@ def stop_on_signals(switch: StopSwitch, *, stops_with_stdin: bool) -> Iterator[N
             switch.press()
 
     if stops_with_stdin:
-        loop.add_reader(0, stdin_ready)
+        with contextlib.suppress(PermissionError):  # a file or /dev/null: nobody holds its other end
+            loop.add_reader(0, stdin_ready)
     try:
         yield
     finally:

@@ -393,6 +393,13 @@ def test_a_supervisor_may_close_the_standard_descriptors(join: str, closed: str,
         assert_one_line(done.stderr, "--stage 99: this run has the stages 0 to 4")
 
 
+def test_no_parent_is_looked_for_behind_a_stdin_that_is_no_pipe(tmp_path: Path) -> None:
+    node = [UNDERSTUDY, "node", "--join", "hello", "--stop-with-stdin"]
+    done = run_command("sh", "-c", 'exec "$@" </dev/null', "sh", *node, folder=tmp_path)
+    assert_one_line(done.stderr, "copy the whole line")
+    assert done.returncode == USAGE
+
+
 # --- the network -------------------------------------------------------------------------------
 
 
