@@ -55,6 +55,6 @@ VOLUME /data
 EXPOSE 4001/tcp
 # SIGTERM is the node's signal to say goodbye. It handles it as process 1 too; --init is welcome and not needed.
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["python3", "-m", "understudy.node.health"]
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["python3", "-P", "-m", "understudy.node.health"]
 ENTRYPOINT ["understudy"]
 CMD ["--help"]

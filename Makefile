@@ -1,8 +1,11 @@
-# Everything runs in .venv, with the tested versions of constraints.txt. A machine needs Python 3.11 and make, no more.
+# Everything runs in .venv, with the tested versions of constraints.txt. A machine needs Python 3.11 to 3.13 and make, no more.
 # The environment is made once, and again only when pyproject.toml or constraints.txt changes.
 
-# python3.11 where there is one that runs, else python3. Another: make test PYTHON=/path/to/python3
-PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+# The first of these that runs. Another: make test PYTHON=/path/to/python3
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13; do $$name -c '' 2>/dev/null && echo $$name && exit; done; \
+	echo python3)
+# One of PyTorch's package indexes: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu takes 0.8 GB of disk, not 4.5
+TORCH_INDEX ?=
 # Some of the tests, and options of pytest: make test TESTS="tests/unit -x"
 TESTS ?=
 # More options for the demo: make demo ARGS="--steps 100 --kill 3@20"
@@ -14,8 +17,8 @@ STAMP := $(VENV)/.installed
 TREE := $(VENV)/tree/understudy
 PACKAGES := protocol node bootstrap
 QUICK := build/study-quick
-NEEDED := 3, 11
-HAS_NEEDED := import sys; sys.exit(sys.version_info < ($(NEEDED)))
+NEEDED := 3.11 to 3.13
+HAS_NEEDED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 # pip draws its progress where somebody watches; a log gets the lines of the setup, and errors.
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(shell test -t 2 || echo -qq) -c constraints.txt
 
@@ -63,9 +66,9 @@ clean:  ## remove caches and build output (keeps .venv, runs and found counterex
 # An existing .venv is kept. One without a working pip (a venv that failed half-way) is completed in place.
 $(BIN)/python:
 	@$(PYTHON) -c '' 2>/dev/null || { \
-		echo "make: '$(PYTHON)' does not run: install Python 3.11, or name one: make PYTHON=/path/to/python3.11"; exit 1; } >&2
+		echo "make: '$(PYTHON)' does not run: install Python $(NEEDED), or name one: make PYTHON=/path/to/python3.11"; exit 1; } >&2
 	@$(PYTHON) -c '$(HAS_NEEDED)' || { \
-		echo "make: '$(PYTHON)' is $$($(PYTHON) -V), and Understudy needs 3.11 or newer:" \
+		echo "make: '$(PYTHON)' is $$($(PYTHON) -V), and Understudy needs $(NEEDED):" \
 			"install it, or name one: make PYTHON=/path/to/python3.11"; exit 1; } >&2
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "make: '$(PYTHON)' lacks the venv module: install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; } >&2
@@ -74,11 +77,11 @@ $(BIN)/python:
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -c '$(HAS_NEEDED)' || { \
-		echo "make: $(VENV) does not hold Python 3.11 or newer: remove it (rm -rf $(VENV)) and run make again"; exit 1; } >&2
+		echo "make: $(VENV) does not hold Python $(NEEDED): remove it (rm -rf $(VENV)) and run make again"; exit 1; } >&2
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null || { \
 		echo "make: $(VENV) has no pip: remove it (rm -rf $(VENV)) and run make again"; exit 1; } >&2
 	@echo "setup 2/3: installing PyTorch, the largest package (minutes where it has to be downloaded)"
-	@$(PIP_INSTALL) torch
+	@$(PIP_INSTALL) torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	@echo "setup 3/3: installing the other packages"
 	@$(PIP_INSTALL) -e '.[dev]'
 	@mkdir -p $(TREE) && ln -sfn $(foreach package,$(PACKAGES),$(CURDIR)/$(package)) $(TREE)

@@ -16,21 +16,40 @@ from understudy.node.addresses import JoinString
 from understudy.node.descriptors import open_standard_descriptors
 from understudy.node.generate_command import generate
 from understudy.node.process import EXIT_DONE, StopSwitch
-from understudy.protocol.manifest import PRESETS
+from understudy.protocol.manifest import PRESETS, PROTOCOL_VERSION
 
 app = typer.Typer(
     name="understudy",
-    help="Train a language model with volunteers: when an actor vanishes mid-play, the understudy steps in.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        print(f"understudy {version('understudy')}, protocol {PROTOCOL_VERSION}")  # noqa: T201 - the option's result
+        raise typer.Exit(EXIT_DONE)
+
+
+@app.callback()
+def understudy(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", is_eager=True, callback=_tell_version)
+    ] = False,
+) -> None:
+    """Train a language model with volunteers: when an actor vanishes mid-play, the understudy steps in."""
+
 
 _SOURCE = f"A preset ({', '.join(PRESETS)}) or the path of a run.toml."
 
 
 def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
-    source: Annotated[str, typer.Argument(metavar="PRESET|run.toml", help=_SOURCE)],
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[PRESET|run.toml]", help=f"{_SOURCE} None goes on with the run in --dir."),
+    ] = None,
     host_maddr: Annotated[Multiaddrs | None, option("HOST_MADDR", "Multiaddr to listen on. Repeatable.")] = None,
     announce_maddr: Annotated[Multiaddrs | None, option("ANNOUNCE_MADDR", "Multiaddr that others should dial.")] = None,
     identity: Annotated[Path | None, option("IDENTITY", "Key file of the founder; made if missing.")] = None,
@@ -49,7 +68,7 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
 
     async def main(switch: StopSwitch) -> int:
         from understudy.bootstrap.begin import Founding, begin
-        from understudy.bootstrap.found import keep_founding
+        from understudy.bootstrap.found import check_founder, keep_founding
         from understudy.bootstrap.seed import SeedPlan, serve_seed
         from understudy.node.identity import Identity
         from understudy.node.read_ahead import off_the_loop
@@ -64,6 +83,8 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
         founder = Identity.load_or_create(identity or default_identity("founder"))
         if initial is not None:
             manifest = initial.entered(manifest, founder.peer_id)
+        if dir is not None:
+            check_founder(dir, manifest, founder)
         is_stopped = asyncio.Event()
 
         def announce(join: JoinString) -> None:

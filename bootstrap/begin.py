@@ -6,10 +6,15 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from understudy.bootstrap.found import load_manifest, reload_manifest
+import msgspec
+
+from understudy.bootstrap.found import load_manifest, reload_manifest, with_steps
 from understudy.node.driving_data import describe_data
 from understudy.node.initial_weights import InitialWeights
-from understudy.protocol.manifest import RunManifest
+from understudy.node.telemetry import logger as told
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.manifest import PRESETS, RunManifest
+from understudy.protocol.same_run import LENGTH, first_difference
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +23,8 @@ logger = logging.getLogger(__name__)
 class Founding:
     """What a founder asked for."""
 
-    source: str
-    """A preset, or the path of a run.toml."""
+    source: str | None
+    """A preset, or the path of a run.toml; None: whatever run the folder knows."""
     total_steps: int | None = None
     folder: Path | None = None
     """Where a run that was founded before is known from."""
@@ -32,8 +37,9 @@ def begin(wish: Founding) -> tuple[RunManifest, InitialWeights | None]:
 
     A new run's initial weights are not entered yet: that takes the founder's PeerID.
     """
+    asked = None if wish.source is None else load_manifest(wish.source, wish.total_steps)
     known = reload_manifest(wish.folder) if wish.folder is not None else None
-    manifest = known or describe_data(load_manifest(wish.source, wish.total_steps))
+    manifest = _new(asked) if known is None else _again(known, asked, wish)
     if wish.initial_weights is None:
         if manifest.initial.digests:
             logger.warning(
@@ -44,3 +50,33 @@ def begin(wish: Founding) -> tuple[RunManifest, InitialWeights | None]:
     if known is not None:
         initial.check_known(known)
     return manifest, initial
+
+
+def _new(asked: RunManifest | None) -> RunManifest:
+    if asked is None:
+        raise SettingsError(
+            f"there is no run to go on with: name a preset ({', '.join(PRESETS)}) or a run.toml, "
+            "or with --dir the folder of a run that was founded before"
+        )
+    return describe_data(asked)
+
+
+def _again(known: RunManifest, asked: RunManifest | None, wish: Founding) -> RunManifest:
+    """The run that is there, if it is the one that is asked for. Raises `SettingsError`."""
+    wanted = asked or with_steps(known, wish.total_steps)
+    difference = first_difference(known, wanted, is_length_asked=wish.total_steps is not None)
+    if difference is not None:
+        asker = "--steps" if wish.total_steps is not None and difference.setting == LENGTH else wish.source
+        raise SettingsError(
+            f"{wish.folder} holds the run {known.run_id()}, "
+            f"whose {difference.setting} is {_spelled(difference.there)}; "
+            f"{asker} asks for {_spelled(difference.asked)}: "
+            "choose another --dir for a new run, or leave the preset and --steps out to go on with this one"
+        )
+    told.info("going on with the run %s of %s", known.run_id(), wish.folder)
+    return known
+
+
+def _spelled(value: object) -> str:
+    """As in a run.toml."""
+    return msgspec.json.encode(value).decode()

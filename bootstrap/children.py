@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from understudy.node.process import COMPLAINT
+
 STOP_TIMEOUT_S = 15.0
 KILL_TIMEOUT_S = 5.0
 
@@ -64,10 +66,13 @@ class Child:
 
     @property
     def last_line(self) -> str:
-        """The last line it said, for when it failed; without the frame that Python draws around some tracebacks."""
+        """The last line it said, for when it failed; without what stands in front of it.
+
+        Python draws a frame around some tracebacks, and our commands begin with our name.
+        """
         lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         said = [line for line in (line.strip(" |+-") for line in lines) if line]
-        return said[-1] if said else "it said nothing"
+        return said[-1].removeprefix(COMPLAINT) if said else "it said nothing"
 
     def kill(self) -> None:
         """SIGKILL: no goodbye."""

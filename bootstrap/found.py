@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from understudy.node.addresses import JoinString, told_to_others
+from understudy.node.addresses import JoinString, parse_join, told_to_others
 from understudy.node.identity import Identity
 from understudy.node.join_file import write_join
 from understudy.node.plain_files import read_plain
@@ -24,13 +24,19 @@ def load_manifest(source: str, total_steps: int | None = None) -> RunManifest:
     """The manifest of a preset's name or a run.toml's path, made unique by a nonce. Raises `SettingsError`."""
     manifest = preset(source) if source in PRESETS else _read(source)
     manifest = msgspec.structs.replace(manifest, founding_nonce=secrets.token_hex(8))
-    if total_steps is not None:
-        if total_steps < 1:
-            raise SettingsError("--steps must be at least 1")
-        step = msgspec.structs.replace(manifest.step, total_steps=total_steps)
-        manifest = msgspec.structs.replace(manifest, step=step)
+    manifest = with_steps(manifest, total_steps)
     check(manifest)
     return manifest
+
+
+def with_steps(manifest: RunManifest, total_steps: int | None) -> RunManifest:
+    """With another end; None: with its own. Raises `SettingsError`."""
+    if total_steps is None:
+        return manifest
+    if total_steps < 1:
+        raise SettingsError("--steps must be at least 1")
+    step = msgspec.structs.replace(manifest.step, total_steps=total_steps)
+    return msgspec.structs.replace(manifest, step=step)
 
 
 def _read(source: str) -> RunManifest:
@@ -56,6 +62,19 @@ def reload_manifest(folder: Path) -> RunManifest | None:
         raise SettingsError(f"{path} cannot be read: {error.strerror}; choose another --dir") from error
     except SettingsError as error:
         raise SettingsError(f"{path} is not the manifest of a run ({error}): choose another --dir") from error
+
+
+def check_founder(folder: Path, manifest: RunManifest, founder: Identity) -> None:
+    """Nobody who has the run's join string would believe another founder. Raises `SettingsError`."""
+    try:
+        known = parse_join(read_plain(folder / JOIN_FILE).decode())
+    except (OSError, UnicodeDecodeError, SettingsError):  # there is none, or it is damaged: it is written anew
+        return
+    if known.digest == manifest.digest() and known.founder != founder.peer_id:
+        raise SettingsError(
+            f"{folder} holds a run of the founder {known.founder}, and {founder.path} is the key of {founder.peer_id}: "
+            "name the founder's key with --identity, or choose another --dir"
+        )
 
 
 def keep_founding(folder: Path, manifest: RunManifest, join: JoinString) -> None:

@@ -14,7 +14,7 @@ from rich.live import Live
 
 from understudy.bootstrap.board import Board
 from understudy.bootstrap.faults import check_faults, demo_fault, parse_faults
-from understudy.bootstrap.found import load_manifest
+from understudy.bootstrap.found import MANIFEST_FILE, load_manifest
 from understudy.bootstrap.local import LocalPlan, LocalSwarm
 from understudy.bootstrap.view import live_view, progress_line, summary
 from understudy.node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
@@ -84,6 +84,10 @@ def _check_machine(arguments: LocalArguments, manifest: RunManifest) -> None:
         from understudy.node.data import open_data
 
         open_data(manifest).close()
+    if arguments.initial_weights is not None:
+        from understudy.node.initial_weights import check_folder
+
+        check_folder(arguments.initial_weights, manifest.model)
 
 
 def _check_export(wanted: Path | None) -> None:
@@ -97,7 +101,7 @@ def _make_folder(wanted: Path | None) -> Path:
     if wanted is None:
         return Path(tempfile.mkdtemp(prefix="understudy-"))
     try:
-        if (wanted / "nodes").exists():
+        if (wanted / "nodes").exists() or (wanted / MANIFEST_FILE).exists():
             raise SettingsError(f"{wanted} holds an earlier run: choose another --dir or remove it")
         wanted.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -163,14 +163,16 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
             wait_s=wait,
         )
         from understudy.node.display import ConsoleHandler, Display
-        from understudy.node.swarm import quiet_libraries
-        from understudy.node.telemetry import configure_logging
+        from understudy.node.telemetry import configure_logging, logger
         from understudy.node.terminal import open_terminal
 
         console = Console(file=open_terminal(sys.stderr), stderr=True)
         with Display(console, is_quiet=quiet) as display, on_hangup(display.lose_terminal):
             handler = ConsoleHandler(console, is_verbose=verbose) if display.is_live else None
             configure_logging(is_verbose=verbose, is_quiet=quiet, handler=handler)
+            logger.info("looking for the run %s at %s", arguments.join.run_id, ", ".join(arguments.join.addresses))
+            from understudy.node.swarm import quiet_libraries  # this takes seconds on a busy machine
+
             quiet_libraries(is_verbose=verbose)
             return await serve(arguments, switch, display)
 

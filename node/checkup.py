@@ -17,6 +17,8 @@ from understudy.node.plain_files import is_stream
 from understudy.protocol.manifest import ModelSettings
 
 PYTHON_NEEDED = (3, 11)
+PYTHON_UNTRIED = (3, 14)
+"""This one and all after it. pyproject.toml says the same."""
 MEMORY_NEEDED_BYTES = 500_000_000
 """Python with torch and the libp2p daemon; a whole node of the preset tiny takes about 350 MB."""
 DISK_NEEDED_BYTES = 100_000_000
@@ -47,6 +49,9 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3], system: str = 
         return Finding("python", "bad", f"{told}: install Python {needed} and make .venv anew with it (make setup)")
     if system != "linux":
         return Finding("python", "bad", f"{told}: the libp2p daemon runs on Linux only")
+    if version[:2] >= PYTHON_UNTRIED:
+        untried = ".".join(map(str, PYTHON_UNTRIED))
+        return Finding("python", "note", f"{told}: never tried; the tested ones are older than {untried}")
     return Finding("python", "ok", told)
 
 
@@ -56,8 +61,8 @@ Version = Callable[[str], str]
 def check_packages(requirements: Sequence[str] | None = None, version: Version = metadata.version) -> Finding:
     """Are the packages there, in versions that will do? ``requirements`` as in pyproject.toml."""
     wanted = metadata.requires("understudy") or [] if requirements is None else requirements
-    found, wrong = [], []
-    for name, least in _bounds(wanted):
+    found, wrong, untried = [], [], []
+    for name, least, below in _bounds(wanted):
         try:
             installed = version(name)
         except metadata.PackageNotFoundError:
@@ -66,16 +71,25 @@ def check_packages(requirements: Sequence[str] | None = None, version: Version =
         found.append(f"{name} {installed}")
         if _numbers(installed) < _numbers(least):
             wrong.append(f"{name} {installed} is older than {least}")
+        if below and _numbers(installed) >= _numbers(below):
+            untried.append(f"{name} {installed} was never tried, only versions before {below}")
+    if not wrong and untried:
+        return Finding("packages", "note", f"{', '.join(untried)}: make setup installs what is tested")
     if wrong:
         return Finding("packages", "bad", f"{', '.join(wrong)}: install what is needed with make setup")
     more = f" and {len(found) - PACKAGES_NAMED} more" if len(found) > PACKAGES_NAMED else ""
     return Finding("packages", "ok", ", ".join(found[:PACKAGES_NAMED]) + more)
 
 
-def _bounds(requirements: Sequence[str]) -> list[tuple[str, str]]:
-    """Name and lower bound of each requirement that is not of an extra."""
-    matches = (re.fullmatch(r"([A-Za-z0-9_.-]+)\s*>=\s*([0-9.]+)", text.strip()) for text in requirements)
-    return [(match[1], match[2]) for match in matches if match]
+def _bounds(requirements: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Name, lower bound and what it must be below ("": anything) of each requirement that is not of an extra."""
+    found = []
+    for text in requirements:
+        name = re.match(r"[A-Za-z0-9_.-]+", text)
+        least, below = re.search(r">=\s*([0-9.]+)", text), re.search(r"<\s*([0-9.]+)", text)
+        if ";" not in text and name and least:
+            found.append((name[0], least[1], below[1] if below else ""))
+    return found
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from understudy.node.metering import Tally
 from understudy.protocol.self_view import SelfView
+
+if TYPE_CHECKING:
+    from understudy.node.metering import Tally
 
 RATE_OVER_S = 60.0
 """Microbatches per minute are counted over this long."""

@@ -12,18 +12,20 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from understudy.node.diary import Diary, Glance
-from understudy.node.metering import Tally
 from understudy.node.own_view import own_view, status_line
 from understudy.node.telemetry import logger
 from understudy.node.terminal import Terminal
 from understudy.protocol.self_view import SelfView
+
+if TYPE_CHECKING:
+    from understudy.node.metering import Tally
 
 PERIOD_S = 0.5
 LINE_EVERY_S = 60.0

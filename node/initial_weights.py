@@ -24,7 +24,7 @@ class InitialWeights:
         """Reads it all once. Raises `SettingsError` if these are no weights for this model."""
         self._folder = folder
         try:
-            self._check_model(model)
+            check_folder(folder, model)
             tensors = load_tensors(folder)
             stages = range(model.block_stages + 1)
             self._stages = [ordered_stage(tensors, model, stage, folder) for stage in stages]
@@ -33,21 +33,6 @@ class InitialWeights:
         except (StorageError, WeightsError) as error:
             raise SettingsError(f"--initial-weights {folder}: {error}") from error
         self._by_digest = {weights.digest: weights for weights in self._stages}
-
-    def _check_model(self, model: ModelSettings) -> None:
-        """Equal but for the cut into stages and the context, which has no weights."""
-        theirs = read_config(self._folder).model_settings()
-        layers = model.block_stages * model.layers_per_stage
-        ours = msgspec.structs.replace(
-            model, block_stages=layers, layers_per_stage=1, context_length=theirs.context_length
-        )
-        for name in ModelSettings.__struct_fields__:
-            if getattr(theirs, name) != getattr(ours, name):
-                what = "layers" if name == "block_stages" else f"model.{name}"
-                raise SettingsError(
-                    f"--initial-weights {self._folder}: its {what} is {getattr(theirs, name)}, "
-                    f"the run's is {getattr(ours, name)}"
-                )
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -81,6 +66,22 @@ class InitialWeights:
             raise SettingsError(
                 f"--initial-weights {self._folder}: the run in --dir was not founded with these weights; "
                 "name the folder that it was founded with, or choose another --dir"
+            )
+
+
+def check_folder(folder: Path, model: ModelSettings) -> None:
+    """Raises `SettingsError` unless this is a model like the run's, as far as its config.json says.
+
+    Equal but for the cut into stages and the context, which has no weights.
+    """
+    theirs = read_config(folder).model_settings()
+    layers = model.block_stages * model.layers_per_stage
+    ours = msgspec.structs.replace(model, block_stages=layers, layers_per_stage=1, context_length=theirs.context_length)
+    for name in ModelSettings.__struct_fields__:
+        if getattr(theirs, name) != getattr(ours, name):
+            what = "layers" if name == "block_stages" else f"model.{name}"
+            raise SettingsError(
+                f"--initial-weights {folder}: its {what} is {getattr(theirs, name)}, the run's is {getattr(ours, name)}"
             )
 
 

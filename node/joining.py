@@ -7,6 +7,7 @@ import asyncio
 from understudy.node.addresses import JoinString
 from understudy.node.identity import peer_id_of, verify
 from understudy.node.swarm import Swarm
+from understudy.node.telemetry import logger
 from understudy.protocol.errors import NetworkError, RemoteProtocolError, SettingsError, UnderstudyError
 from understudy.protocol.manifest import RunManifest, decode_manifest
 from understudy.protocol.records import MANIFEST_KEY, ManifestRecord, decode_record
@@ -14,6 +15,8 @@ from understudy.protocol.records import MANIFEST_KEY, ManifestRecord, decode_rec
 FIND_TIMEOUT_S = 15.0
 """How long the manifest is looked for: a seed that just started needs a moment to publish it."""
 LOOK_AGAIN_AFTER_S = 0.3
+ANOTHER_TIMEOUT_S = 2.0
+"""How much longer it is looked for once there is one that is not it: strangers can publish under its key too."""
 
 
 async def obtain_manifest(swarm: Swarm, join: JoinString) -> tuple[RunManifest, ManifestRecord]:
@@ -27,6 +30,7 @@ async def obtain_manifest(swarm: Swarm, join: JoinString) -> tuple[RunManifest, 
         f"the swarm was reached, but nobody knows the run {join.run_id}: "
         "check the join string, the run may have ended or the seed may have been restarted with a new one"
     )
+    has_told = False
     while loop.time() < deadline:
         try:
             found = await swarm.get(f"{join.run_id}/{MANIFEST_KEY}")
@@ -39,6 +43,12 @@ async def obtain_manifest(swarm: Swarm, join: JoinString) -> tuple[RunManifest, 
                     return check_charter(record, join), record
             except (SettingsError, RemoteProtocolError) as error:
                 problem = SettingsError(str(error))
+                if isinstance(error, SettingsError) and deadline > loop.time() + ANOTHER_TIMEOUT_S:
+                    deadline = loop.time() + ANOTHER_TIMEOUT_S
+                    logger.info("%s (looking for another, for %g s)", problem, ANOTHER_TIMEOUT_S)
+        if isinstance(problem, NetworkError) and not has_told:
+            logger.info("the swarm was reached; nobody shows the run's manifest yet, looking for %g s", FIND_TIMEOUT_S)
+            has_told = True
         await asyncio.sleep(LOOK_AGAIN_AFTER_S)
     raise problem
 
@@ -55,6 +65,11 @@ def check_charter(record: ManifestRecord, join: JoinString) -> RunManifest:
         signer = peer_id_of(record.founder_key)
     except RemoteProtocolError as error:
         raise SettingsError(f"the manifest's signature cannot be checked: {error}") from error
-    if signer != join.founder or not verify(record.founder_key, record.manifest, record.signature):
+    if signer != join.founder:
+        raise SettingsError(
+            f"the run's manifest is signed by {signer}, and the join string names the founder {join.founder}: "
+            "it is not of this run, or not honest; ask the founder for the join string"
+        )
+    if not verify(record.founder_key, record.manifest, record.signature):
         raise SettingsError("the run's manifest is not signed by its founder: do not join this run")
     return manifest

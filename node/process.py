@@ -18,6 +18,8 @@ from understudy.protocol.errors import LocalProtocolError, SettingsError, Unders
 
 logger = logging.getLogger(__name__)
 
+COMPLAINT = "understudy: "
+"""What the one line of a failure begins with."""
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 
@@ -55,7 +57,8 @@ def stop_on_signals(switch: StopSwitch, *, stops_with_stdin: bool) -> Iterator[N
             switch.press()
 
     if stops_with_stdin:
-        loop.add_reader(0, stdin_ready)
+        with contextlib.suppress(PermissionError):  # a file or /dev/null: nobody holds its other end
+            loop.add_reader(0, stdin_ready)
     try:
         yield
     finally:
@@ -103,7 +106,7 @@ def _report(error: BaseException) -> int:
         raise error
     logger.debug("failed", exc_info=error)
     whose = "a bug of understudy's, please report it: " if isinstance(cause, LocalProtocolError) else ""
-    print(f"understudy: {whose}{cause}", file=sys.stderr, flush=True)  # noqa: T201 - the one line a person reads
+    print(f"{COMPLAINT}{whose}{cause}", file=sys.stderr, flush=True)  # noqa: T201 - the one line a person reads
     return EXIT_USAGE if isinstance(cause, SettingsError) else EXIT_FAILED
 
 

@@ -153,6 +153,9 @@ class _StraightProtocol(asyncio.BufferedProtocol):
 class _Writer(asyncio.StreamWriter):
     """The writing half of a stream. After its end asyncio drops what is written, uvloop raises a `RuntimeError`."""
 
+    given: asyncio.StreamWriter | None = None
+    """asyncio's own for the same stream. From Python 3.13 on it closes the stream when nobody refers to it any more."""
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Raises `ConnectionResetError` once the stream has ended, whichever loop runs it."""
         if self.transport.is_closing():
@@ -179,7 +182,9 @@ async def start_unix_streams(accept: Accept, path: Path, limit: int) -> asyncio.
 
         async def accepted(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
-            await accept(reader, _Writer(writer.transport, inner, reader, loop))
+            ours = _Writer(writer.transport, inner, reader, loop)
+            ours.given = writer
+            await accept(reader, ours)
 
         inner = asyncio.StreamReaderProtocol(reader, accepted, loop=loop)
         return _StraightProtocol(reader, inner)

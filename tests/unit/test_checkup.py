@@ -22,7 +22,7 @@ from understudy.node.checkup import (
 from understudy.node.model import BlockStage, EdgeStage
 from understudy.protocol.manifest import PRESETS, preset
 
-NEEDED = ["torch>=2.4", "hivemind>=1.1.12", 'psutil>=5.9; extra == "dev"']
+NEEDED = ["torch<2.14,>=2.4", "hivemind>=1.1.12", 'psutil>=5.9; extra == "dev"']
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,7 @@ NEEDED = ["torch>=2.4", "hivemind>=1.1.12", 'psutil>=5.9; extra == "dev"']
         ((3, 11, 7), "linux", "ok", "3.11.7 on linux any"),
         ((3, 13, 0), "linux", "ok", "3.13.0 on linux any"),
         ((3, 10, 2), "linux", "bad", "3.10.2 on linux any: install Python 3.11 and make .venv anew"),
+        ((3, 14, 0), "linux", "note", "3.14.0 on linux any: never tried; the tested ones are older than 3.14"),
         ((3, 11, 7), "darwin", "bad", "3.11.7 on darwin any: the libp2p daemon runs on Linux only"),
     ],
 )
@@ -59,6 +60,8 @@ def versions(**installed: str) -> object:
         ({"torch": "2.4", "hivemind": "1.2"}, "ok", "torch 2.4, hivemind 1.2"),
         ({"hivemind": "1.1.12"}, "bad", "torch is missing: install what is needed with make setup"),
         ({"torch": "2.13.0", "hivemind": "1.1.9"}, "bad", "hivemind 1.1.9 is older than 1.1.12: install"),
+        ({"torch": "2.14.0+cpu", "hivemind": "1.1.12"}, "note", "torch 2.14.0+cpu was never tried, only"),
+        ({"torch": "2.15.0", "hivemind": "1.1.9"}, "bad", "hivemind 1.1.9 is older than 1.1.12: install"),
         ({}, "bad", "torch is missing, hivemind is missing: install"),
     ],
 )

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -20,9 +21,11 @@ from typer.testing import CliRunner
 
 from tests.swarm.processes import Brood, until
 from understudy.bootstrap.__main__ import app
+from understudy.bootstrap.found import join_string, keep_founding, load_manifest
 from understudy.node import joining
 from understudy.node.identity import Identity
 from understudy.protocol import exporting
+from understudy.protocol.manifest import PROTOCOL_VERSION
 
 USAGE, FAILED = 2, 1
 LISTEN = ("--host-maddr", "/ip4/127.0.0.1/tcp/0")
@@ -37,6 +40,19 @@ import time
 real_time = time.time
 time.time = lambda: real_time() + 10.0
 from understudy.node.__main__ import main
+main()
+"""
+
+
+# As `understudy node`, until it says its first word: what is imported by then?
+FIRST_WORD = """
+import sys
+from understudy.node import telemetry
+def say(text, *values):
+    print(text % values, sorted({"torch", "hivemind"} & set(sys.modules)))
+    sys.exit()
+telemetry.logger.info = say
+from understudy.bootstrap.__main__ import main
 main()
 """
 
@@ -149,12 +165,95 @@ def test_data_that_is_not_there_is_named_before_a_local_swarm_starts(tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+def test_initial_weights_that_are_not_there_are_refused_before_a_local_swarm_starts(tmp_path: Path) -> None:
+    arguments = ["local", "tiny", "--dir", str(tmp_path / "run"), "--initial-weights", str(tmp_path / "nope")]
+    complaint = r"^understudy: .*/nope/config.json cannot be read \(there is no such file\): name a folder that"
+    assert_refused(arguments, complaint, USAGE)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_cannot_hold_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "old" / "nodes").mkdir(parents=True)
     assert_refused(["local", "tiny", "--dir", str(tmp_path / "old")], "holds an earlier run: choose another", USAGE)
     (tmp_path / "file").write_text("")
+    (tmp_path / "founded").mkdir()
+    (tmp_path / "founded" / "manifest.json").touch()
+    assert_refused(["local", "tiny", "--dir", str(tmp_path / "founded")], "holds an earlier run: choose", USAGE)
     for folder in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
         assert_refused(["local", "tiny", "--dir", str(folder)], f"{folder} cannot be used: .*another --dir", USAGE)
+
+
+# --- understudy itself -------------------------------------------------------------------------
+
+
+def test_it_says_which_version_it_is() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"understudy {metadata.version('understudy')}, protocol {PROTOCOL_VERSION}\n"
+
+
+COMPLETED = {"understudy ge": "generate", "understudy node --ident": "--identity"}
+
+
+@pytest.mark.parametrize("typed", COMPLETED)
+def test_a_shell_can_complete_what_is_typed(typed: str, tmp_path: Path) -> None:
+    words = {"_UNDERSTUDY_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = run_command("env", *(f"{name}={value}" for name, value in words.items()), UNDERSTUDY, folder=tmp_path)
+    assert done.stdout.split() == [COMPLETED[typed]], done.stderr
+
+
+def test_a_shell_is_told_how_to_complete() -> None:
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
+    assert "--install-completion" in result.stdout
+    assert "--show-completion" in result.stdout
+
+
+# --- going on with a run -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def founded(tmp_path: Path) -> Path:
+    """The folder of a run of ``tiny`` with 40 steps."""
+    manifest = load_manifest("tiny", 40)
+    founder = Identity.load_or_create(tmp_path / "founder.key")
+    keep_founding(tmp_path / "run", manifest, join_string(manifest, founder, [f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}"]))
+    return tmp_path / "run"
+
+
+OTHERS: dict[str, tuple[str, ...]] = {
+    r'whose name is "tiny"; 124m asks for "124m": choose another --dir for a new run, or leave the preset': ("124m",),
+    r"whose step.total_steps is 40; --steps asks for 60: choose another": ("tiny", "--steps", "60"),
+    r"whose step.total_steps is 40; --steps asks for 61: choose another": ("--steps", "61"),
+    r"--steps must be at least 1": ("--steps", "0"),
+    r"unknown preset 'tinny': use one of": ("tinny",),
+}
+
+
+@pytest.mark.parametrize("complaint", OTHERS)
+def test_another_run_than_the_folders_is_refused(complaint: str, founded: Path) -> None:
+    arguments = ["bootstrap", *OTHERS[complaint], *LISTEN, "--dir", str(founded)]
+    assert_refused([*arguments, "--identity", str(founded.parent / "founder.key")], complaint, USAGE)
+
+
+def test_a_run_toml_that_was_changed_since_is_refused_with_the_setting(founded: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('name = "tiny"\n[recovery]\nmethod = "checkfree"\n', encoding="utf-8")
+    complaint = r'whose recovery.method is "checkfree\+"; .*/run.toml asks for "checkfree": choose another --dir'
+    assert_refused(["bootstrap", str(tmp_path / "run.toml"), *LISTEN, "--dir", str(founded)], complaint, USAGE)
+
+
+def test_a_run_goes_on_under_its_founder_only(founded: Path, tmp_path: Path) -> None:
+    arguments = ["bootstrap", "tiny", *LISTEN, "--dir", str(founded), "--identity", str(tmp_path / "other.key")]
+    result = CliRunner().invoke(app, arguments)
+    going_on, complaint = result.stderr.splitlines()
+    assert re.search(r"going on with the run tiny-\w{12} of ", going_on)
+    assert_one_line(f"{complaint}\n", "holds a run of the founder Qm.*, and .*/other.key is the key of Qm.*--identity")
+    assert result.exit_code == USAGE
+
+
+def test_without_a_run_to_go_on_with_one_is_asked_for(tmp_path: Path) -> None:
+    complaint = "there is no run to go on with: name a preset .* or a run.toml, or with --dir the folder of a run"
+    assert_refused(["bootstrap"], complaint, USAGE)
+    assert_refused(["bootstrap", "--dir", str(tmp_path)], complaint, USAGE)
 
 
 # --- node and bootstrap: the words -------------------------------------------------------------
@@ -191,7 +290,7 @@ MADDRS: dict[str, str] = {
 @pytest.mark.parametrize("option", ["--host-maddr", "--announce-maddr"])
 @pytest.mark.parametrize("command", ["node", "bootstrap"])
 def test_a_malformed_address_is_refused(command: str, option: str, complaint: str, tmp_path: Path) -> None:
-    first = ["node", "--join", join_of()] if command == "node" else ["bootstrap", "tiny"]
+    first = ["node", "--quiet", "--join", join_of()] if command == "node" else ["bootstrap", "tiny"]
     assert_refused([*first, option, MADDRS[complaint], "--identity", str(tmp_path / "key")], complaint, USAGE)
 
 
@@ -205,7 +304,7 @@ NODE: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("complaint", NODE)
 def test_settings_of_a_node_are_checked_before_it_dials(complaint: str, tmp_path: Path) -> None:
-    arguments = ["node", "--join", join_of(), "--identity", str(tmp_path / "key"), *NODE[complaint]]
+    arguments = ["node", "--quiet", "--join", join_of(), "--identity", str(tmp_path / "key"), *NODE[complaint]]
     assert_refused(arguments, complaint, USAGE)
 
 
@@ -235,7 +334,7 @@ def test_a_damaged_identity_is_refused_and_not_overwritten(command: str, complai
     path = tmp_path / "identity.key"
     IDENTITIES[complaint](path)
     before = path.read_bytes() if path.is_file() else None
-    first = ["node", "--join", join_of()] if command == "node" else ["bootstrap", "tiny"]
+    first = ["node", "--quiet", "--join", join_of()] if command == "node" else ["bootstrap", "tiny"]
     assert_refused([*first, *LISTEN, "--identity", str(path)], complaint, USAGE)
     assert (path.read_bytes() if path.is_file() else None) == before
 
@@ -246,7 +345,7 @@ def test_a_damaged_identity_is_refused_and_not_overwritten(command: str, complai
 @pytest.mark.parametrize("command", ["node", "bootstrap"])
 def test_an_identity_is_not_waited_for(command: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    first = ["node", "--join", join_of()] if command == "node" else ["bootstrap", "tiny"]
+    first = ["node", "--quiet", "--join", join_of()] if command == "node" else ["bootstrap", "tiny"]
     complaint = "cannot read identity file .*/pipe: it is a pipe, not a file"
     assert_refused([*first, *LISTEN, "--identity", str(tmp_path / "pipe")], complaint, USAGE)
     complaint = "cannot read identity file /dev/null: it is a device, not a file"
@@ -294,6 +393,13 @@ def test_a_supervisor_may_close_the_standard_descriptors(join: str, closed: str,
         assert_one_line(done.stderr, "--stage 99: this run has the stages 0 to 4")
 
 
+def test_no_parent_is_looked_for_behind_a_stdin_that_is_no_pipe(tmp_path: Path) -> None:
+    node = [UNDERSTUDY, "node", "--join", "hello", "--stop-with-stdin"]
+    done = run_command("sh", "-c", 'exec "$@" </dev/null', "sh", *node, folder=tmp_path)
+    assert_one_line(done.stderr, "copy the whole line")
+    assert done.returncode == USAGE
+
+
 # --- the network -------------------------------------------------------------------------------
 
 
@@ -303,7 +409,7 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         arguments = ["--host-maddr", f"/ip4/127.0.0.1/tcp/{port}", "--identity", str(tmp_path / "key")]
         complaint = f"port {port} is in use by another program: stop it, or choose another port with --host-maddr"
         assert_refused(["bootstrap", "tiny", *arguments], complaint, FAILED)
-        assert_refused(["node", "--join", join_of(), *arguments], complaint, FAILED)
+        assert_refused(["node", "--quiet", "--join", join_of(), *arguments], complaint, FAILED)
 
 
 def test_an_address_that_this_machine_does_not_have_is_named(tmp_path: Path) -> None:
@@ -316,7 +422,7 @@ def test_an_address_that_this_machine_does_not_have_is_named(tmp_path: Path) -> 
 def test_a_seed_that_cannot_be_reached_is_named_with_the_reason(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"/ip4/127.0.0.1/tcp/{server.getsockname()[1]}/p2p/{PEER}"
-    arguments = ["node", "--join", join_of(address), *LISTEN, "--identity", str(tmp_path / "key")]
+    arguments = ["node", "--quiet", "--join", join_of(address), *LISTEN, "--identity", str(tmp_path / "key")]
     assert_refused(arguments, f"cannot reach the seed at {address}: connection refused; check the address", FAILED)
 
 
@@ -352,6 +458,21 @@ def test_a_join_string_with_another_digest_is_refused(
     monkeypatch.setattr(joining, "FIND_TIMEOUT_S", 1.0)
     arguments = ["node", "--join", tampered(join), *LISTEN, "--identity", str(tmp_path / "key"), "--quiet"]
     assert_refused(arguments, "digest .* the join string is damaged or of another run, ask for it again", USAGE)
+
+
+def test_a_join_string_of_another_founder_is_refused_at_once(join: str, tmp_path: Path) -> None:
+    other = Identity.generate().peer_id
+    fields = join.split(":", 5)
+    forged = ":".join([*fields[:4], other, fields[5]])
+    result = CliRunner().invoke(app, ["node", "--join", forged, *LISTEN, "--identity", str(tmp_path / "key")])
+    first, problem, complaint = result.stderr.splitlines()
+    assert f"looking for the run {fields[3]} at {fields[5]}" in first
+    assert f"is signed by {fields[4]}, and the join string names the founder {other}" in problem
+    assert "looking for another, for 2 s" in problem
+    assert_one_line(
+        f"{complaint}\n", "the run's manifest is signed by Qm.* or not honest; ask the founder for the join"
+    )
+    assert result.exit_code == USAGE
 
 
 def test_a_run_that_nobody_knows_is_named(join: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,10 +654,17 @@ def run_command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[st
 
 
 def test_a_clock_that_differs_is_named_with_the_difference(join: str, tmp_path: Path) -> None:
-    node = ["--join", join, *LISTEN, "--identity", str(tmp_path / "key")]
+    node = ["--quiet", "--join", join, *LISTEN, "--identity", str(tmp_path / "key")]
     done = run_command(sys.executable, "-W", "ignore", "-c", SKEWED_NODE, *node, folder=tmp_path)
     assert_one_line(done.stderr, r"clock differs from the swarm's by (9|10|11)\.\d s: set the clock")
     assert (done.returncode, done.stdout) == (FAILED, "")
+
+
+def test_a_node_says_what_it_looks_for_before_it_imports_what_takes_seconds(tmp_path: Path) -> None:
+    node = ("node", "--join", join_of(), "--identity", str(tmp_path / "key"))
+    done = run_command(sys.executable, "-W", "ignore", "-c", FIRST_WORD, *node, folder=tmp_path)
+    run = f"looking for the run tiny-{DIGEST[:12]} at /ip4/127.0.0.1/tcp/1/p2p/{PEER}"
+    assert (done.returncode, done.stdout) == (0, f"{run} []\n"), done.stderr
 
 
 @pytest.mark.parametrize(
