@@ -159,8 +159,9 @@ class StreamedBatches:
         measured = [text for text, characters in zip(first, before, strict=False) if characters < SAMPLE_CHARACTERS]
         token_count = len(tokens.encode(self._to_train(measured)))
         if not token_count:
+            flaw = f": {texts.first_flaw}" if texts.first_flaw else ""
             raise SettingsError(
-                f"data.dataset: no text to train on among the first {len(measured)} of {self._data.dataset}"
+                f"data.dataset: no text to train on among the first {len(measured)} of {self._data.dataset}{flaw}"
             )
         settings = msgspec.structs.replace(self._data, digest="")
         described = [msgspec.to_builtins(settings), tokens.digest, texts.order, first]
