@@ -1,4 +1,4 @@
-"""Whether this machine's text is the run's: whoever takes S0 must go on with the same data."""
+"""Whether this machine's text is the run's, and can be read: whoever takes S0 must go on with the same data."""
 
 from __future__ import annotations
 
@@ -6,9 +6,45 @@ from contextlib import closing
 
 import msgspec
 
-from understudy.node.data import open_data
+from understudy.node.data import TrainingData, open_data
+from understudy.node.read_ahead import ReadAhead
 from understudy.protocol.errors import SettingsError, TextError
 from understudy.protocol.manifest import RunManifest
+
+
+class DriverText:
+    """The run's text on this machine: opened when S0 is about to be claimed, then read by whoever drives."""
+
+    def __init__(self, manifest: RunManifest) -> None:
+        self._manifest = manifest
+        self._data: TrainingData | None = None
+        self._reading = ReadAhead()
+
+    def failure(self, step: int) -> str | None:
+        """Why the text of a step and of the next cannot be read, or None if it can. Not while somebody drives."""
+        try:
+            self.open().prepare(step)
+        except (SettingsError, TextError) as error:
+            self.release()
+            return str(error)
+        return None
+
+    def open(self) -> TrainingData:
+        """The text, opened if it is not. Raises `SettingsError` or `TextError`."""
+        if self._data is None:
+            self._data = open_data(self._manifest, self._reading)
+        return self._data
+
+    def release(self) -> None:
+        """Let go of it, for now."""
+        self.close()
+        self._data, self._reading = None, ReadAhead()
+
+    def close(self) -> None:
+        """From any thread: let go of it. Whoever waits for it fails."""
+        if self._data is not None:
+            self._data.close()
+        self._reading.close()
 
 
 def describe_data(manifest: RunManifest) -> RunManifest:

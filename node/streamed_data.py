@@ -101,6 +101,12 @@ class StreamedBatches:
         numbers = range(index * self._rows, (index + 1) * self._rows)
         return windows(tokens, self._context, [(number * scale + draw) * span // (count * scale) for number in numbers])
 
+    def prepare(self, step: int) -> None:
+        """Read the text of a step and of the next. Raises `TextError` if reading fails."""
+        self._of_step(step)
+        if self._ahead is not None:
+            self._reading.result(self._ahead[1])
+
     def validation(self, index: int) -> TokensAndLabels:
         """Held-out tokens and labels, shaped as by `microbatch`: consecutive windows, over and over.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from understudy.protocol.ids import DRIVER_STAGE
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.neighbourhood import Neighbourhood
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.recognition import Recognition
@@ -63,6 +63,7 @@ class Bulletin:
         """
         if record.for_stage >= self._state.manifest.stage_count or record.peer == self._state.me:
             return
+        self._state.membership.note_step(PeerId(record.peer), record.stage, record.step)
         if self._state.membership.mark_dead(record.for_stage, record.lost_incarnation, self._state.now):
             self._recognition.on_seat_changed(record.for_stage)
 

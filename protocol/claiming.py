@@ -34,7 +34,7 @@ from understudy.protocol.events import (
     Run,
     Store,
 )
-from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
 from understudy.protocol.lookout import Lookout
 from understudy.protocol.messages import Claim, Grant, Refusal, Withdraw
 from understudy.protocol.node_state import NodeState
@@ -106,7 +106,7 @@ class Claimant:
     def consider(self) -> None:
         """Claim a hole if one is ours to take."""
         choice = self.lookout.choose() if self.claim is None else None
-        if choice is not None:
+        if choice is not None and (choice[0] != DRIVER_STAGE or self._state.is_text_ready()):
             self._begin(*choice)
 
     def note_read(self, key: str) -> None:

@@ -41,6 +41,7 @@ REQUIRED_FIELDS: dict[str, set[str]] = {
     "stage.recovered": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds"},
     "stage.initialised": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds", "digests"},
     "edge.copied": {*_TENURE, "part", "to_stage", "bytes", "seconds", "digest"},
+    "text.failed": {"peer", "step", "reason"},
     "claim.withdrawn": {*_TENURE, "reason"},
     "fetch.failed": {*_TENURE, "donor", "reason"},
     "blend.failed": {*_TENURE, "reason"},

@@ -103,6 +103,11 @@ class SimNode:
         """What is held for exporters, by step."""
         self.half_digested: set[int] = set()
         self.past: list[Hosting] = []
+        self.unreadable: frozenset[int] = frozenset()
+        """The steps whose text cannot be read on this machine."""
+
+    def text_failure(self, step: int) -> str | None:
+        return f"the text of step {step} is not there" if step in self.unreadable else None
 
     @property
     def microbatches(self) -> int:

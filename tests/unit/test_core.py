@@ -26,6 +26,7 @@ from understudy.protocol.events import (
     MessageReceived,
     PeerUnreachable,
     Read,
+    ReadText,
     RecordsRead,
     ReleaseStage,
     Run,
@@ -34,6 +35,7 @@ from understudy.protocol.events import (
     Stop,
     StopRequested,
     Store,
+    TextRead,
     TimerFired,
 )
 from understudy.protocol.ids import Attempt, PeerId
@@ -67,6 +69,7 @@ from understudy.protocol.records import (
     StageRecord,
     stage_key,
 )
+from understudy.protocol.text_check import TEXT_RETRY_S
 
 ME, OTHER = PeerId("me"), PeerId("other")
 MANIFEST = small_manifest(stages=5, steps=10, microbatches=2, method="checkfree")
@@ -371,7 +374,22 @@ def test_whoever_cannot_drive_is_no_rival_for_s0() -> None:
     rivals = tuple(SpareRecord(f"spare-{number}", 9.0, can_drive=False) for number in range(3))
     node.do(RecordsRead(SPARES_KEY, rivals))
     left = StageRecord(peer(0), 0, 1, "left", 5)
-    assert [claim.stage for claim in said(Claim, node.read([left, *served(1, 2, 3, 4)]))] == [0]
+    assert of(ReadText, node.read([left, *served(1, 2, 3, 4)])) == [ReadText(6)]
+    assert [claim.stage for claim in said(Claim, node.do(TextRead(6)))] == [0]
+
+
+def test_s0_is_claimed_with_the_text_of_the_step_that_is_due_and_not_without() -> None:
+    node = spare()
+    left = StageRecord(peer(0), 0, 1, "left", 5)
+    node.read([left, *served(1, 2, 3, 4)])
+    assert said(Claim, node.wait(3.0)) == [], "before it is known"
+    actions = node.do(TextRead(6, "row 7 of a.jsonl"))
+    assert said(Claim, actions) == []
+    assert [store.record for store in of(Store, actions)] == [SpareRecord(ME, 1.0, can_drive=False)]
+    assert [dict(emit.fields) for emit in of(Emit, actions)] == [{"peer": ME, "step": 6, "reason": "row 7 of a.jsonl"}]
+    assert of(ReadText, node.wait(TEXT_RETRY_S - 2.0)) == []
+    assert of(ReadText, node.wait(4.0)) == [ReadText(6)], "the text may be there again"
+    assert [claim.stage for claim in said(Claim, node.do(TextRead(6)))] == [0]
 
 
 def test_a_stage_that_was_never_owned_is_built_from_the_seed_when_nobody_objects() -> None:

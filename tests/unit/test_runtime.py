@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,12 +18,14 @@ from tests.fakes import until
 from understudy.node import runtime
 from understudy.node.config import NodeConfig
 from understudy.node.display import Display
+from understudy.node.driving_data import DriverText
 from understudy.node.runtime import Node
 from understudy.node.swarm import StoredRecord, Swarm
+from understudy.protocol.errors import TextError
 from understudy.protocol.events import Action, BackwardJob, Event, JobDone, TimerFired
 from understudy.protocol.ids import Attempt, Microbatch, PeerId
 from understudy.protocol.manifest import preset
-from understudy.protocol.records import PROGRESS_KEY, AnyRecord, ManifestRecord, SpareRecord, decode_record
+from understudy.protocol.records import PROGRESS_KEY, AnyRecord, ManifestRecord, SpareRecord, StageRecord, decode_record
 
 TIMEOUT_S = 10.0
 ME = PeerId("QmMe")
@@ -64,10 +67,12 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def running(swarm: LonelySwarm, display: Display | None = None) -> AsyncIterator[tuple[Node, asyncio.Task[str]]]:
+async def running(
+    swarm: LonelySwarm, display: Display | None = None, stage: int = 1
+) -> AsyncIterator[tuple[Node, asyncio.Task[str]]]:
     """A node that has joined; it must end by itself."""
     charter = ManifestRecord(ME, RUN.encode(), b"", b"")
-    config = NodeConfig(join=cast(Any, None), identity_path=Path("unused"), stage=1)
+    config = NodeConfig(join=cast(Any, None), identity_path=Path("unused"), stage=stage)
     node = Node(cast(Swarm, swarm), charter, config, display=display)
     async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(node.run())
@@ -128,6 +133,58 @@ def test_a_bug_ends_the_node_with_its_reason(is_timer: bool, monkeypatch: pytest
     with pytest.raises(BaseExceptionGroup) as caught:
         asyncio.run(main())
     assert caught.value.subgroup(ZeroDivisionError) is not None
+
+
+def spare_records(swarm: LonelySwarm) -> list[SpareRecord]:
+    return [record for record in swarm.stored if isinstance(record, SpareRecord) and record.state == "waiting"]
+
+
+def test_a_text_that_cannot_be_read_leaves_a_spare_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    swarm, asked = LonelySwarm(), list[int]()
+
+    def fail(text: DriverText, step: int) -> str:
+        asked.append(step)
+        return "row 7 of a.jsonl is not there"
+
+    monkeypatch.setattr(DriverText, "failure", fail)
+
+    async def main() -> None:
+        async with running(swarm, stage=0) as (node, task):
+            await until(lambda: not spare_records(swarm)[-1].can_drive)
+            node._job_failed(TextError("the same, while somebody drives"))
+            assert not task.done()
+            node.stop()
+            assert await task == "asked"
+
+    asyncio.run(main())
+    assert asked == [1]
+    assert spare_records(swarm)[0].can_drive
+    assert not [record for record in swarm.stored if isinstance(record, StageRecord)]
+    words = "the run's text cannot be read here, S0 is left to others: row 7 of a.jsonl is not there"
+    assert words in [record.getMessage() for record in caplog.records]
+
+
+def test_a_node_that_stops_does_not_wait_for_a_text_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_over, is_reading = threading.Event(), threading.Event()
+
+    def hang(text: DriverText, step: int) -> None:
+        is_reading.set()
+        is_over.wait()
+
+    monkeypatch.setattr(DriverText, "failure", hang)
+
+    async def main() -> None:
+        async with running(LonelySwarm(), stage=0) as (node, task):
+            await until(is_reading.is_set)
+            node.stop()
+            assert await task == "asked"
+
+    try:
+        asyncio.run(main())
+    finally:
+        is_over.set()
 
 
 def test_whoever_sits_in_front_of_it_sees_it_and_the_progress_is_read_for_that() -> None:
