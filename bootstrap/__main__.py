@@ -15,6 +15,7 @@ from understudy.node.__main__ import main as run_command
 from understudy.node.addresses import JoinString
 from understudy.node.generate_command import generate
 from understudy.node.process import EXIT_DONE, StopSwitch
+from understudy.node.standard_output import run_guarded
 from understudy.protocol.manifest import PRESETS
 
 app = typer.Typer(
@@ -172,7 +173,7 @@ app.command()(generate)
 
 def main() -> None:
     """The console script."""
-    app()
+    run_guarded(app)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from rich.console import Console
 from understudy.node.addresses import JoinString, parse_multiaddr, told_to_others
 from understudy.node.join_file import read_join
 from understudy.node.process import EXIT_DONE, Main, StopSwitch, on_hangup, supervise
+from understudy.node.standard_output import run_guarded
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.ids import DRIVER_STAGE
 
@@ -180,7 +181,7 @@ def main(command: Callable[..., None] = node) -> None:
     """Run one command as a program. A bug shows a plain traceback, without the values of variables."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
-    app()
+    run_guarded(app)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from understudy.node.hugging_face import INDEX_FILE, read_config
 from understudy.node.model import BlockStage, EdgeStage
 from understudy.node.tokens import TOKENIZER_FILE
 from understudy.node.weights import check_specs
-from understudy.protocol.errors import SettingsError, StorageError
+from understudy.protocol.errors import SettingsError, StorageError, WeightsError
 
 HALF_CHARACTER = "\ufffd"
 """What a decoder puts where the bytes of a character are not complete yet."""
@@ -107,10 +107,17 @@ def use_threads(count: int) -> None:
 
 
 def choose(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
-    """One of the tokens, at random by their probabilities at this temperature."""
+    """One of the tokens, at random by their probabilities at this temperature, however low or high.
+
+    Raises `WeightsError` if there are none. The likeliest token counts as 0 and all others as less, so that nothing
+    overflows but to minus infinity.
+    """
+    if not logits.isfinite().all():
+        raise WeightsError("the model computes numbers that are not finite: its weights are damaged")
     if temperature == 0:
         return int(logits.argmax())
-    return int(torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator))
+    below = logits.double() - logits.double().max()
+    return int(torch.multinomial((below / temperature).softmax(dim=-1), 1, generator=generator))
 
 
 def load_tensors(folder: Path) -> dict[str, Tensor]:

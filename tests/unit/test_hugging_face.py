@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import msgspec
@@ -153,6 +154,20 @@ def test_a_choice_follows_the_probabilities() -> None:
     assert drawn.count(2) == 0
     assert drawn.count(1) / 300 == pytest.approx(0.731, abs=0.08)
     assert choose(logits, 0.0, generator) == 1
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-20, 1e300])
+def test_no_temperature_is_too_low_or_too_high(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([3e38, -3e38, 2.9e38])
+    drawn = {choose(logits, temperature, generator) for _ in range(60)}
+    assert drawn == ({0, 1, 2} if temperature > 1 else {0})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_computes_no_numbers_is_said_to_be_damaged(temperature: float) -> None:
+    with pytest.raises(WeightsError, match="not finite"):
+        choose(torch.tensor([0.0, math.nan]), temperature, torch.Generator())
 
 
 @pytest.mark.parametrize(
