@@ -14,8 +14,7 @@ from understudy.node.__main__ import Multiaddrs, default_identity, node, option,
 from understudy.node.__main__ import main as run_command
 from understudy.node.addresses import JoinString
 from understudy.node.generate_command import generate
-from understudy.node.process import EXIT_DONE, StopSwitch
-from understudy.node.standard_output import run_guarded
+from understudy.node.process import EXIT_DONE, StopSwitch, run_guarded
 from understudy.protocol.manifest import PRESETS
 
 app = typer.Typer(

@@ -15,8 +15,7 @@ from rich.console import Console
 
 from understudy.node.addresses import JoinString, parse_multiaddr, told_to_others
 from understudy.node.join_file import read_join
-from understudy.node.process import EXIT_DONE, Main, StopSwitch, on_hangup, supervise
-from understudy.node.standard_output import run_guarded
+from understudy.node.process import EXIT_DONE, Main, StopSwitch, on_hangup, run_guarded, supervise
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.ids import DRIVER_STAGE
 

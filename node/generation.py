@@ -10,26 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from understudy.node.export_folder import load_shard, ordered_stage
-from understudy.node.hugging_face import INDEX_FILE, read_config
+from understudy.node.hugging_face import read_config
 from understudy.node.model import BlockStage, EdgeStage
+from understudy.node.shards import load_tensors, ordered_stage
 from understudy.node.tokens import TOKENIZER_FILE
 from understudy.node.weights import check_specs
-from understudy.protocol.errors import SettingsError, StorageError, WeightsError
+from understudy.protocol.errors import SettingsError, WeightsError
 
 HALF_CHARACTER = "\ufffd"
 """What a decoder puts where the bytes of a character are not complete yet."""
-
-
-class ShardIndex(msgspec.Struct, frozen=True):
-    """model.safetensors.index.json."""
-
-    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +111,3 @@ def choose(logits: Tensor, temperature: float, generator: torch.Generator) -> in
         return int(logits.argmax())
     below = logits.double() - logits.double().max()
     return int(torch.multinomial((below / temperature).softmax(dim=-1), 1, generator=generator))
-
-
-def load_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of an export, by name. Raises `SettingsError` and `StorageError`."""
-    path = folder / INDEX_FILE
-    try:
-        index = msgspec.json.decode(path.read_bytes(), type=ShardIndex)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read: is {folder} an export that was finished? ({error})") from error
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(index.weight_map.values())):
-        if Path(name).name != name:
-            raise StorageError(f"{path} names {name}, which lies outside of the folder")
-        tensors |= load_shard(folder / name)
-    return tensors

@@ -17,13 +17,14 @@ from msgspec import Meta
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from understudy.node.shards import INDEX_FILE
 from understudy.node.tokens import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, save_tokenizer
 from understudy.protocol.errors import SettingsError, TextError
 from understudy.protocol.manifest import ModelSettings, RunManifest
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE, INDEX_FILE, CARD_FILE = "config.json", "model.safetensors.index.json", "README.md"
+CONFIG_FILE, CARD_FILE = "config.json", "README.md"
 BYTE_VALUES = 256
 
 

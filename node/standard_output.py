@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
-from collections.abc import Callable
 from typing import NoReturn
 
 from understudy.protocol.errors import StorageError
@@ -46,16 +44,3 @@ class Outlet(io.TextIOWrapper):
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
         raise StorageError(f"the standard output cannot be written: {error.strerror}") from error
-
-
-def run_guarded(command: Callable[[], None]) -> None:
-    """Run a command line as a program: an output that cannot be written is one line on stderr, and status 1."""
-    given = sys.stdout
-    if isinstance(given, io.TextIOWrapper):
-        sys.stdout = Outlet(given)
-    try:
-        command()
-        sys.stdout.flush()
-    except StorageError as error:
-        print(f"understudy: {error}", file=sys.stderr)  # noqa: T201 - the one line a person reads
-        raise SystemExit(1) from error

@@ -24,6 +24,7 @@ IMPURE = {
 COMPUTE = {"precision", "stage", "model", "optimizer", "weights", "data", "worker", "generation", "quantising"}
 CARRIERS = {
     "arrival", "tensors", "framing", "network", "transfer", "runtime", "config", "export_folder", "initial_weights",
+    "shards",
 }  # fmt: skip
 """Who computes with torch, and who names its types on their way there. Nobody else knows of it."""
 

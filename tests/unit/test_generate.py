@@ -16,7 +16,8 @@ from understudy.bootstrap.__main__ import app
 from understudy.node.export_folder import ExportFolder, Origin
 from understudy.node.generate_command import read_prompt
 from understudy.node.model import build_stage
-from understudy.node.standard_output import Outlet, run_guarded
+from understudy.node.process import run_guarded
+from understudy.node.standard_output import Outlet
 from understudy.node.weights import snapshot
 from understudy.protocol.errors import SettingsError, StorageError
 from understudy.protocol.manifest import ModelSettings, RunManifest
