@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from understudy.node.hugging_face import read_config
 from understudy.node.model import BlockStage, EdgeStage
 from understudy.node.shards import load_tensors, ordered_stage
-from understudy.node.tokens import TOKENIZER_FILE
+from understudy.node.tokens import TOKENIZER_FILE, encode_plain, parse_tokenizer
 from understudy.node.weights import check_specs
 from understudy.protocol.errors import SettingsError, WeightsError
 
@@ -40,7 +40,9 @@ class ExportedModel:
 
     def __init__(self, folder: Path) -> None:
         """Raises `SettingsError`, `StorageError` or `WeightsError`, each saying what is wrong with the folder."""
-        self.settings = read_config(folder).model_settings()
+        config = read_config(folder)
+        self.settings = config.model_settings()
+        self._end_of_text = config.end_of_text
         with torch.device("meta"):
             self._edge = EdgeStage(self.settings)
             self._blocks = [BlockStage(self.settings, stage) for stage in range(1, self.settings.block_stages + 1)]
@@ -67,7 +69,7 @@ class ExportedModel:
     def write(self, prompt: str, wish: Wish) -> Iterator[str]:
         """The continuation, piece by piece. The same wish gives the same text, on the same machine."""
         generator = torch.Generator().manual_seed(wish.seed)
-        tokens = self._tokenizer.encode(prompt).ids or self._tokenizer.encode("\n").ids
+        tokens = self.tokens_of(prompt)
         written = len(self._decode(tokens))
         for _ in range(wish.tokens):
             window = torch.tensor([tokens[-self.settings.context_length :]])
@@ -80,6 +82,11 @@ class ExportedModel:
                 written = len(text)
         yield self._decode(tokens)[written:]
 
+    def tokens_of(self, prompt: str) -> list[int]:
+        """At least one: a text without a prompt follows the end of another, or of a line."""
+        beginning = [self._end_of_text] if self._end_of_text is not None else encode_plain(self._tokenizer, "\n")
+        return encode_plain(self._tokenizer, prompt) or beginning or [0]
+
     def _decode(self, tokens: list[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
         return text
@@ -89,7 +96,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """The export's tokenizer. Raises `SettingsError`."""
     path = folder / TOKENIZER_FILE
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer: Tokenizer = parse_tokenizer(path.read_bytes())
+        return tokenizer
     except Exception as error:
         raise SettingsError(f"{path} is not a tokenizer: copy the one of the run there ({error})") from error
 

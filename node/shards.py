@@ -67,9 +67,9 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _files(folder: Path) -> list[str]:
-    """The files that the index names; without an index the one file that has it all."""
+    """The one file that has it all, which transformers reads first, too; or those that the index names."""
     path = folder / INDEX_FILE
-    if not path.exists() and (folder / SINGLE_FILE).exists():
+    if (folder / SINGLE_FILE).exists():
         return [SINGLE_FILE]
     try:
         index = msgspec.json.decode(path.read_bytes(), type=ShardIndex)
