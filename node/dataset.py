@@ -42,7 +42,7 @@ class Dataset(Protocol):
         """Rows of a shard without reading it, or None if that is not possible. Raises like `rows`."""
 
     def rows(self, shard: int) -> Iterator[Sequence[Row]]:
-        """The rows of a shard, in batches. Raises `TextError`, or `OSError` or an Arrow error if a file is damaged."""
+        """The rows of a shard, in batches. Raises `TextError`."""
 
 
 def open_dataset(settings: DataSettings, split: str) -> Dataset:

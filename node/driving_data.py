@@ -30,9 +30,10 @@ class DriverText:
         return None
 
     def open(self) -> TrainingData:
-        """The text, opened if it is not. Raises `SettingsError` or `TextError`."""
+        """The text, opened if it is not. Raises `SettingsError`, also if it is not the founder's, or `TextError`."""
         if self._data is None:
             self._data = open_data(self._manifest, self._reading)
+            require_founders(self._data, self._manifest)
         return self._data
 
     def release(self) -> None:
@@ -47,6 +48,12 @@ class DriverText:
         self._reading.close()
 
 
+def require_founders(data: TrainingData, manifest: RunManifest) -> None:
+    """Raises `SettingsError` unless it is the text that the run was founded with."""
+    if manifest.data.digest and data.digest != manifest.data.digest:
+        raise SettingsError(f"the text of data.source = {manifest.data.source!r} on this machine is not the founder's")
+
+
 def describe_data(manifest: RunManifest) -> RunManifest:
     """The founder's manifest with the digest of its text. Raises `SettingsError` or `TextError`."""
     with closing(open_data(manifest)) as data:
@@ -57,9 +64,7 @@ def objection_to_driving(manifest: RunManifest) -> str | None:
     """Why this machine cannot take S0, or None if it can."""
     try:
         with closing(open_data(manifest)) as data:
-            digest = data.digest
+            require_founders(data, manifest)
     except (SettingsError, TextError) as error:
         return str(error)
-    if manifest.data.digest and digest != manifest.data.digest:
-        return f"the text of data.source = {manifest.data.source!r} on this machine is not the founder's"
     return None

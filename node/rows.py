@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import msgspec
 
-from understudy.node.streamed_file import open_stream
+from understudy.node.streamed_file import open_stream, said
 
 ROWS_PER_READ = 256
 LINE_BYTES_MAX = 1 << 26
@@ -203,10 +203,10 @@ def _in_batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def parquet_rows(url: str, column: str) -> Iterator[list[Row]]:
-    """The rows of a Parquet file, of which no other column is read. Raises what its reader raises."""
+    """The rows of a Parquet file, of which no other column is read. Raises `TextError`."""
     from pyarrow.parquet import ParquetFile
 
-    with open_stream(url) as stream:
+    with said(url), open_stream(url) as stream:
         file = ParquetFile(stream)
         names = file.schema_arrow.names
         columns = [column] if column in names else []
@@ -215,10 +215,10 @@ def parquet_rows(url: str, column: str) -> Iterator[list[Row]]:
 
 
 def parquet_row_count(url: str) -> int:
-    """From the file's end, without reading it."""
+    """From the file's end, without reading it. Raises `TextError`."""
     from pyarrow.parquet import ParquetFile
 
-    with open_stream(url) as stream:
+    with said(url), open_stream(url) as stream:
         count: int = ParquetFile(stream).metadata.num_rows
     return count
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from understudy.node import rows, streamed_data, texts
 from understudy.node.data import TrainingData, open_data
-from understudy.node.driving_data import describe_data, objection_to_driving
+from understudy.node.driving_data import DriverText, describe_data, objection_to_driving
 from understudy.node.read_ahead import ReadAhead
 from understudy.node.streamed_data import StreamedBatches
 from understudy.node.texts import Texts
@@ -521,4 +522,40 @@ def test_a_damaged_file_is_said(settings: Settings, tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[10:200] = bytes(190)
     path.write_bytes(content)
-    assert refusal(settings(dataset=str(folder))).startswith("TextError: the dataset")
+    assert refusal(settings(dataset=str(folder))).startswith(f"TextError: {path} cannot be read: ")
+
+
+# What a driver asks first
+
+
+def test_the_text_of_a_step_is_tried_before_s0_is_claimed(settings: Settings, tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "coming and going")
+    run = describe_data(run_of(settings(dataset=str(folder))))
+    text = DriverText(run)
+    assert text.failure(1) is None
+    assert step_of(text.open(), 1).shape[0] == MICROBATCHES * ROWS
+    text.release()
+    folder.rename(tmp_path / "gone")
+    assert text.failure(1) == f"data.dataset: {folder} does not exist"
+    write_dataset(folder, shards=2)
+    assert text.failure(1) == "the text of data.source = 'huggingface' on this machine is not the founder's"
+    shutil.rmtree(folder)
+    (tmp_path / "gone").rename(folder)
+    assert text.failure(1) is None
+    text.close()
+    assert threads_called("reading") == []
+
+
+def test_it_is_tried_for_the_next_step_too(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a spare knows of the run may be a commit old."""
+    gather = StreamedBatches._gather
+
+    def fail(batches: StreamedBatches, step: int) -> Any:
+        if step == 5:
+            raise TextError("a bad page")
+        return gather(batches, step)
+
+    monkeypatch.setattr(StreamedBatches, "_gather", fail)
+    text = DriverText(describe_data(run_of(settings())))
+    assert [text.failure(step) for step in (3, 4, 5, 6)] == [None, "a bad page", "a bad page", None]
+    text.close()
