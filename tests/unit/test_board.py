@@ -193,3 +193,18 @@ def test_the_table_shows_every_stage(board: Board) -> None:
     text = screen.getvalue()
     for shown in ("S0", "S1", "S2", "killed", "step 4/10", "loss 1.000", "spares waiting: 1"):
         assert shown in text
+
+
+def test_a_text_that_nobody_can_read_is_said_until_somebody_drives(board: Board) -> None:
+    board.note(event("text.failed", peer="S", step=5, reason="row 7 of a.jsonl"))
+    assert board.text_failure == "", "S0 is served: a spare that cannot read the text matters to nobody"
+    board.note(event("text.failed", peer="P0", stage=0, incarnation=1, step=5, reason="no line"))
+    assert board.rows[0].state == "given up"
+    board.note(event("text.failed", peer="S", step=5, reason="row 7 of a.jsonl"))
+    words = "S0 waits for somebody who can read the text: row 7 of a.jsonl"
+    assert progress_line(board).endswith(words)
+    screen = Console(file=io.StringIO(), width=120)
+    screen.print(live_view(board))
+    assert words in screen.file.getvalue()  # type: ignore[attr-defined]
+    board.note(serving(0, "S", 2, step=4))
+    assert "text" not in progress_line(board)

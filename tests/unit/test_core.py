@@ -392,6 +392,19 @@ def test_s0_is_claimed_with_the_text_of_the_step_that_is_due_and_not_without() -
     assert [claim.stage for claim in said(Claim, node.do(TextRead(6)))] == [0]
 
 
+def test_a_claim_on_s0_whose_text_fails_is_withdrawn() -> None:
+    """It was there when it was tried, and gone when the stage was built."""
+    node = spare()
+    node.read([StageRecord(peer(0), 0, 1, "left", 5), *served(1, 2, 3, 4)])
+    (claim,) = said(Claim, node.do(TextRead(6)))
+    node.hear(peer(1), Grant(0, claim.incarnation, 5, ()))
+    assert len(jobs(InitialiseJob, node.hear(peer(4), Grant(0, claim.incarnation, 5, ())))) == 1
+    actions = node.do(TextRead(6, "gone"))
+    assert len(said(Withdraw, actions)) == 2
+    assert [store.record.can_drive for store in of(Store, actions) if isinstance(store.record, SpareRecord)] == [False]
+    assert names(actions) == ["text.failed", "claim.withdrawn"]
+
+
 def test_a_stage_that_was_never_owned_is_built_from_the_seed_when_nobody_objects() -> None:
     node = Node()
     node.do(Started(3))

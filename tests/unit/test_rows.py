@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -17,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the library is imported
 import pyarrow
 import pyarrow.parquet
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from understudy.node import rows, texts
 from understudy.node.texts import Texts
@@ -99,6 +101,24 @@ def test_a_packed_file_that_is_cut_off_ends_there(
     assert f"row {whole + 1} of {path}: the file is damaged or cut off here" in warning
     monkeypatch.setattr(rows, "ROWS_PER_READ", 7)
     assert all_of(path.parent) == found, "it depends on how one reads"
+
+
+class CutLine(io.BytesIO):
+    """A file of which a broken line lets only the beginning through, as if it ended there."""
+
+    size = 1_000_000
+
+
+def test_a_line_that_breaks_is_not_taken_for_a_file_that_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file's end is the same for everybody, a broken line is not."""
+    values = [{"text": os.urandom(40).hex()} for _ in range(5_000)]
+    content = gzip.compress("".join(json.dumps(value) + "\n" for value in values).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(content)
+    monkeypatch.setattr(LocalFileSystem, "open", lambda system, path, mode: CutLine(content[: len(content) // 2]))
+    with pytest.raises(TextError, match=r"a\.jsonl\.gz cannot be read: it ended before its end"):
+        all_of(tmp_path)
 
 
 def test_a_folder_that_is_removed_is_one_clear_error(tmp_path: Path) -> None:
