@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.sim.faults import Fault, Kill, Trigger
-from tests.sim.schedules import LIMIT_S, schedule
+from tests.sim.faults import CALM, Fault, Kill, Trigger, Weather
+from tests.sim.schedules import LIMIT_S, WEATHERS, schedule
 from tests.sim.simulation import Simulation, build, small_manifest
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.placement import CLAIM_PATIENCE_S
@@ -21,10 +21,16 @@ EVERYBODY = tuple([f"peer-{stage}" for stage in range(STAGES)] + [f"spare-{numbe
 LONG_S = 4 * TEXT_RETRY_S
 
 
-def swarm(blind: tuple[str, ...], seed: int = 1, spares: int = SPARES, faults: Sequence[Fault] = ()) -> Simulation:
+def swarm(
+    blind: tuple[str, ...],
+    seed: int = 1,
+    spares: int = SPARES,
+    faults: Sequence[Fault] = (),
+    weather: Weather = CALM,
+) -> Simulation:
     """Step `BAD_STEP`'s text cannot be read on the machines of the blind."""
     manifest = small_manifest(stages=STAGES, steps=STEPS, edge_copy_every=1)
-    made = build(seed, list(faults), manifest=manifest, spares=spares, kind=Simulation)
+    made = build(seed, list(faults), manifest=manifest, spares=spares, weather=weather, kind=Simulation)
     for node in made.nodes.values():
         node.unreadable = frozenset({BAD_STEP} if node.peer in blind else ())
     return made
@@ -61,6 +67,12 @@ def test_one_bad_row_does_not_eat_every_volunteer(seed: int) -> None:
     simulation.run(LONG_S + TEXT_RETRY_S + 20.0)
     simulation.check_outcome()
     assert simulation.judge.last_committed == STEPS
+
+
+@pytest.mark.parametrize("seed", [8, 11, 14, 51, 56])
+def test_a_view_that_is_a_commit_old_is_good_enough(seed: int) -> None:
+    """With the text of one step tried, a spare took S0 in these runs."""
+    assert_bad_row_eats_nobody(swarm(EVERYBODY, seed, weather=WEATHERS[-1]))
 
 
 def test_the_scenario_finds_a_claim_without_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
