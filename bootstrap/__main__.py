@@ -13,6 +13,7 @@ from understudy.node import export_command
 from understudy.node.__main__ import Multiaddrs, default_identity, node, option, parse_listen, run
 from understudy.node.__main__ import main as run_command
 from understudy.node.addresses import JoinString
+from understudy.node.descriptors import open_standard_descriptors
 from understudy.node.generate_command import generate
 from understudy.node.process import EXIT_DONE, StopSwitch, run_guarded
 from understudy.protocol.manifest import PRESETS
@@ -172,6 +173,7 @@ app.command()(generate)
 
 def main() -> None:
     """The console script."""
+    open_standard_descriptors()
     run_guarded(app)
 
 

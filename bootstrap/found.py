@@ -11,6 +11,7 @@ import msgspec
 from understudy.node.addresses import JoinString, told_to_others
 from understudy.node.identity import Identity
 from understudy.node.join_file import write_join
+from understudy.node.plain_files import read_plain
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import PRESETS, RunManifest, check, decode_manifest, parse_manifest, preset
 from understudy.protocol.records import ManifestRecord
@@ -37,7 +38,7 @@ def _read(source: str) -> RunManifest:
     if not path.suffix and not path.exists():
         return preset(source)
     try:
-        return parse_manifest(path.read_text(encoding="utf-8"), source)
+        return parse_manifest(read_plain(path).decode(), source)
     except OSError as error:
         raise SettingsError(f"{source} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -50,8 +51,10 @@ def reload_manifest(folder: Path) -> RunManifest | None:
     if not path.exists():
         return None
     try:
-        return decode_manifest(path.read_bytes().strip())
-    except (OSError, SettingsError) as error:
+        return decode_manifest(read_plain(path).strip())
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}; choose another --dir") from error
+    except SettingsError as error:
         raise SettingsError(f"{path} is not the manifest of a run ({error}): choose another --dir") from error
 
 

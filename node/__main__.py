@@ -14,6 +14,7 @@ import uvloop
 from rich.console import Console
 
 from understudy.node.addresses import JoinString, parse_multiaddr, told_to_others
+from understudy.node.descriptors import open_standard_descriptors
 from understudy.node.join_file import read_join
 from understudy.node.process import EXIT_DONE, Main, StopSwitch, on_hangup, run_guarded, supervise
 from understudy.protocol.errors import SettingsError
@@ -178,6 +179,7 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
 
 def main(command: Callable[..., None] = node) -> None:
     """Run one command as a program. A bug shows a plain traceback, without the values of variables."""
+    open_standard_descriptors()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     run_guarded(app)

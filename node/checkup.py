@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from understudy.node.plain_files import is_stream
 from understudy.protocol.manifest import ModelSettings
 
 PYTHON_NEEDED = (3, 11)
@@ -130,6 +131,8 @@ def check_disk(files: Mapping[str, Path], free_bytes: FreeBytes = lambda path: s
         if free < DISK_NEEDED_BYTES:
             text = f"{free / 1e6:.0f} MB free in {folder}: make room, or choose another place with {option}"
             return Finding("disk", "bad", text)
+        if path.exists() and not path.is_file() and not (option == "--events" and is_stream(path)):
+            return Finding("disk", "bad", f"{path} is not a file: choose another place with {option}")
         if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
             return Finding("disk", "bad", f"{path} cannot be written: choose another place with {option}")
         told.append(f"{free / 1e9:.1f} GB free in {folder}")

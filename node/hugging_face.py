@@ -17,6 +17,7 @@ from msgspec import Meta
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from understudy.node.plain_files import require_plain_entries
 from understudy.node.shards import INDEX_FILE
 from understudy.node.tokens import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, save_tokenizer
 from understudy.protocol.errors import SettingsError, TextError
@@ -134,6 +135,7 @@ def read_config(folder: Path) -> LlamaConfig:
     """config.json of a folder. Raises `SettingsError`."""
     path = folder / CONFIG_FILE
     try:
+        require_plain_entries(folder)
         return msgspec.json.decode(path.read_bytes(), type=LlamaConfig)
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror

@@ -21,6 +21,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
+from understudy.node.plain_files import open_plain
 from understudy.protocol.errors import RemoteProtocolError, SettingsError
 from understudy.protocol.ids import PEER_ID_CHARS_MAX, PeerId
 
@@ -188,7 +189,7 @@ def _decode_private_key(encoded: bytes, path: Path) -> rsa.RSAPrivateKey:
 def _read(path: Path) -> bytes | None:
     """The file's bytes, or None when there is no such file yet."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             return file.read(IDENTITY_FILE_BYTES_MAX)
     except FileNotFoundError:
         return None

@@ -9,6 +9,7 @@ import errno
 import logging
 import math
 import os
+import stat
 import sys
 import time
 from collections.abc import Mapping
@@ -27,15 +28,18 @@ class EventLog:
 
     def __init__(self, path: Path | None) -> None:
         self._file: int | None = None
+        self._rest = b""
+        """Of a line that a pipe did not take whole: it goes before the next one."""
         if path is None:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = _open_to_append(path)
         except OSError as error:
             raise SettingsError(
                 f"the event file {path} cannot be written: {error.strerror}; choose another --events"
             ) from error
+        self._is_plain = stat.S_ISREG(os.fstat(self._file).st_mode)
 
     def write(self, name: str, fields: Mapping[str, Any]) -> None:
         """Append {"time": unix seconds, "event": name, ...}."""
@@ -45,17 +49,40 @@ class EventLog:
             return
         line = msgspec.json.encode({"time": time.time(), "event": name, **fields}) + b"\n"
         try:
-            written = os.write(self._file, line)
-            if written < len(line):  # the disk is full now: take the piece back
-                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._append(self._file, line)
         except OSError as error:
             logger.warning("the event %s could not be written: %s", name, error.strerror)
+
+    def _append(self, file: int, line: bytes) -> None:
+        """Raises `OSError` if nothing of the line was written."""
+        if self._rest:
+            self._rest = self._rest[os.write(file, self._rest) :]
+            if self._rest:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        written = os.write(file, line)
+        if written < len(line) and self._is_plain:  # the disk is full now: take the piece back
+            os.ftruncate(file, os.fstat(file).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._rest = line[written:]
 
     def close(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _open_to_append(path: Path) -> int:
+    """A file, or a pipe or terminal that somebody reads: never waited for, neither now nor when writing."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    if path.is_block_device():
+        raise OSError(errno.EINVAL, "it is a disk, not a file")
+    try:
+        return os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        reason = "it is a socket, not a file" if path.is_socket() else "nobody reads it: start its reader first"
+        raise OSError(errno.ENXIO, reason) from error
 
 
 def _short(value: Any) -> str:

@@ -37,10 +37,10 @@ class Bulletin:
         if key == SPARES_KEY:
             self._neighbourhood.note_spares(spares)
             self._tenancy.claimant.lookout.note_spares(spares)
+        if self._state.tenure is None:
+            self._note_offers([record for record in records if isinstance(record, OfferRecord)])
         for found in records:
-            if isinstance(found, OfferRecord) and self._state.tenure is None:
-                self._note_offer(found)
-            elif isinstance(found, ProgressRecord):
+            if isinstance(found, ProgressRecord):
                 self._note_progress(found)
         self._tenancy.claimant.note_read(key)
         if self._state.tenure is None and not self._state.is_stopped:
@@ -56,16 +56,20 @@ class Bulletin:
                     self._recognition.on_seat_changed(stage)
                 return
 
-    def _note_offer(self, record: OfferRecord) -> None:
-        """A witness says that a stage is lost. What we ourselves said while we held a stage is no news.
-
-        Cut off from the others we took them for dead, and such an offer outlasts our return.
+    def _note_offers(self, records: list[OfferRecord]) -> None:
+        """Witnesses say that a stage is lost, or is not any more. What we ourselves said while we held one is no news:
+        cut off from the others we took them for dead, and such an offer outlasts our return.
         """
-        if record.for_stage >= self._state.manifest.stage_count or record.peer == self._state.me:
-            return
-        self._state.membership.note_step(PeerId(record.peer), record.stage, record.step)
-        if self._state.membership.mark_dead(record.for_stage, record.lost_incarnation, self._state.now):
-            self._recognition.on_seat_changed(record.for_stage)
+        stages = range(self._state.manifest.stage_count)
+        said = [record for record in records if record.for_stage in stages and record.peer != self._state.me]
+        for record in said:
+            self._state.membership.note_step(PeerId(record.peer), record.stage, record.step)
+        lost = {(record.for_stage, record.lost_incarnation) for record in said if not record.is_taken_back}
+        for stage, incarnation in sorted(lost):
+            if self._state.membership.mark_dead(stage, incarnation, self._state.now):
+                self._recognition.on_seat_changed(stage)
+        for stage, incarnation in sorted({(r.for_stage, r.lost_incarnation) for r in said if r.is_taken_back} - lost):
+            self._recognition.absolve(stage, incarnation)
 
     def _note_progress(self, record: ProgressRecord) -> None:
         """The driver's news: how far the run is, for spares, and that it is done, for all who missed the end."""
@@ -76,6 +80,9 @@ class Bulletin:
         is_recent = record.incarnation >= membership.known_incarnation(DRIVER_STAGE)
         is_drivers = membership.serving_peer(DRIVER_STAGE) == record.peer
         is_successors = not membership.is_serving(DRIVER_STAGE) or self._tenancy.is_alone
+        is_successors |= is_end and self._tenancy.is_beaten_to(record)
+        if is_end:
+            self._tenancy.take_over_end(record)
         if record.peer == self._state.me or not (is_drivers or (is_successors and (is_recent or is_end))):
             return
         if self._state.tenure is None:

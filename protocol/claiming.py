@@ -50,6 +50,8 @@ CLAIM_REPEAT_S = 1.0
 """A claim that a witness has not answered is sent again after this long."""
 ANSWER_LIMIT_S = 60.0
 """A witness that lives but does not grant within this time ends the claim; copying its weights takes seconds."""
+CATCH_UP_S = 5.0
+"""How long a claim waits for a witness that is a step behind the others, asking again with every tick."""
 FETCH_TRIES = 3
 """How often a living donor may fail to deliver. Its weights are better than any further rung of the ladder."""
 
@@ -78,6 +80,8 @@ class OpenClaim:
     asked: int | None = None
     asked_at: float = 0.0
     repeated_at: float = 0.0
+    told: set[PeerId] = field(default_factory=set)
+    """Whom we sent the claim: they must know if it ends, whether their grant reached us or not."""
     gone: set[PeerId] = field(default_factory=set)
     """Witnesses that do not answer, or do not deliver."""
     failures: Counter[PeerId] = field(default_factory=Counter)
@@ -100,7 +104,8 @@ class Claimant:
     def __init__(self, state: NodeState, lookout: Lookout) -> None:
         self._state = state
         self.lookout = lookout
-        self._waits_for_nobody = False
+        self._waits_for: int | None = None
+        """The stage that we said we would take if somebody could vouch for us."""
         self.claim: OpenClaim | None = None
 
     def consider(self) -> None:
@@ -125,13 +130,13 @@ class Claimant:
         incarnation = self._state.membership.known_incarnation(stage) + 1
         claim = OpenClaim(stage, incarnation, why, self._state.now, ClaimPhase.ASKING, self._state.now)
         if self._remaining_witnesses(claim):
-            self.claim = claim
+            self.claim, self._waits_for = claim, None
             self._ask_next()
-        elif incarnation == 1 and not self._is_swarm_trained():
-            self.claim = claim
+        elif not self._is_swarm_trained():
+            self.claim, self._waits_for = claim, None
             self._settle()
-        elif not self._waits_for_nobody:
-            self._waits_for_nobody = True
+        elif self._waits_for != stage:
+            self._waits_for = stage
             self._state.emit("swarm.waiting", stages=[stage], reason="no living peer could vouch for a recovery")
 
     def _is_swarm_trained(self) -> bool:
@@ -169,23 +174,34 @@ class Claimant:
         """Ask the next witness; when all recognise us, go on to the plan."""
         claim = self.claim
         assert claim is not None
-        remaining = self._remaining_witnesses(claim)
+        remaining, laggards = self._remaining_witnesses(claim), self._laggards(claim)
         if remaining:
             claim.asked, claim.asked_at = remaining[0], self._state.now
             self._send_claim()
+        elif laggards:
+            claim.asked = laggards[0]
         elif claim.witnesses:
             claim.asked = None
             self._recognised()
         else:
             self.abandon("every witness is gone")
 
+    def _laggards(self, claim: OpenClaim) -> list[int]:
+        """Witnesses that stand at an earlier step than another: they are about to follow, and are asked again then."""
+        if self._state.now - claim.began > CATCH_UP_S:
+            return []
+        last = max((witness.step for witness in claim.witnesses.values()), default=0)
+        return [stage for stage, witness in sorted(claim.witnesses.items()) if witness.step < last]
+
     def _send_claim(self) -> None:
         claim = self.claim
         assert claim is not None
         assert claim.asked is not None
         claim.repeated_at = self._state.now
-        witnesses = tuple(self._survivors(claim))
-        self._state.send_to_stage(claim.asked, Claim(claim.stage, claim.incarnation, witnesses))
+        owner = self._state.membership.serving_peer(claim.asked)
+        if owner is not None:
+            claim.told.add(owner)
+            self._state.send(owner, Claim(claim.stage, claim.incarnation, tuple(self._survivors(claim))))
 
     def on_grant(self, peer: PeerId, grant: Grant) -> None:
         claim = self.claim
@@ -203,7 +219,7 @@ class Claimant:
         claim = self.claim
         if claim is None or claim.name != (refusal.stage, refusal.incarnation):
             return
-        if claim.asked is None or self._state.membership.serving_peer(claim.asked) != peer:
+        if peer not in claim.told:
             return
         self._state.membership.raise_incarnation(refusal.stage, refusal.known_incarnation)
         self.abandon(refusal.reason)
@@ -307,8 +323,18 @@ class Claimant:
         assert claim is not None
         assert claim.plan is not None
         keys = [(source.peer, source.donation.digest) for source in claim.plan.sources]
-        if all(key in claim.payloads for key in keys):
+        if all(key in claim.payloads for key in keys) and self._has_text(claim.plan):
             self._build_from(claim.plan, tuple(claim.payloads[key] for key in keys))
+
+    def _has_text(self, plan: Plan) -> bool:
+        """Only the witnesses know which step is due; what we read of the stages before may be older."""
+        assert self.claim is not None
+        return self.claim.stage != DRIVER_STAGE or self._state.is_text_ready(plan.step)
+
+    def on_text_read(self) -> None:
+        """What a claim on S0 may have waited for."""
+        if self.claim is not None and self.claim.phase is ClaimPhase.FETCHING and self.claim.plan is not None:
+            self._build_if_gathered()
 
     def _build_from(self, plan: Plan, payloads: tuple[Payload, ...] = ()) -> None:
         claim = self.claim
@@ -355,8 +381,12 @@ class Claimant:
         """Ask again, and give up on a witness that shows no sign of life."""
         assert claim.asked is not None
         seat = self._state.membership.seats.get(claim.asked)
-        if seat is None or claim.asked not in self._remaining_witnesses(claim):
+        remaining, laggards = self._remaining_witnesses(claim), self._laggards(claim)
+        if seat is None or claim.asked not in {*remaining, *laggards}:
             self._ask_next()
+            return
+        if claim.asked in laggards:
+            self._send_claim()
             return
         silence_s = self._state.now - max(claim.asked_at, seat.heard)
         if silence_s > self._state.manifest.timing.dead_after_s:
@@ -399,11 +429,11 @@ class Claimant:
         self.claim = None
         self.lookout.note_refusal(claim.stage)
         self._state.act(CancelFetches(claim.name))
-        for witness in claim.witnesses.values():
-            self._state.send(witness.peer, Withdraw(claim.stage, claim.incarnation))
+        for witness in sorted(claim.told):
+            self._state.send(witness, Withdraw(claim.stage, claim.incarnation))
         if self._state.tenure is not None:
             if self._state.is_recognised:
-                self._state.tenure_state = "left"
+                self._state.tenure_state = "withdrawn"
                 self._store_tenure()
             self._state.emit("claim.withdrawn", reason=reason)
             self._state.tenure, self._state.is_recognised = None, False

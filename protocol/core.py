@@ -146,6 +146,7 @@ class Core:
         self.state.text.note(event.step, self.state.now, is_read=event.failure is None)
         self.state.is_view_changed = True
         if event.failure is None:
+            self._tenancy.claimant.on_text_read()
             return
         self.state.emit("text.failed", step=event.step, reason=event.failure)
         claim = self._tenancy.claimant.claim
@@ -171,6 +172,7 @@ class Core:
             self._tenancy.host.pipe.holds.on_tick()
             if isinstance(self._tenancy.host, Driver):
                 self._tenancy.host.on_tick()
+        self._tenancy.yield_if_outpaced()
         self._tenancy.finish_if_done()
 
     # --- messages ---
@@ -254,6 +256,7 @@ class Core:
     def _on_claim(self, peer: PeerId, claim: Claim) -> None:
         if claim.stage >= self._manifest.stage_count:
             raise RemoteProtocolError(f"stage {claim.stage} does not exist in this run")
+        self._recognition.on_claim_of_owner(peer, claim)
         if self._tenancy.donor is None:
             known = self.state.membership.known_incarnation(claim.stage)
             self.state.send(peer, Refusal(claim.stage, claim.incarnation, known, "not serving"))

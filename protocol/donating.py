@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from understudy.protocol.edge_copies import EdgeKeeper
 from understudy.protocol.events import ReleaseSnapshot, SnapshotJob, Store
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
-from understudy.protocol.membership import Seat, Status
 from understudy.protocol.messages import Claim, Donation, FetchRequest, Grant, Refusal, RefusalReason
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.placement import dead_stretch, nearest_survivors
 from understudy.protocol.records import OfferRecord
+from understudy.protocol.seats import Seat, Status
 from understudy.protocol.work import WorkQueue
 
 
@@ -49,7 +49,7 @@ class Donor:
         """The stages that we witness as lost: served once, without a serving owner now."""
         membership = self._state.membership
         stretch = dead_stretch(self._state.stage, membership.stage_count, membership.is_serving)
-        return [stage for stage in stretch if self._lost_incarnation(stage) > 0]
+        return [stage for stage in stretch if self._state.membership.lost_incarnation(stage) > 0]
 
     def review(self) -> None:
         """Offer what is lost, and stop offering what is not."""
@@ -57,7 +57,7 @@ class Donor:
             return
         lost = self.lost_stages()
         for stage in [stage for stage in self._offered if stage not in lost]:
-            del self._offered[stage]
+            self._take_back(stage)
         for stage in [stage for stage in self._unanswered if stage not in lost]:
             del self._unanswered[stage]
         if self._held is not None and not lost and not self._is_snapshot_due:
@@ -67,6 +67,14 @@ class Donor:
             self._hold_weights()
         for stage in lost:
             self._offer(stage)
+
+    def _take_back(self, stage: int) -> None:
+        """The offer outlives its reason: if the owner itself is back, say so, or spares go on taking it for lost."""
+        incarnation, _ = self._offered.pop(stage)
+        seat = self._state.membership.seats.get(stage)
+        if seat is not None and seat.is_serving and seat.incarnation <= incarnation:
+            record = OfferRecord(self._state.me, stage, seat.incarnation, self._state.stage, 0, None, 0, "", True)
+            self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
 
     def refresh(self) -> None:
         """Store the standing offers again before they expire."""
@@ -96,7 +104,7 @@ class Donor:
         self.review()
 
     def _offer(self, stage: int) -> None:
-        lost_incarnation = self._lost_incarnation(stage)
+        lost_incarnation = self._state.membership.lost_incarnation(stage)
         if not self._is_ready_for(stage):
             return
         donations = self._donations_for(stage)
@@ -118,12 +126,6 @@ class Donor:
         if not self._can_copy_for(stage):
             return True
         return self._held is not None and self._held.step == self._state.committed
-
-    def _lost_incarnation(self, stage: int) -> int:
-        """The tenure that ended, 0 if there was none: a claimant still recovering has not begun one."""
-        seat = self._state.membership.seats.get(stage)
-        known = self._state.membership.known_incarnation(stage)
-        return known - 1 if seat is not None and seat.is_present and seat.incarnation == known else known
 
     def _store_offer(self, stage: int, lost_incarnation: int) -> None:
         donation = next(reversed(self._donations_for(stage)), None)
@@ -168,8 +170,9 @@ class Donor:
         self._grant(peer, claim.stage, claim.incarnation)
 
     def _is_recognised(self, peer: PeerId, stage: int, incarnation: int) -> bool:
+        """We granted this claim, and it is still one: who serves already has nothing to claim."""
         seat = self._state.membership.seats.get(stage)
-        return seat is not None and (seat.peer, seat.incarnation) == (peer, incarnation)
+        return seat is not None and seat.is_tenure(peer, incarnation) and seat.state == "recovering" and seat.is_present
 
     def _objection(self, claim: Claim, seat: Seat | None) -> RefusalReason | None:
         if self._state.is_run_done:

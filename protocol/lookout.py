@@ -20,7 +20,7 @@ class Lookout:
         self._wanted_stage = wanted_stage
         self._spares: dict[PeerId, SpareRecord] = {}
         self._keys_unread: set[str] = set()
-        self._holes_since: float | None = None
+        self._holes_since: dict[int, float] = {}
         self._refused_until: dict[int, float] = {}
         self.look_again()
 
@@ -64,7 +64,7 @@ class Lookout:
             return None
         membership = self._state.membership
         holes = self._holes()
-        self._holes_since = (self._holes_since or self._state.now) if holes else None
+        self._holes_since = {hole: self._holes_since.get(hole, self._state.now) for hole in holes}
         allowed = [stage for stage in holes if self._refused_until.get(stage, 0.0) <= self._state.now]
         if self._wanted_stage is not None and not membership.is_present(self._wanted_stage):
             return (self._wanted_stage, "asked for") if self._wanted_stage in allowed else None
@@ -81,7 +81,7 @@ class Lookout:
         idle[self._state.me] = self.my_record()
         is_driver_wanted = ranked[0] == DRIVER_STAGE
         ranking = rank_spares(spare for spare in idle.values() if spare.can_drive or not is_driver_wanted)
-        waited_s = self._state.now - (self._holes_since or self._state.now)
+        waited_s = {hole: self._state.now - since for hole, since in self._holes_since.items()}
         stage = choose_hole(self._state.me, ranking, ranked, waited_s)
         if stage is None:
             return None

@@ -4,73 +4,19 @@ The view of one node, fed by what peers say (direct) and by what the DHT says (r
 comes from direct words alone: a record outlives its author by seconds. Silence makes an owner
 suspect, then dead; a refused connection makes it dead at once; a node whose own loop stalled
 accuses nobody, because it cannot know who spoke meanwhile.
+
+A claim takes only a seat whose owner is not there; the owner waits behind it (`Seat.displaced`), and comes back
+with its next word unless the claimant serves first. So an owner that was only silent for a while keeps its stage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from enum import Enum, auto
 
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import TimingSettings
-from understudy.protocol.messages import StageState
 from understudy.protocol.placement import supersedes
-
-
-class Status(Enum):
-    """What we believe of the owner of a stage."""
-
-    ALIVE = auto()
-    SUSPECT = auto()
-    DEAD = auto()
-    LEFT = auto()
-
-
-class Observation(Enum):
-    """What an observed tenure meant for the view."""
-
-    KNOWN = auto()
-    NEW_OWNER = auto()
-    REVIVED = auto()
-    SERVING = auto()
-    """The known owner has finished recovering."""
-    LEFT = auto()
-    OUTDATED = auto()
-    """A better tenure of this stage is known: the speaker must be fenced."""
-
-
-@dataclass(slots=True)
-class Seat:
-    """One stage's best known tenure."""
-
-    stage: int
-    peer: PeerId
-    incarnation: int
-    state: StageState
-    step: int
-    status: Status
-    heard: float
-    """When the owner last spoke to us, or when we began to listen."""
-    died_at: float = float("-inf")
-    """When it was last declared dead."""
-    displaced: Seat | None = None
-    """Whose place a claimant took: it comes back if the claim is withdrawn before it was served."""
-    accused_until: dict[PeerId, float] = field(default_factory=dict)
-    """Other owners say that it is dead; until then its own words do not revive it."""
-
-    @property
-    def is_present(self) -> bool:
-        """Somebody is there, serving or recovering."""
-        return self.status in (Status.ALIVE, Status.SUSPECT)
-
-    @property
-    def is_serving(self) -> bool:
-        return self.is_present and self.state == "serving"
-
-    def accusers(self, now: float) -> set[PeerId]:
-        """Who says now that it is dead."""
-        return {peer for peer, until in self.accused_until.items() if now < until}
+from understudy.protocol.seats import Observation, Seat, Status
 
 
 class Membership:
@@ -104,6 +50,12 @@ class Membership:
         seat = self.seats.get(stage)
         return max(seat.incarnation if seat else 0, self._incarnation_floor.get(stage, 0))
 
+    def lost_incarnation(self, stage: int) -> int:
+        """The tenure that ended, 0 if there was none: a claimant still recovering has not begun one."""
+        seat = self.seats.get(stage)
+        is_claimed = seat is not None and seat.is_present and seat.state == "recovering"
+        return seat.incarnation - 1 if seat is not None and is_claimed else self.known_incarnation(stage)
+
     def seats_of(self, peer: PeerId) -> list[Seat]:
         return [seat for seat in self.seats.values() if seat.peer == peer]
 
@@ -115,13 +67,19 @@ class Membership:
         """Those of the stages that nobody serves."""
         return [stage for stage in stages if not self.is_serving(stage)]
 
+    def furthest_step(self, stages: Iterable[int]) -> int:
+        """The last step that a living owner of one of these stages committed."""
+        return max((self.seats[stage].step for stage in stages if self.is_serving(stage)), default=0)
+
     # --- what we are told ---
 
     def observe(self, seat: Seat, *, is_direct: bool) -> Observation:
         """Take note of a tenure: said by its owner itself (direct), or read from its record."""
         known = self.seats.get(seat.stage)
-        if known is None or (known.peer, known.incarnation) != (seat.peer, seat.incarnation):
-            return self._observe_other(known, seat)
+        if seat.state == "withdrawn":
+            return self._void(known, seat)
+        if known is None or not known.is_tenure(seat.peer, seat.incarnation):
+            return self._observe_other(known, seat, is_direct=is_direct)
         known.step = max(known.step, seat.step)
         if seat.state == "left":
             return self._leave(known)
@@ -152,17 +110,36 @@ class Membership:
         known.status = Status.ALIVE
         return Observation.REVIVED
 
-    def _observe_other(self, known: Seat | None, seat: Seat) -> Observation:
-        is_better = known is None or supersedes(
-            (seat.incarnation, seat.state, seat.peer), (known.incarnation, known.state, known.peer)
-        )
-        if not is_better:
-            return Observation.OUTDATED
-        if seat.state == "recovering" and known is not None:
-            seat.displaced = known.displaced if known.state == "recovering" else known
+    def _observe_other(self, known: Seat | None, seat: Seat, *, is_direct: bool) -> Observation:
+        if known is not None:
+            waiting = known.displaced
+            if seat.state == "serving" and waiting is not None and waiting.is_tenure(seat.peer, seat.incarnation):
+                return self._hear_displaced(waiting, seat) if is_direct else Observation.KNOWN
+            is_claim = seat.state == "recovering"
+            is_outdated = not supersedes(seat.standing, known.standing)
+            if is_outdated or (is_claim and known.is_serving):
+                self.raise_incarnation(seat.stage, seat.incarnation)
+                return Observation.OUTDATED if is_outdated else Observation.PREMATURE
+            if is_claim:
+                seat.displaced = waiting if known.state == "recovering" else known
+        self.raise_incarnation(seat.stage, self.known_incarnation(seat.stage))
         seat.status = Status.LEFT if seat.state == "left" else Status.ALIVE
         self.seats[seat.stage] = seat
         return Observation.LEFT if seat.state == "left" else Observation.NEW_OWNER
+
+    def _hear_displaced(self, waiting: Seat, seat: Seat) -> Observation:
+        """The owner whom a claim displaced speaks. Whom others still accuse they do not hear: then the claim stands."""
+        waiting.step = max(waiting.step, seat.step)
+        if waiting.accusers(seat.heard):
+            return Observation.KNOWN
+        self._restore(waiting, seat.heard)
+        return Observation.REVIVED
+
+    def _restore(self, waiting: Seat, now: float) -> None:
+        """The owner of before a claim is alive: the seat is its own again, and the claim's incarnation is spent."""
+        self.raise_incarnation(waiting.stage, self.known_incarnation(waiting.stage))
+        waiting.status, waiting.heard = Status.ALIVE, now
+        self.seats[waiting.stage] = waiting
 
     @staticmethod
     def _leave(known: Seat) -> Observation:
@@ -170,6 +147,20 @@ class Membership:
             return Observation.KNOWN
         known.state, known.status = "left", Status.LEFT
         return Observation.LEFT
+
+    def _void(self, known: Seat | None, seat: Seat) -> Observation:
+        """The peer says that this tenure or claim of its own is no more. Nobody else's is touched."""
+        self.raise_incarnation(seat.stage, seat.incarnation)
+        if known is None or not known.is_tenure(seat.peer, seat.incarnation):
+            return Observation.KNOWN
+        if known.state == "recovering":
+            return (
+                Observation.WITHDRAWN if self.withdraw(seat.stage, seat.peer, seat.incarnation) else Observation.KNOWN
+            )
+        if not known.is_present:
+            return Observation.KNOWN
+        known.status, known.died_at = Status.DEAD, seat.heard
+        return Observation.OVER
 
     @staticmethod
     def _advance(known: Seat, seat: Seat) -> Observation:
@@ -215,19 +206,30 @@ class Membership:
         """
         self.raise_incarnation(stage, incarnation)
         seat = self.seats.get(stage)
-        if seat is None or (seat.peer, seat.incarnation, seat.state) != (peer, incarnation, "recovering"):
+        if seat is None or not seat.is_tenure(peer, incarnation) or seat.state != "recovering":
             return False
         del self.seats[stage]
         if seat.displaced is not None:
             self.seats[stage] = seat.displaced
         return True
 
+    def give_up(self, stage: int) -> None:
+        """Our own tenure of the stage is over, and we know of no other."""
+        self.raise_incarnation(stage, self.known_incarnation(stage))
+        self.seats.pop(stage, None)
+
     def forget_deaths(self) -> None:
         """We were cut off: what we believed to be dead may well live. Incarnations are remembered."""
         for stage, seat in list(self.seats.items()):
             if seat.status is Status.DEAD or seat.state == "recovering":
-                self.raise_incarnation(stage, seat.incarnation)
-                del self.seats[stage]
+                self.give_up(stage)
+
+    def tenure_or_displaced(self, stage: int, incarnation: int) -> Seat | None:
+        """The seat of this tenure, be it behind a claim."""
+        seat = self.seats.get(stage)
+        if seat is not None and seat.incarnation != incarnation and seat.displaced is not None:
+            seat = seat.displaced
+        return seat if seat is not None and seat.incarnation == incarnation else None
 
     def accuse(self, stage: int, incarnation: int, accuser: PeerId, now: float) -> Seat | None:
         """Another owner declares the tenure dead. The seat if this is news, else None.
@@ -235,11 +237,11 @@ class Membership:
         The accuser repeats itself while it means it. So a stage that only one neighbour can still reach
         is given up, where each neighbour trusting its own ears alone would leave the swarm standing.
         """
-        seat = self.seats.get(stage)
-        if seat is not None and self._is_cut_off(accuser, seat.peer, now):
+        accused = self.tenure_or_displaced(stage, incarnation)
+        if accused is not None and self._is_cut_off(accuser, accused.peer, now):
             return None
-        if seat is not None and seat.incarnation == incarnation:
-            seat.accused_until[accuser] = now + self._timing.suspect_after_s
+        if accused is not None:
+            accused.accused_until[accuser] = now + self._timing.suspect_after_s
         return self.mark_dead(stage, incarnation, now)
 
     def _is_cut_off(self, accuser: PeerId, accused: PeerId, now: float) -> bool:
@@ -253,12 +255,12 @@ class Membership:
         return accusers != {accused}
 
     def absolve(self, stage: int, incarnation: int, now: float) -> bool:
-        """The accuser hears the tenure again. True if that brings it back."""
-        seat = self.seats.get(stage)
-        if seat is None or seat.incarnation != incarnation or seat.status is not Status.DEAD:
+        """The accuser hears the tenure again. True if that brings it back, be it from behind a claim."""
+        seat = self.tenure_or_displaced(stage, incarnation)
+        if seat is None or seat.status is not Status.DEAD:
             return False
         seat.accused_until.clear()
-        seat.status, seat.heard = Status.ALIVE, now
+        self._restore(seat, now)
         return True
 
     def record_missing(self, stage: int, now: float) -> Seat | None:

@@ -33,7 +33,8 @@ VISIBLE = r"^[\x20-\x7e]*\Z"
 """Text of peers reaches people's terminals: nothing in it may move the cursor or ring the bell."""
 PeerText = Annotated[str, Meta(min_length=1, max_length=PEER_ID_CHARS_MAX, pattern=VISIBLE)]
 Digest = Annotated[str, Meta(max_length=128, pattern=VISIBLE)]
-StageState = Literal["recovering", "serving", "left"]
+StageState = Literal["recovering", "serving", "left", "withdrawn"]
+"""``left``: it said goodbye. ``withdrawn``: this tenure or claim is void, and says nothing about any other."""
 
 TENSOR_DIMENSIONS_MAX = 8
 WeightsDtype = Literal["float32", "bfloat16"]
@@ -97,11 +98,12 @@ class Alive(Message, frozen=True, tag="alive"):
 
 
 class Fenced(Message, frozen=True, tag="fenced"):
-    """Your tenure of this stage is over: ``owner`` holds it under ``incarnation``."""
+    """Your tenure of this stage is over: ``owner`` serves it under ``incarnation`` and has committed ``step``."""
 
     stage: StageNumber
     incarnation: Incarnation
     owner: PeerText
+    step: StepNumber
 
 
 class Claim(Message, frozen=True, tag="claim"):

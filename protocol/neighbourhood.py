@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from understudy.protocol.events import CloseLinks, Read, Store
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
-from understudy.protocol.membership import Seat, Status
 from understudy.protocol.messages import Alive, AnyMessage, Lost
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.placement import dead_stretch, nearest_survivors, rank_spares, spread, watched
 from understudy.protocol.records import PROGRESS_KEY, SPARES_KEY, SpareRecord, StageRecord, stage_key, weights_key
+from understudy.protocol.seats import Seat, Status
 
 SPARE_READ_PERIOD_S = 1.0
 """How often a spare looks for work, and an owner next to a hole looks for whoever fills it."""
@@ -144,37 +144,37 @@ class Neighbourhood:
         self._state.act(CloseLinks(seat.peer))
         if self._state.is_serving:
             self._accused[seat.stage] = seat.incarnation
-            self._tell(Lost(seat.stage, seat.incarnation))
-            for spare in self._spares[:SPARES_TOLD_MAX]:
-                self._state.send(spare, Lost(seat.stage, seat.incarnation))
+            self._spread(Lost(seat.stage, seat.incarnation))
 
     def _repeat_accusations(self) -> None:
         """Go on accusing whom we ourselves do not hear. Two who only believe each other would never stop."""
         membership, horizon = self._state.membership, self._state.now - self._state.manifest.timing.suspect_after_s
         for stage, incarnation in list(self._accused.items()):
-            seat = membership.seats.get(stage)
-            if (
-                seat is None
-                or seat.incarnation != incarnation
-                or seat.status is not Status.DEAD
-                or seat.heard > horizon
-            ):
+            seat = membership.tenure_or_displaced(stage, incarnation)
+            if seat is None or seat.status is not Status.DEAD or seat.heard > horizon:
                 del self._accused[stage]
             else:
-                self._tell(Lost(stage, incarnation))
+                self.tell(Lost(stage, incarnation))
 
     def take_back(self, seat: Seat) -> None:
         """An owner that was taken for dead speaks again: those who do not hear it themselves must know."""
         self._state.emit_about("peer.revived", seat)
         self._accused.pop(seat.stage, None)
         if self._state.is_serving:
-            self._tell(Alive(seat.stage, seat.incarnation))
+            self._spread(Alive(seat.stage, seat.incarnation))
+
+    def _spread(self, message: Lost | Alive) -> None:
+        """News of an owner, for all owners and for the spares in front."""
+        self.tell(message)
+        for spare in self._spares[:SPARES_TOLD_MAX]:
+            self._state.send(spare, message)
 
     def announce(self) -> None:
         """Tell every owner that we know of about our tenure."""
-        self._tell(self._state.my_announcement())
+        self.tell(self._state.my_announcement())
 
-    def _tell(self, message: AnyMessage) -> None:
+    def tell(self, message: AnyMessage) -> None:
+        """Say something to every owner that we know of."""
         peers = {seat.peer for seat in self._state.membership.seats.values() if seat.is_present}
         for peer in sorted(peers - {self._state.me}):
             self._state.send(peer, message)

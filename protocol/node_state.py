@@ -9,10 +9,11 @@ from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.events import Action, Emit, Payload, ReadText, Send
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.membership import Membership, Seat, Status
+from understudy.protocol.membership import Membership
 from understudy.protocol.messages import Announce, AnyMessage, Heartbeat, StageState
 from understudy.protocol.records import ProgressRecord
 from understudy.protocol.routing import neighbours
+from understudy.protocol.seats import Seat, Status
 from understudy.protocol.text_check import TextCheck
 
 
@@ -60,9 +61,13 @@ class NodeState:
         """We may take S0: this machine has the run's text, and could read it when it last tried."""
         return self.can_drive and not self.text.is_failing(self.now)
 
-    def is_text_ready(self) -> bool:
-        """Whether the text of the step that is due was read here. Has it read if not: ask again then."""
-        step_due = 1 + max((seat.step for seat in self.membership.seats.values()), default=0)
+    def is_text_ready(self, committed: int | None = None) -> bool:
+        """Whether the text of the step that is due was read here. Has it read if not: ask again then.
+
+        ``committed``: the step before, from who knows it; else from what we have read of the stages.
+        """
+        known = max((seat.step for seat in self.membership.seats.values()), default=0)
+        step_due = 1 + (known if committed is None else committed)
         if self.text.has_read(step_due):
             return True
         if self.text.ask(step_due):

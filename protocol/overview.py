@@ -121,7 +121,7 @@ def _stage_view(stage: int, manifest: RunManifest, all_posted: list[Posted]) -> 
     if record is None:
         return _ownerless(stage, all_posted)
     expires_in_s = expiries[record]
-    state: OwnerState = record.state
+    state: OwnerState = "lost" if record.state == "withdrawn" else record.state
     if state != "left" and _is_mourned(record, expires_in_s, all_posted):
         state = "lost"
     age_s = max(0.0, manifest.timing.record_lifetime_s - expires_in_s)
@@ -129,9 +129,11 @@ def _stage_view(stage: int, manifest: RunManifest, all_posted: list[Posted]) -> 
 
 
 def _ownerless(stage: int, all_posted: list[Posted]) -> StageView:
-    """No owner's record is left: lost, if its neighbours offer weights for it still, else perhaps never owned."""
+    """No owner's record is left: lost, if one is void or neighbours offer weights for it, else perhaps never owned."""
     offers = [posted.record for posted in all_posted if isinstance(posted.record, OfferRecord)]
-    incarnations = [offer.lost_incarnation for offer in offers if offer.for_stage == stage]
+    void = [posted.record for posted in all_posted if isinstance(posted.record, StageRecord)]
+    incarnations = [offer.lost_incarnation for offer in offers if offer.for_stage == stage and not offer.is_taken_back]
+    incarnations += [record.incarnation for record in void if record.stage == stage]
     return StageView(stage, "lost", incarnation=max(incarnations)) if incarnations else StageView(stage, "unowned")
 
 
@@ -139,6 +141,7 @@ def _is_mourned(record: StageRecord, expires_in_s: float, all_posted: list[Poste
     """A witness offers its weights for the stage, and the owner has not stored its record since."""
     return any(
         isinstance(posted.record, OfferRecord)
+        and not posted.record.is_taken_back
         and posted.record.for_stage == record.stage
         and posted.record.lost_incarnation >= record.incarnation
         and posted.expires_in_s > expires_in_s

@@ -5,10 +5,12 @@ Pure functions over small values; `membership` keeps the view they are asked abo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 from zlib import crc32
 
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.messages import StageState
 from understudy.protocol.records import SpareRecord, StageRecord
 
 CLAIM_PATIENCE_S = 2.0
@@ -17,28 +19,53 @@ FRONT_MAX = 16
 """Spares that wait in front: they publish themselves and look for work all the time. All others are in reserve."""
 
 
-def supersedes(challenger: tuple[int, str, PeerId], holder: tuple[int, str, PeerId]) -> bool:
-    """Whether the tenure (incarnation, state, peer) of a stage beats another of the same stage.
+class Standing(NamedTuple):
+    """What decides between two tenures of one stage. ``step``: the last that its owner committed."""
 
-    A higher incarnation wins. Under one incarnation, who serves beats who is still recovering, who beats
-    one who gave the stage up; then the lower peer id wins.
+    incarnation: int
+    state: StageState
+    peer: PeerId
+    step: int
+
+
+STEPS_APART_MAX = 1
+"""The stages of one swarm are never further apart: nobody begins a step before all others closed the one before it.
+
+Who is further behind lived apart from the others, and what it holds is older than what they hold.
+"""
+
+
+def supersedes(challenger: Standing, holder: Standing) -> bool:
+    """Whether a tenure beats another of the same stage.
+
+    Of two that serve, one that is behind never beats one that is ahead (`STEPS_APART_MAX`): after a split the side that
+    got further goes on. Else a higher incarnation wins. Under one incarnation, who serves beats who is still
+    recovering, who beats one who gave the stage up; then the lower peer id wins.
     """
+    if challenger.state == holder.state == "serving" and abs(challenger.step - holder.step) > STEPS_APART_MAX:
+        return challenger.step > holder.step
     return _precedence(challenger) < _precedence(holder)
 
 
-_STATE_ORDER = {"serving": 0, "recovering": 1, "left": 2}
+_STATE_ORDER = {"serving": 0, "recovering": 1, "left": 2, "withdrawn": 3}
 
 
-def _precedence(tenure: tuple[int, str, PeerId]) -> tuple[int, int, PeerId]:
-    incarnation, state, peer = tenure
-    return (-incarnation, _STATE_ORDER[state], peer)
+def _precedence(tenure: Standing) -> tuple[int, int, PeerId]:
+    return (-tenure.incarnation, _STATE_ORDER[tenure.state], tenure.peer)
 
 
 def best_tenure(records: Iterable[StageRecord]) -> StageRecord | None:
-    """The tenure that wins among those of one stage."""
-    return min(
-        records, key=lambda record: _precedence((record.incarnation, record.state, PeerId(record.peer))), default=None
-    )
+    """The tenure that wins among those of one stage, for onlookers; None if there is none but void ones.
+
+    By incarnation alone: who cannot judge a step by its own must not believe one, and an owner that was left behind
+    withdraws its record by itself.
+    """
+    valid = [record for record in records if record.state != "withdrawn"]
+    return min(valid, key=_precedence_of, default=None)
+
+
+def _precedence_of(record: StageRecord) -> tuple[int, int, PeerId]:
+    return _precedence(Standing(record.incarnation, record.state, PeerId(record.peer), record.step))
 
 
 def ring_walk(stage: int, stage_count: int, direction: int) -> Iterable[int]:
@@ -120,13 +147,17 @@ def rank_holes(lost: Collection[int], unowned: Collection[int]) -> list[int]:
     return sorted(set(lost) | set(unowned), key=lambda stage: (stage != DRIVER_STAGE, stage not in lost, stage))
 
 
-def choose_hole(me: PeerId, ranking: Sequence[PeerId], holes: Sequence[int], waited_s: float) -> int | None:
+def choose_hole(
+    me: PeerId, ranking: Sequence[PeerId], holes: Sequence[int], waited_s: Mapping[int, float]
+) -> int | None:
     """The hole that this spare should claim now, or None: the k-th spare takes the k-th hole.
 
-    Every `CLAIM_PATIENCE_S` that the holes stay open moves each spare up by one, so a dead spare
-    ahead of us costs a moment, not the run.
+    Every `CLAIM_PATIENCE_S` that a hole stays open (``waited_s``, of each) lets one spare more have it, so a dead spare
+    ahead of us costs a moment, not the run. A hole that nobody can fill makes no spare leave its own.
     """
     if me not in ranking:
         return None
-    position = max(0, ranking.index(me) - int(waited_s / CLAIM_PATIENCE_S))
-    return holes[position] if position < len(holes) else None
+    rank = ranking.index(me)
+    if rank < len(holes):
+        return holes[rank]
+    return next((hole for place, hole in enumerate(holes) if rank - place <= waited_s[hole] / CLAIM_PATIENCE_S), None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
-from understudy.protocol.membership import Observation, Seat, Status
-from understudy.protocol.messages import Alive, Fenced, Lost, StageState
+from understudy.protocol.messages import Alive, Claim, Fenced, Lost, Refusal, StageState
 from understudy.protocol.neighbourhood import Neighbourhood
 from understudy.protocol.node_state import NodeState
+from understudy.protocol.placement import Standing, supersedes
 from understudy.protocol.records import StageRecord
+from understudy.protocol.seats import Observation, Seat, Status
 from understudy.protocol.tenancy import Tenancy
 
 
@@ -22,37 +23,53 @@ class Recognition:
         """An owner spoke to us. False: its tenure is over, and it is told so."""
         if tenure.stage >= self._state.manifest.stage_count:
             raise RemoteProtocolError(f"stage {tenure.stage} does not exist in this run")
-        seat = self._seat(tenure, state, step)
-        if self._take_note(seat, is_direct=True):
-            return True
-        if state != "left":
-            known = self._state.membership.seats[seat.stage]
-            self._state.send(seat.peer, Fenced(seat.stage, known.incarnation, known.peer))
-        return False
+        match self._take_note(self._seat(tenure, state, step), is_direct=True):
+            case Observation.OUTDATED:
+                if state != "left":
+                    self._fence(tenure)
+                return False
+            case Observation.PREMATURE:
+                return False
+        return True
+
+    def _fence(self, tenure: Tenure) -> None:
+        """Tell an owner that another served its stage after it. A claim proves nothing: who waits behind it counts."""
+        known: Seat | None = self._state.membership.seats[tenure.stage]
+        if known is not None and known.state == "recovering":
+            known = known.displaced
+        if known is not None:
+            self._state.send(tenure.peer, Fenced(known.stage, known.incarnation, known.peer, known.step))
 
     def read(self, record: StageRecord) -> None:
         """The DHT holds an owner's record."""
-        if record.stage < self._state.manifest.stage_count and record.peer != self._state.me:
-            tenure = Tenure(record.stage, record.incarnation, PeerId(record.peer))
+        if record.stage >= self._state.manifest.stage_count:
+            return
+        tenure = Tenure(record.stage, record.incarnation, PeerId(record.peer))
+        if record.peer != self._state.me:
             self._take_note(self._seat(tenure, record.state, record.step), is_direct=False)
+        elif self._state.tenure != tenure:
+            self._tenancy.recall(record)
 
     def _seat(self, tenure: Tenure, state: StageState, step: int) -> Seat:
         return Seat(tenure.stage, tenure.peer, tenure.incarnation, state, step, Status.ALIVE, self._state.now)
 
-    def _take_note(self, seat: Seat, *, is_direct: bool) -> bool:
-        """Enter a tenure into the view and do what follows. False: it is outdated."""
+    def _take_note(self, seat: Seat, *, is_direct: bool) -> Observation:
+        """Enter a tenure into the view and do what follows."""
         membership = self._state.membership
-        match membership.observe(seat, is_direct=is_direct):
-            case Observation.OUTDATED:
-                return False
+        before = membership.seats.get(seat.stage)
+        observation = membership.observe(seat, is_direct=is_direct)
+        match observation:
             case Observation.NEW_OWNER | Observation.SERVING:
                 self._on_new_owner(seat.stage)
             case Observation.REVIVED:
-                self._neighbourhood.take_back(membership.seats[seat.stage])
-                self._on_revived(seat.stage)
+                self._on_revived(seat.stage, before, is_news=True)
             case Observation.LEFT:
                 self._on_left(membership.seats[seat.stage])
-        return True
+            case Observation.OVER:
+                self.declare_dead(membership.seats[seat.stage])
+            case Observation.WITHDRAWN:
+                self.on_seat_changed(seat.stage)
+        return observation
 
     def _on_left(self, left: Seat) -> None:
         """An owner said goodbye. If it held our stage, then it held it after us."""
@@ -73,7 +90,15 @@ class Recognition:
             self._tenancy.host.owner_changed(stage)
         self.on_seat_changed(stage)
 
-    def _on_revived(self, stage: int) -> None:
+    def _on_revived(self, stage: int, before: Seat | None, *, is_news: bool) -> None:
+        """An owner that was taken for dead is there. Whoever claimed its stage meanwhile must know, and so must all
+        who were told of the death, unless we have it from one of them.
+        """
+        owner = self._state.membership.seats[stage]
+        if is_news:
+            self._neighbourhood.take_back(owner)
+        if before is not None and before is not owner and self._state.is_serving:
+            self._state.send(before.peer, Refusal(stage, before.incarnation, before.incarnation, "owner alive"))
         if self._tenancy.host is not None and self._state.membership.is_serving(stage):
             self._tenancy.host.pipe.owner_revived(stage)
         self.on_seat_changed(stage)
@@ -88,6 +113,14 @@ class Recognition:
         self._neighbourhood.declare_dead(seat)
         self.on_seat_changed(seat.stage)
 
+    def on_claim_of_owner(self, peer: PeerId, claim: Claim) -> None:
+        """Who claims the stage that it holds, under a later incarnation, started again: its old tenure is over."""
+        seat = self._state.membership.seats.get(claim.stage)
+        if seat is None or seat.peer != peer or seat.state != "serving" or claim.incarnation <= seat.incarnation:
+            return
+        if self._state.membership.mark_dead(claim.stage, seat.incarnation, self._state.now):
+            self.declare_dead(seat)
+
     def on_unreachable(self, peer: PeerId) -> None:
         """The peer's machine refuses our connection: whatever it owned has no owner."""
         for seat in self._state.membership.seats_of(peer):
@@ -101,7 +134,7 @@ class Recognition:
         if not membership.seats_of(peer):
             self._neighbourhood.read()
         elif isinstance(message, Fenced):
-            if is_about_us and message.incarnation >= self._state.incarnation and message.owner != self._state.me:
+            if is_about_us and message.owner != self._state.me and self._is_beaten_by(message):
                 membership.raise_incarnation(message.stage, message.incarnation)
                 self._tenancy.lose(f"S{message.stage} is held by another peer under {message.incarnation}")
         elif is_about_us:
@@ -111,5 +144,15 @@ class Recognition:
                 self.on_seat_changed(message.stage)
                 if self._state.tenure is None:
                     self._neighbourhood.read()
-        elif membership.absolve(message.stage, message.incarnation, self._state.now):
-            self._on_revived(message.stage)
+        else:
+            self.absolve(message.stage, message.incarnation)
+
+    def absolve(self, stage: int, incarnation: int) -> None:
+        """Somebody who hears the owner says that it lives."""
+        before = self._state.membership.seats.get(stage)
+        if self._state.membership.absolve(stage, incarnation, self._state.now):
+            self._on_revived(stage, before, is_news=False)
+
+    def _is_beaten_by(self, fence: Fenced) -> bool:
+        challenger = Standing(fence.incarnation, "serving", PeerId(fence.owner), fence.step)
+        return supersedes(challenger, self._state.my_seat().standing)

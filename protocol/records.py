@@ -48,7 +48,10 @@ class SpareRecord(Record, frozen=True, tag="spare"):
 
 
 class OfferRecord(Record, frozen=True, tag="offer"):
-    """`{run}/weights/{i}`: a neighbour of the lost stage ``for_stage`` holds weights for whoever takes it."""
+    """`{run}/weights/{i}`: a neighbour of the lost stage ``for_stage`` holds weights for whoever takes it.
+
+    ``is_taken_back``: the owner of ``lost_incarnation`` speaks again.
+    """
 
     for_stage: StageNumber
     lost_incarnation: Incarnation
@@ -57,6 +60,7 @@ class OfferRecord(Record, frozen=True, tag="offer"):
     squared_gradient_norm: float | None
     payload_bytes: ByteCount
     digest: Digest
+    is_taken_back: bool = False
 
 
 class ProgressRecord(Record, frozen=True, tag="progress"):

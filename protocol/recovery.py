@@ -120,15 +120,21 @@ class Case:
 
     @property
     def step(self) -> int:
-        return max((witness.step for witness in self.witnesses), default=0)
+        """Where the rebuilt stage will stand: at the step of the weights that it comes from, if it comes from any."""
+        offered = [donation.step for w in self.witnesses for donation in w.donations if donation.part == "stage"]
+        known = [witness.step for witness in self.witnesses]
+        return max(known if self.stage == DRIVER_STAGE else offered or known, default=0)
 
     def sources(self, part: Part) -> list[Source]:
-        """All donations of this part, in order of the donors' stages, the latest last."""
+        """All donations of this part, in order of the donors' stages, the latest last.
+
+        Weights of another step are no donation: a blend of two steps is neither's.
+        """
         found = [
             Source(witness.stage, witness.peer, donation)
             for witness in self.witnesses
             for donation in witness.donations
-            if donation.part == part
+            if donation.part == part and (part != "stage" or donation.step == self.step)
         ]
         return sorted(found, key=lambda source: (source.stage, source.donation.step))
 

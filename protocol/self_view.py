@@ -7,9 +7,9 @@ from typing import Literal
 
 from understudy.protocol.claiming import Claimant, ClaimPhase, OpenClaim
 from understudy.protocol.ids import PeerId
-from understudy.protocol.membership import Status
 from understudy.protocol.neighbourhood import Neighbourhood
 from understudy.protocol.node_state import NodeState
+from understudy.protocol.seats import Status
 
 Role = Literal["spare", "claimant", "owner", "gone"]
 Hearing = Literal["answers", "silent", "dead", "left", "recovering", "nobody"]

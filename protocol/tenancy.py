@@ -14,10 +14,11 @@ from understudy.protocol.driving import FINAL_PROGRESS_LIFETIME_S, Driver
 from understudy.protocol.events import ApplyJob, DigestJob, HoldJob, JobDone, ReleaseStage, SnapshotJob, Stop, Store
 from understudy.protocol.ids import DRIVER_STAGE
 from understudy.protocol.lookout import Lookout
+from understudy.protocol.messages import Announce
 from understudy.protocol.neighbourhood import Neighbourhood
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline import BlockStage
-from understudy.protocol.records import AnyRecord, ManifestRecord, ProgressRecord, SpareRecord
+from understudy.protocol.records import AnyRecord, ManifestRecord, ProgressRecord, SpareRecord, StageRecord
 from understudy.protocol.recovery import Plan
 
 
@@ -89,7 +90,7 @@ class Tenancy:
         state.membership.observe(state.my_seat(), is_direct=True)
         self.host = Driver(state) if claim.stage == DRIVER_STAGE else BlockStage(state)
         self.donor = Donor(state, self.host.pipe.queue)
-        if claim.incarnation > 1:
+        if claim.incarnation > 1 or plan.step > 0:
             self._emit_origin("stage.recovered", claim, plan)
         elif state.manifest.initial.digests:
             self._emit_origin("stage.initialised", claim, plan)
@@ -121,6 +122,9 @@ class Tenancy:
             self.claimant.abandon(reason)
             return
         self._state.emit("peer.retired", reason=reason)
+        stage = self._state.stage
+        if self._state.membership.serving_peer(stage) == self._state.me:
+            self._state.membership.give_up(stage)
         self._state.tenure, self._state.is_recognised = None, False
         self.host = self.donor = None
         self._state.act(ReleaseStage())
@@ -135,6 +139,36 @@ class Tenancy:
         self._neighbourhood.announce()
         self._neighbourhood.store_tenure()
         self.lose(reason)
+
+    def recall(self, record: StageRecord) -> None:
+        """A record of ours from before this process began: we remember nothing of that tenure, so it is over.
+
+        Others must know at once; and we: the stage was owned, and fresh weights are none of its.
+        """
+        state = self._state
+        state.membership.raise_incarnation(record.stage, record.incarnation)
+        if record.state in ("left", "withdrawn"):
+            return
+        self._store(msgspec.structs.replace(record, state="withdrawn"))
+        self._neighbourhood.tell(Announce(record.stage, record.incarnation, "withdrawn", record.step))
+
+    def yield_if_outpaced(self) -> None:
+        """The others went on without us, beyond what we can catch up with: rebuilt from them, our stage is theirs."""
+        if self.host is None or not self._is_outpaced(self.host):
+            return
+        state = self._state
+        tenure, step = state.tenure, state.committed
+        assert tenure is not None
+        void = StageRecord(state.me, tenure.stage, tenure.incarnation, "withdrawn", step)
+        self._store(void)
+        self._neighbourhood.tell(Announce(tenure.stage, tenure.incarnation, "withdrawn", step))
+        self.lose(f"the others are beyond step {self.host.step}, where S{tenure.stage} was left behind")
+
+    def _is_outpaced(self, host: BlockStage | Driver) -> bool:
+        """Block stages say where the run is: they hold what a stage can be rebuilt from."""
+        state = self._state
+        others = [stage for stage in range(1, state.manifest.stage_count) if stage != state.stage]
+        return state.membership.furthest_step(others) > host.step
 
     def refresh(self) -> None:
         """Store again what must not expire, say again what was not acknowledged."""
@@ -173,7 +207,7 @@ class Tenancy:
         total = self._state.manifest.step.total_steps
         if isinstance(self.host, BlockStage):
             self.host.on_neighbour_step(total)
-            if self.host.step > total or (is_doubtful and self._has_company):
+            if self.host.step > total or (is_doubtful and self._has_company and self.host.step == total):
                 return
         self.leave("done")
 
@@ -206,6 +240,18 @@ class Tenancy:
     def _has_company(self) -> bool:
         others = set(range(self._state.manifest.stage_count)) - {self._state.stage}
         return any(map(self._state.membership.is_present, others))
+
+    def take_over_end(self, end: ProgressRecord) -> None:
+        """A driver before us decided the last step, and perhaps nobody is left who heard of it but the DHT."""
+        if isinstance(self.host, Driver) and end.incarnation < self._state.incarnation:
+            self.host.on_neighbour_step(end.step)
+
+    def is_beaten_to(self, end: ProgressRecord) -> bool:
+        """Another driver decided the last step, and no word that may still be on its way will bring us there."""
+        if self.host is None:
+            return False
+        is_ours_to_decide = isinstance(self.host, Driver) and end.incarnation > self._state.incarnation
+        return self.host.step < end.step or (is_ours_to_decide and self.host.step == end.step)
 
     @property
     def is_alone(self) -> bool:

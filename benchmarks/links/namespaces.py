@@ -8,13 +8,15 @@ bridge its downlink. All packets of a link share one queue, as at a home router.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
@@ -39,6 +41,7 @@ would only keep a heartbeat waiting behind tensors."""
 CONGESTION_CONTROL = "cubic"
 """What Linux uses unless it is told otherwise, whatever this machine does."""
 CONGESTION_FILE = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+ALLOWED_CONGESTION_SETTING = "tcp_allowed_congestion_control"
 CLONE_NEWNET = 0x40000000
 COMMAND_TIMEOUT_S = 10.0
 
@@ -52,6 +55,16 @@ class Machine:
 
     name: str
     address: str
+
+    @property
+    def bridge(self) -> str:
+        """The namespace of the bridge that its link leads to."""
+        return f"{self.name.rpartition('-')[0]}-{BRIDGE}"
+
+    @property
+    def port(self) -> str:
+        """The end of its link at the bridge."""
+        return f"port{self.name.rpartition('-')[2]}"
 
     @property
     def place(self) -> Place:
@@ -93,7 +106,9 @@ class Machine:
 
 
 @contextmanager
-def open_links(machines: int, rate_mbit: float | None) -> Iterator[list[Machine]]:
+def open_links(
+    machines: int, rate_mbit: float | None, congestion_control: str = CONGESTION_CONTROL
+) -> Iterator[list[Machine]]:
     """So many machines on links of this rate in each direction; None: as fast as the kernel copies.
 
     Removed again in the end, whatever happens. What a killed process left is removed at the next start. Raises
@@ -109,10 +124,30 @@ def open_links(machines: int, rate_mbit: float | None) -> Iterator[list[Machine]
         found = []
         for number in range(1, machines + 1):
             machine = Machine(_add_namespace(stack, f"{stem}{number}"), f"10.77.0.{number}")
-            _join(machine, bridge, f"port{number}", rate_mbit)
-            machine.call(_choose_congestion_control)
+            _join(machine, bridge, rate_mbit)
+            machine.call(partial(_choose_congestion_control, congestion_control))
             found.append(machine)
         yield found
+
+
+ISLAND = "island"
+"""The bridge of those who are cut off from the others, but not from each other."""
+
+
+@contextmanager
+def parted(machines: Sequence[Machine]) -> Iterator[None]:
+    """Cut these machines off from all others, without a word to anybody: what is sent is lost, nothing is refused."""
+    bridge = machines[0].bridge
+    _ip("-n", bridge, "link", "add", ISLAND, "type", "bridge")
+    _ip("-n", bridge, "link", "set", ISLAND, "up")
+    try:
+        for machine in machines:
+            _ip("-n", bridge, "link", "set", machine.port, "master", ISLAND)
+        yield
+    finally:
+        for machine in machines:
+            _ip("-n", bridge, "link", "set", machine.port, "master", BRIDGE)
+        _ip("-n", bridge, "link", "delete", ISLAND)
 
 
 def check_here() -> None:
@@ -138,8 +173,9 @@ def is_stale(name: str) -> bool:
     return name.startswith(PREFIX) and process.isdigit() and not Path("/proc", process).exists()
 
 
-def _join(machine: Machine, bridge: str, port: str, rate_mbit: float | None) -> None:
+def _join(machine: Machine, bridge: str, rate_mbit: float | None) -> None:
     """Lay the link between a machine and the bridge."""
+    port = machine.port
     _ip("link", "add", INTERFACE, "netns", machine.name, "type", "veth", "peer", "name", port, "netns", bridge)
     _ip("-n", bridge, "link", "set", port, "master", BRIDGE, "up")
     _ip("-n", machine.name, "address", "add", f"{machine.address}/24", "dev", INTERFACE)
@@ -151,12 +187,21 @@ def _join(machine: Machine, bridge: str, port: str, rate_mbit: float | None) -> 
             _call("tc", "-n", namespace, "qdisc", "add", "dev", end, "root", *shape(rate_mbit))
 
 
-def _choose_congestion_control() -> None:
+def _choose_congestion_control(name: str) -> None:
     """For the network namespace of the calling thread."""
     try:
-        CONGESTION_FILE.write_text(CONGESTION_CONTROL)
+        CONGESTION_FILE.write_text(name, encoding="ascii")
     except OSError as error:
-        raise SettingsError(f"TCP has no {CONGESTION_CONTROL} here: modprobe tcp_{CONGESTION_CONTROL}") from error
+        raise SettingsError(f"TCP cannot use {name} here: {_cure(name, error)}") from error
+
+
+def _cure(name: str, error: OSError) -> str:
+    """What the kernel means by its answer to the name of a congestion control."""
+    if error.errno == errno.ENOENT:
+        return f"this kernel does not have it (modprobe tcp_{name})"
+    if error.errno == errno.EPERM:
+        return f"this kernel keeps it from namespaces (add it to net.ipv4.{ALLOWED_CONGESTION_SETTING} with sysctl)"
+    return f"{CONGESTION_FILE} cannot be written ({error.strerror}), which takes root outside of a container"
 
 
 def _add_namespace(stack: ExitStack, name: str) -> str:

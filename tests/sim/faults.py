@@ -34,6 +34,15 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """SIGKILL, and ``seconds`` later the same command with the same identity: what supervisors do."""
+
+    when: Trigger
+    seconds: float
+    victim: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """SIGSTOP, and SIGCONT ``seconds`` later: the process itself never knows."""
 
@@ -70,7 +79,7 @@ class Split:
     spares: int = 0
 
 
-Fault = Kill | Pause | Partition | CutLink | Split
+Fault = Kill | Restart | Pause | Partition | CutLink | Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +131,18 @@ def harsh_faults(rng: random.Random, stages: int, steps: int, count: int) -> lis
             group = tuple(sorted(rng.sample(range(stages), rng.randint(1, stages - 1))))
             faults.append(Split(fault.when, rng.choice([0.5, 2.5, 4.5, 8.0, 20.0]), group))
     return faults
+
+
+def brief_fault(rng: random.Random, stages: int, steps: int) -> Fault:
+    """One interruption of about the time after which a silent peer counts as dead."""
+    stage, seconds = rng.randrange(stages), rng.uniform(3.5, 6.0)
+    when = Trigger(stage, rng.randint(1, steps), rng.choice(["forward", "backward", "apply"]), rng.uniform(0.0, 0.3))
+    other = rng.choice([number for number in range(stages) if number != stage])
+    return rng.choice([Pause(when, seconds), Partition(when, seconds), CutLink(when, seconds, other)])
+
+
+def one_split(rng: random.Random, stages: int, steps: int) -> Split:
+    """The swarm falls into two, each side with spares of its own, and comes together again."""
+    group = tuple(sorted(rng.sample(range(stages), rng.randint(1, stages - 1))))
+    when = Trigger(rng.randrange(stages), rng.randint(2, steps // 4), "forward", rng.uniform(0.0, 0.3))
+    return Split(when, rng.choice([6.0, 10.0, 20.0, 40.0]), group, spares=rng.randint(0, 3))

@@ -76,6 +76,12 @@ class Judge:
         is judged then is only that one swarm comes out of it, and that it comes to the end."""
         self._serving: dict[tuple[int, int], tuple[PeerId, float]] = {}
         """Who served each (stage, incarnation), since when."""
+        self._tenures: dict[int, set[tuple[PeerId, int]]] = {}
+        """All (peer, incarnation) that ever served a stage, also where two sides of a split served one incarnation."""
+        self._explained: set[tuple[PeerId, int, int]] = set()
+        """Tenures of which an event said what the stage was built from."""
+        self._without_text: set[tuple[PeerId, int]] = set()
+        """Drivers that said they cannot read their text, by incarnation."""
         self._views: dict[PeerId, list[int]] = {}
         self._checked: set[AnyMessage | AnyRecord] = set()
         self._committed: dict[int, int] = {}
@@ -94,6 +100,10 @@ class Judge:
 
     def who_served(self, stage: int, incarnation: int) -> PeerId | None:
         return self._serving.get((stage, incarnation), (None, 0.0))[0]
+
+    def forget(self, peer: PeerId) -> None:
+        """A process that starts again remembers nothing."""
+        self._views.pop(peer, None)
 
     # --- what nodes do ---
 
@@ -165,16 +175,34 @@ class Judge:
         match line.name:
             case "peer.serving":
                 self._check_serving(line)
+            case "text.failed" if line.fields.get("stage") == DRIVER_STAGE:
+                self._without_text.add((line.observer, line.fields["incarnation"]))
+            case "peer.retired":
+                self._check_retired(line)
             case "step.committed":
                 self._check_committed(line.fields)
             case "stage.recovered" | "stage.initialised":
+                self._explained.add((line.observer, line.fields["stage"], line.fields["incarnation"]))
                 self._check_recovered(line.fields, node)
 
     def _check_serving(self, line: LogLine) -> None:
         tenure = (line.fields["stage"], line.fields["incarnation"])
+        if self.last_committed and (line.observer, *tenure) not in self._explained:
+            raise Violation(
+                f"{line.observer} serves S{tenure[0]}/{tenure[1]} of a trained swarm, and nobody says from what"
+            )
+        self._tenures.setdefault(tenure[0], set()).add((line.observer, tenure[1]))
         holder, _ = self._serving.setdefault(tenure, (line.observer, line.time))
         if holder != line.observer and not self.is_split:
             raise Violation(f"{line.observer} and {holder} both serve S{tenure[0]}/{tenure[1]}")
+
+    def _check_retired(self, line: LogLine) -> None:
+        """A living owner gives its stage up only for a tenure that serves, not for a claim; or S0 without its text."""
+        stage, own = line.fields["stage"], (line.observer, line.fields["incarnation"])
+        if stage == DRIVER_STAGE and own in self._without_text:
+            return
+        if not self._tenures.get(stage, set()) - {own}:
+            raise Violation(f"{line.observer} gave up S{stage}/{own[1]}, which nobody else ever served: {line.fields}")
 
     def _check_committed(self, fields: Mapping[str, Any]) -> None:
         """One driver commits step after step; its successor begins at a step that it knows to be due."""
@@ -207,7 +235,7 @@ class Judge:
             raise Violation(f"{method} from {len(donors)} donors")
         if not donors:
             return
-        if any(abs(donor.step - fields["step"]) > 1 for donor in donors):
+        if any(donor.step != fields["step"] for donor in donors):
             raise Violation(f"donors of other steps than {fields['step']}: {donors}")
         if DRIVER_STAGE in (hosting.stage, *fields["donors"]):
             raise Violation(f"S0 has another shape than the block stages: {fields}")
@@ -243,11 +271,11 @@ class Judge:
         if sorted(set(committed)) != list(range(1, total + 1)):
             raise Violation(f"committed {committed}, not 1..{total}")
         for stage in range(self._manifest.stage_count):
-            last = max(incarnation for owned, incarnation in self._serving if owned == stage)
-            node = nodes[self._serving[stage, last][0]]
-            ended_at = ended_step(node, stage, last)
-            if node.is_alive and ended_at != total and not self.is_split:
-                raise Violation(f"S{stage}/{last} ended at step {ended_at}, not {total}")
+            served = [(nodes[peer], incarnation) for peer, incarnation in self._tenures[stage]]
+            if not any(ended_step(node, stage, number) == total for node, number in served if node.is_alive):
+                last, number = max(served, key=lambda tenure: tenure[1])
+                if last.is_alive and not self.is_split:
+                    raise Violation(f"S{stage}/{number} ended at step {ended_step(last, stage, number)}, not {total}")
 
 
 def ended_step(node: SimNode, stage: int, incarnation: int) -> int | None:

@@ -97,6 +97,10 @@ class SimNode:
         self.paused_until = 0.0
         self.busy_until = 0.0
         self.timer_serial = 0
+        self.is_split = False
+        """The swarm was split. A stage that the heal joins to the other side may be a step behind it: its first two
+        steps lack what its predecessor there had counted.
+        """
         self.hosting: Hosting | None = None
         self.snapshots: dict[str, Snapshot] = {}
         self.holds: dict[int, Snapshot] = {}
@@ -220,8 +224,8 @@ class SimNode:
             raise Violation(f"S0 counted {sorted(own)} in the embedding but {sorted(head)} in the head")
         if len(own) != job.counted:
             raise Violation(f"S{hosting.stage} counted {len(own)} but divides step {job.step} by {job.counted}")
-        is_first = not hosting.applied
-        if own != set(range(self.microbatches)) and not (is_first and hosting.incarnation > 1):
+        is_joining = hosting.incarnation > 1 and len(hosting.applied) < 1 + self.is_split
+        if own != set(range(self.microbatches)) and not is_joining:
             raise Violation(f"S{hosting.stage}/{hosting.incarnation} applied step {job.step} with {sorted(own)} only")
         hosting.applied.append(job.step)
         if job.counted == 0:

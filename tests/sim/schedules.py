@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from tests.sim.faults import CALM, Fault, Weather, harsh_faults, random_faults
+from tests.sim.faults import CALM, Fault, Restart, Trigger, Weather, brief_fault, harsh_faults, one_split, random_faults
 from tests.sim.simulation import S, Simulation, build, replace_settings, small_manifest
 from understudy.protocol.manifest import RunManifest
 
@@ -73,3 +73,35 @@ def harsh_schedule(seed: int, method: str) -> Schedule:
     count = rng.randint(0, 5)
     faults = harsh_faults(rng, manifest.stage_count, manifest.step.total_steps, count)
     return Schedule(seed, manifest, tuple(faults), count + 1, rng.choice(HARSH_WEATHERS))
+
+
+def brief_schedule(seed: int, method: str) -> Schedule:
+    """One pause, partition or cut link of about the time after which a peer counts as dead."""
+    rng = random.Random(seed)
+    stages = rng.randint(3, 6)
+    manifest = small_manifest(stages=stages, steps=40, microbatches=rng.choice([2, 4]), method=method)
+    return Schedule(seed, manifest, (brief_fault(rng, stages, 10),), rng.randint(1, 3), rng.choice(WEATHERS[:3]))
+
+
+def split_schedule(seed: int, method: str) -> Schedule:
+    """One split of a swarm with spares on both sides, and many steps behind it."""
+    rng = random.Random(seed)
+    stages = rng.randint(3, 6)
+    manifest = small_manifest(stages=stages, steps=60, microbatches=rng.choice([2, 4]), method=method)
+    return Schedule(seed, manifest, (one_split(rng, stages, 60),), rng.randint(1, 5), rng.choice(WEATHERS[:3]))
+
+
+def restart_schedule(seed: int, method: str) -> Schedule:
+    """Owners that are killed and start again under their own identity, with and without a spare that waits."""
+    rng = random.Random(seed)
+    stages = rng.randint(3, 6)
+    manifest = small_manifest(stages=stages, steps=20, microbatches=rng.choice([2, 4]), method=method)
+    faults = tuple(
+        Restart(
+            Trigger(stage := rng.randrange(stages), rng.randint(1, 15), rng.choice(["forward", "backward", "apply"])),
+            rng.choice([0.0, 0.3, 3.0, 8.0, 25.0]),
+            stage,
+        )
+        for _ in range(rng.randint(1, 3))
+    )
+    return Schedule(seed, manifest, faults, rng.randint(0, 1), rng.choice(WEATHERS))

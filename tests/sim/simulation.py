@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, TypeVar
 
-from tests.sim.faults import CALM, STRAGGLE_S, CutLink, Fault, Kill, Moment, Partition, Pause, Split, Weather
+from tests.sim.faults import CALM, STRAGGLE_S, CutLink, Fault, Kill, Moment, Partition, Pause, Restart, Split, Weather
 from tests.sim.judgement import Judge, LogLine
 from tests.sim.node import SimNode, Violation
 from understudy.protocol.core import Core
@@ -380,6 +380,9 @@ class Simulation:
         match fault:
             case Kill(is_silent=is_silent):
                 self.kill(victim, is_silent)
+            case Restart(seconds=seconds):
+                self.kill(victim)
+                self.at(self.now + seconds, lambda: self.restart(victim))
             case Pause(seconds=seconds):
                 victim.paused_until = self.now + seconds
                 self._remark(victim, "(paused)", seconds=seconds)
@@ -398,6 +401,8 @@ class Simulation:
     def _part(self, group: frozenset[PeerId], seconds: float) -> None:
         self._splits.append(ActiveSplit(group, self.now, self.now + seconds))
         self.judge.is_split |= len(group) > 1 or self.manifest.stage_count == 2
+        for node in self.nodes.values():
+            node.is_split |= self.judge.is_split
         for peer in sorted(group):
             self._remark(self.nodes[peer], "(cut off)", seconds=seconds)
 
@@ -414,7 +419,19 @@ class Simulation:
         for source, target in sorted(self._talked):
             if target == victim.peer:
                 at = self.now + self.rng.uniform(*REFUSAL_S)
-                self.at(at, lambda source=source: self.feed(self.nodes[source], PeerUnreachable(victim.peer)))
+                self.at(at, lambda source=source: self._refuse(source, victim.peer))
+
+    def _refuse(self, source: PeerId, target: PeerId) -> None:
+        """A broken connection is dialled anew; only nobody there refuses it."""
+        if not self.nodes[target].is_alive:
+            self.feed(self.nodes[source], PeerUnreachable(target))
+
+    def restart(self, victim: SimNode) -> None:
+        """The same command again: the same identity, and nothing else of before."""
+        self.judge.forget(victim.peer)
+        self.add_node(victim.peer, at=self.now)
+        self.nodes[victim.peer].past = victim.past + [victim.hosting] * (victim.hosting is not None)
+        self._remark(victim, "(started again)")
 
     # --- judgement ---
 

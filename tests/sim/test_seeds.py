@@ -14,10 +14,11 @@ from tests.sim.schedules import Schedule, harsh_schedule, schedule
 from understudy.protocol.donating import Donor
 from understudy.protocol.driving import Driver
 from understudy.protocol.ids import Attempt
-from understudy.protocol.membership import Membership, Observation, Seat
+from understudy.protocol.membership import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline import BlockStage
 from understudy.protocol.recovery import weigh
+from understudy.protocol.seats import Observation, Seat
 from understudy.protocol.steps import DRIVER_ORDER, DriverLedger, DriverPhase, StageLedger
 from understudy.protocol.tenancy import Tenancy
 
@@ -122,7 +123,7 @@ def move_whatever_attempt(ledger: DriverLedger, index: int, attempt: Attempt, be
     return True
 
 
-def observe_everybody(view: Membership, known: Seat | None, seat: Seat) -> Observation:
+def observe_everybody(view: Membership, known: Seat | None, seat: Seat, *, is_direct: bool) -> Observation:
     view.seats[seat.stage] = seat
     return Observation.NEW_OWNER
 

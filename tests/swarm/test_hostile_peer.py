@@ -203,7 +203,7 @@ def absurd() -> Iterator[AnyMessage]:
         yield CommitAck(stage, 1, 2**52)
         yield Lost(stage, 1)
         yield Lost(stage, 2**52)
-        yield Fenced(stage, 2**52, nobody)
+        yield Fenced(stage, 2**52, nobody, 0)
         yield Claim(stage, 2**52, ())
         yield Claim(stage, 1, (0, 1, 2))
         yield Withdraw(stage, 1)

@@ -167,6 +167,14 @@ def test_every_module_says_what_it_is(name: str) -> None:
     assert ast.get_docstring(tree_of(name))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_text_files_are_not_in_whatever_encoding_this_machine_has(name: str) -> None:
+    for part in ast.walk(tree_of(name)):
+        if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute):
+            is_text = part.func.attr in {"read_text", "write_text"}
+            assert not is_text or "encoding" in {word.arg for word in part.keywords}, f"{name}:{part.lineno}"
+
+
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
 def test_tests_do_not_sleep_or_skip(path: Path) -> None:
     called = set(calls(str(path.relative_to(ROOT))))

@@ -1,21 +1,21 @@
-"""The benchmark of slow links: its bounds, its tables, and links that really are as slow as they should be."""
+"""The benchmark of slow links: its bounds, its tables, and what is said where links cannot be had."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
-import re
 import shutil
 import subprocess
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import pytest
 
+from benchmarks.links import namespaces
 from benchmarks.links.__main__ import NARROW, PAGE
 from benchmarks.links.bounds import activation_bytes, bytes_per_step, fill_hops, filled_bound_s, plain_bound_s
 from benchmarks.links.namespaces import (
     BURST_BYTES_MIN,
-    FOLDER,
     PREFIX,
     Machine,
     check_here,
@@ -23,7 +23,6 @@ from benchmarks.links.namespaces import (
     open_links,
     shape,
 )
-from benchmarks.links.raw import bytes_per_s
 from benchmarks.links.results import SWARM, UNSHAPED, LinkResult, Round, read_all, write
 from benchmarks.links.tables import bound_table, parts, step_table
 from benchmarks.origin import Origin
@@ -150,47 +149,37 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, missing: str, 
         check_here()
 
 
-def _why_not() -> str:
-    """Why links cannot be had here; empty if they can."""
-    try:
-        with open_links(1, 10.0):
-            return ""
-    except SettingsError as error:
-        return str(error)
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOENT, r"TCP cannot use cubic here: .* \(modprobe tcp_cubic\)"),
+        (errno.EPERM, r"keeps it from namespaces \(add it to net.ipv4.tcp_allowed_congestion_control with sysctl\)"),
+        (errno.EROFS, r"tcp_congestion_control cannot be written \(Read-only file system\)"),
+    ],
+)
+def test_a_kernel_that_does_not_let_us_use_its_congestion_control_is_named(
+    monkeypatch: pytest.MonkeyPatch, number: int, told: str
+) -> None:
+    class Refusing(PosixPath):
+        def write_text(self, *_: object, **__: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(namespaces, "CONGESTION_FILE", Refusing(namespaces.CONGESTION_FILE))
+    monkeypatch.setattr(namespaces, "check_here", lambda: None)
+    monkeypatch.setattr(namespaces, "_call", lambda *_: None)
+    monkeypatch.setattr(Machine, "enter", lambda _: None)
+    with pytest.raises(SettingsError, match=told), open_links(1, None):
+        pass
 
 
-def test_without_links_there_is_a_clear_word() -> None:
-    assert re.search("^$|need root|not found|not permitted", _why_not(), re.IGNORECASE)
+def test_a_command_of_the_kernel_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(words: tuple[str, ...], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(words, 1, "", "Operation not permitted\n")
 
-
-def test_a_link_is_no_faster_than_its_rate() -> None:
-    """How much slower it is depends on who else uses this machine; one that is not shaped is 50 times as fast.
-
-    Without root there is a clear word instead.
-    """
-    if _why_not():
-        return
-    with open_links(2, 80.0) as (sender, receiver):
-        found = bytes_per_s(sender, receiver, 1_000_000)
-    assert 0 < found < (1_000_000 + 2 * BURST_BYTES_MIN) / 1_000_000 * 10e6
-    assert not list(FOLDER.glob(f"{PREFIX}{os.getpid()}-*")), "nothing is left behind"
-
-
-def test_links_go_with_an_interrupt() -> None:
-    if _why_not():
-        return
-    with pytest.raises(KeyboardInterrupt), open_links(2, 80.0):
-        raise KeyboardInterrupt
-    assert not list(FOLDER.glob(f"{PREFIX}{os.getpid()}-*"))
-
-
-def test_what_a_killed_process_left_is_removed_by_the_next() -> None:
-    if _why_not():
-        return
-    name = f"{PREFIX}999999999-0-1"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    with open_links(1, 80.0):
-        assert not (FOLDER / name).exists()
+    monkeypatch.setattr(namespaces, "check_here", lambda: None)
+    monkeypatch.setattr(subprocess, "run", refuse)
+    with pytest.raises(SettingsError, match=r"'ip netns add .*' failed: Operation not permitted"), open_links(1, 10.0):
+        pass
 
 
 def test_children_of_a_local_swarm_run_in_their_places(tmp_path: Path) -> None:

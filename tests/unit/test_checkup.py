@@ -127,6 +127,17 @@ def test_disk(tmp_path: Path) -> None:
     assert (finding.verdict, finding.text) == ("bad", told)
 
 
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    told = f"{tmp_path}/pipe is not a file: choose another place with --identity"
+    assert check_disk({"--identity": tmp_path / "pipe"}).text == told
+    assert check_disk({"--events": tmp_path / "pipe"}).verdict == "ok"
+    for option in ("--identity", "--events"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        told = f"{tmp_path}/folder is not a file: choose another place with {option}"
+        assert check_disk({option: tmp_path / "folder"}).text == told
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "closed")
     (tmp_path / "closed").mkdir()

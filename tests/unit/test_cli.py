@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import re
 import signal
 import socket
@@ -239,6 +240,60 @@ def test_a_damaged_identity_is_refused_and_not_overwritten(command: str, complai
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
+# --- files that are none -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["node", "bootstrap"])
+def test_an_identity_is_not_waited_for(command: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    first = ["node", "--join", join_of()] if command == "node" else ["bootstrap", "tiny"]
+    complaint = "cannot read identity file .*/pipe: it is a pipe, not a file"
+    assert_refused([*first, *LISTEN, "--identity", str(tmp_path / "pipe")], complaint, USAGE)
+    complaint = "cannot read identity file /dev/null: it is a device, not a file"
+    assert_refused([*first, *LISTEN, "--identity", "/dev/null"], complaint, USAGE)
+
+
+@pytest.mark.parametrize("command", ["local", "bootstrap"])
+def test_a_run_toml_is_not_waited_for(command: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.toml")
+    complaint = "run.toml cannot be read: it is a pipe, not a file"
+    assert_refused([command, str(tmp_path / "run.toml")], complaint, USAGE)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00005.safetensors"])
+@pytest.mark.parametrize("command", ["local", "bootstrap"])
+def test_initial_weights_are_not_waited_for(command: str, name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    complaint = f"config.json cannot be read \\(its {name} is a pipe, not a file\\)"
+    assert_refused([command, "tiny", "--initial-weights", str(tmp_path)], complaint, USAGE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_node_that_waits_for_a_pipe_hears_signals(number: signal.Signals, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    brood, log = Brood(tmp_path), tmp_path / "node.log"
+    try:
+        process = brood.start([UNDERSTUDY, "node", "--join", f"@{tmp_path}/pipe"], log)
+        with (tmp_path / "pipe").open("wb"):  # this waits until the node has opened it
+            process.send_signal(number)
+            until(lambda: process.poll() is not None, "the end", 20.0)
+        assert (process.returncode, log.read_text(encoding="utf-8")) == (0, "")
+        brood.assert_gone()
+    finally:
+        brood.kill_all()
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_supervisor_may_close_the_standard_descriptors(join: str, closed: str, tmp_path: Path) -> None:
+    """This starts p2pd, reads the manifest, and ends because the run has no such stage."""
+    node = [UNDERSTUDY, "node", "--join", join, *LISTEN, "--identity", str(tmp_path / "key"), "--stage", "99"]
+    done = run_command("sh", "-c", f'exec "$@" {closed}', "sh", *node, "--quiet", folder=tmp_path)
+    assert done.returncode == USAGE, done.stderr
+    assert done.stdout == ""
+    if "2>&-" not in closed:
+        assert_one_line(done.stderr, "--stage 99: this run has the stages 0 to 4")
+
+
 # --- the network -------------------------------------------------------------------------------
 
 
@@ -440,7 +495,8 @@ def test_a_doctor_says_what_is_bad_and_fails(join: str, tmp_path: Path, monkeypa
     assert (found["port"], found["seed"], found["swarm"]) == ("bad", "ok", "bad")
     assert "daemon" not in found
     assert "nobody knows the run" in result.stdout
-    result = CliRunner().invoke(app, ["doctor", "--join", join_of(f"{taken}/p2p/{PEER}"), *LISTEN])
+    arguments = ["doctor", "--join", join_of(f"{taken}/p2p/{PEER}"), *LISTEN, "--identity", str(tmp_path / "key")]
+    result = CliRunner().invoke(app, arguments)
     assert (result.exit_code, verdicts(result.stdout)["seed"]) == (FAILED, "bad")
 
 

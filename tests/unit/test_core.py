@@ -229,11 +229,15 @@ def test_a_refused_claimant_gives_up_and_knows_better_next_time() -> None:
     assert [claim.incarnation for claim in said(Claim, node.wait(1.5))] == [8]
 
 
-def test_whoever_recognised_a_claim_is_told_that_it_is_withdrawn() -> None:
+def test_whoever_heard_of_a_claim_is_told_that_it_is_withdrawn() -> None:
+    """A witness whose grant comes late recognised it all the same."""
     node, _ = claimant()
     node.hear(peer(1), Grant(2, 2, 5, (donation(1),)))
     actions = node.hear(peer(3), Refusal(2, 2, 2, "superseded"))
-    assert [(send.peer, send.message) for send in of(Send, actions)] == [(peer(1), Withdraw(2, 2))]
+    assert [(send.peer, send.message) for send in of(Send, actions)] == [
+        (peer(1), Withdraw(2, 2)),
+        (peer(3), Withdraw(2, 2)),
+    ]
     assert names(actions) == ["claim.withdrawn"]
 
 
@@ -285,6 +289,7 @@ def test_a_witness_that_lives_but_never_answers_ends_the_claim() -> None:
 
 def test_who_is_no_witness_does_not_keep_a_recognised_claimant_waiting() -> None:
     node = owner()
+    node.hear(peer(1), Lost(4, 1))
     node.hear(OTHER, Announce(4, 2, "recovering", 0))
     assert [refusal.reason for refusal in said(Refusal, node.hear(OTHER, Claim(4, 2, (0, 2))))] == ["not a witness"]
 
@@ -405,6 +410,16 @@ def test_a_claim_on_s0_whose_text_fails_is_withdrawn() -> None:
     assert names(actions) == ["text.failed", "claim.withdrawn"]
 
 
+def test_the_witnesses_know_better_which_text_is_due() -> None:
+    node = spare()
+    node.read([StageRecord(peer(0), 0, 1, "left", 5), *served(1, 2, 3, 4)])
+    (claim,) = said(Claim, node.do(TextRead(6)))
+    node.hear(peer(1), Grant(0, claim.incarnation, 8, ()))
+    actions = node.hear(peer(4), Grant(0, claim.incarnation, 8, ()))
+    assert (of(ReadText, actions), jobs(InitialiseJob, actions)) == ([ReadText(9)], [])
+    assert len(jobs(InitialiseJob, node.do(TextRead(9)))) == 1
+
+
 def test_a_stage_that_was_never_owned_is_built_from_the_seed_when_nobody_objects() -> None:
     node = Node()
     node.do(Started(3))
@@ -457,7 +472,7 @@ def test_an_outdated_owner_is_fenced_and_makes_no_work() -> None:
     node = owner()
     node.hear(OTHER, Announce(1, 2, "serving", 5))
     actions = node.hear(peer(1), forward(), "tokens")
-    assert of(Send, actions) == [Send(peer(1), Fenced(1, 2, OTHER))]
+    assert of(Send, actions) == [Send(peer(1), Fenced(1, 2, OTHER, 5))]
     assert of(Run, actions) == []
 
 
@@ -489,7 +504,7 @@ def test_who_breaks_the_rules_loses_its_connection_and_nothing_else_happens(
 
 def test_a_fenced_owner_forgets_its_stage_and_becomes_a_spare() -> None:
     node = owner()
-    actions = node.hear(peer(1), Fenced(2, 3, OTHER))
+    actions = node.hear(peer(1), Fenced(2, 3, OTHER, 5))
     assert names(actions) == ["peer.retired"]
     assert of(ReleaseStage, actions)
     assert SpareRecord(ME, 1.0) in [store.record for store in of(Store, actions)]
@@ -498,7 +513,13 @@ def test_a_fenced_owner_forgets_its_stage_and_becomes_a_spare() -> None:
 
 @pytest.mark.parametrize(
     ("sender", "message"),
-    [(OTHER, Fenced(2, 3, OTHER)), (peer(1), Fenced(2, 1, OTHER)), (peer(1), Fenced(2, 2, ME)), (peer(1), Lost(2, 2))],
+    [
+        (OTHER, Fenced(2, 3, OTHER, 5)),
+        (peer(1), Fenced(2, 1, OTHER, 5)),
+        (peer(1), Fenced(2, 2, ME, 5)),
+        (peer(1), Fenced(2, 3, OTHER, 3)),
+        (peer(1), Lost(2, 2)),
+    ],
 )
 def test_an_owner_does_not_believe_everything(sender: PeerId, message: AnyMessage) -> None:
     node = owner()

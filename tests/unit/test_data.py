@@ -172,7 +172,7 @@ def test_files_and_folders_are_read_in_order_and_their_ends_held_out(tmp_path: P
     (folder / "z.txt").write_text("zzzZ")
     (folder / "deep" / "y.txt").write_text("yyyyyyYY")
     (folder / ".hidden").write_bytes(b"\xff")
-    (tmp_path / "one.txt").write_text("éé11")  # six bytes: a cut may fall anywhere
+    (tmp_path / "one.txt").write_text("éé11", encoding="utf-8")  # six bytes: a cut may fall anywhere
     corpus = open_corpus(text_settings(tmp_path / "one.txt", folder))
     assert corpus.train.tobytes() == "éé1".encode() + b"yyyyyyzzz"
     assert corpus.validation.tobytes() == b"1YYZ"

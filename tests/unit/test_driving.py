@@ -10,9 +10,10 @@ from understudy.protocol.driving import Driver
 from understudy.protocol.events import ApplyJob, BackwardJob, ForwardJob, JobDone, LossJob, Run, SnapshotJob
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
-from understudy.protocol.membership import Membership, Seat, Status
+from understudy.protocol.membership import Membership
 from understudy.protocol.messages import Backward, Forward
 from understudy.protocol.node_state import NodeState
+from understudy.protocol.seats import Seat, Status
 from understudy.protocol.window import Window
 
 ME = PeerId("me")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
+from understudy.node import join_file
 from understudy.node.addresses import JOIN_CHARS_MAX, JoinString
 from understudy.node.join_file import read_join, write_join
 from understudy.protocol.errors import NetworkError, SettingsError
@@ -57,3 +60,75 @@ def test_another_file_is_refused_at_once(tmp_path: Path, content: bytes) -> None
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read"):
         asyncio.run(read_join(f"@{tmp_path}", 30))
+
+
+# --- what is no file ---------------------------------------------------------------------------
+
+
+def written(descriptor: int, content: bytes) -> None:
+    os.write(descriptor, content)
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("content", [f"{JOIN}\n".encode(), str(JOIN).encode(), f"\n{JOIN}\nmore\n".encode()])
+def test_a_join_string_comes_through_a_pipe(content: bytes) -> None:
+    """As with ``@<(command)``."""
+    reading, writing = os.pipe()
+    written(writing, content)
+    try:
+        assert asyncio.run(read_join(f"@/dev/fd/{reading}", 0)) == JOIN
+    finally:
+        os.close(reading)
+
+
+def test_a_pipe_that_nobody_has_opened_yet_is_waited_for_a_while(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    async def race() -> JoinString:
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(read_join(f"@{tmp_path}/pipe", 0))
+            await asyncio.to_thread((tmp_path / "pipe").write_text, f"{JOIN}\n", "utf-8")
+        return reading.result()
+
+    assert asyncio.run(race()) == JOIN
+
+
+def test_a_pipe_that_nobody_writes_to_does_not_hold_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(join_file, "PIPE_PATIENCE_S", 0.3)
+    with pytest.raises(NetworkError, match=r"no join string came through .*/pipe in 0.3 s: see what should write it"):
+        asyncio.run(read_join(f"@{tmp_path}/pipe", 0))
+
+
+def test_a_pipe_that_ends_empty_is_said_so() -> None:
+    reading, writing = os.pipe()
+    os.close(writing)
+    try:
+        with pytest.raises(SettingsError, match=f"/dev/fd/{reading} ended without a join string"):
+            asyncio.run(read_join(f"@/dev/fd/{reading}", 0))
+    finally:
+        os.close(reading)
+    with pytest.raises(SettingsError, match="/dev/null ended without a join string"):
+        asyncio.run(read_join("@/dev/null", 0))
+
+
+def test_a_join_string_can_be_typed() -> None:
+    person, terminal = os.openpty()
+    try:
+        os.write(person, f"{JOIN}\n".encode())
+        assert asyncio.run(read_join(f"@{os.ttyname(terminal)}", 0)) == JOIN
+    finally:
+        os.close(person)
+        os.close(terminal)
+
+
+def test_what_never_ends_is_read_no_further_than_a_join_string_goes() -> None:
+    with pytest.raises(SettingsError, match="not a join string"):
+        asyncio.run(read_join("@/dev/zero", 0))
+
+
+def test_a_socket_is_refused(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        with pytest.raises(SettingsError, match=r"hold a join string \(it is a socket, not a file\)"):
+            asyncio.run(read_join(f"@{tmp_path}/socket", 0))

@@ -6,8 +6,10 @@ import pytest
 
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import TimingSettings
-from understudy.protocol.membership import Membership, Observation, Seat, Status
+from understudy.protocol.membership import Membership
 from understudy.protocol.messages import StageState
+from understudy.protocol.placement import STEPS_APART_MAX
+from understudy.protocol.seats import Observation, Seat, Status
 
 TIMING = TimingSettings()
 OLD, NEW = PeerId("old"), PeerId("new")
@@ -18,6 +20,15 @@ def seat(
     peer: PeerId = OLD, incarnation: int = 1, state: StageState = "serving", step: int = 0, now: float = 0.0
 ) -> Seat:
     return Seat(2, peer, incarnation, state, step, Status.ALIVE, now)
+
+
+def claimed_view(*claims: Seat) -> Membership:
+    """S2's owner was silent for too long, and somebody claimed its stage."""
+    view = view_of(seat())
+    view.mark_dead(2, 1, now=0.0)
+    for claim in claims or (seat(NEW, 2, "recovering"),):
+        view.observe(claim, is_direct=True)
+    return view
 
 
 def view_of(*seats: Seat, is_monitored: bool = True) -> Membership:
@@ -61,8 +72,67 @@ def test_a_higher_incarnation_takes_the_seat() -> None:
 @pytest.mark.parametrize("state", ["serving", "recovering", "left"])
 def test_a_lower_incarnation_changes_nothing(state: StageState, is_direct: bool) -> None:
     view = view_of(seat(NEW, 2))
-    assert view.observe(seat(OLD, 1, state, step=99), is_direct=is_direct) is Observation.OUTDATED
+    assert view.observe(seat(OLD, 1, state, step=STEPS_APART_MAX), is_direct=is_direct) is Observation.OUTDATED
     assert (view.seats[2].peer, view.seats[2].step) == (NEW, 0)
+
+
+@pytest.mark.parametrize("is_present", [True, False])
+def test_who_is_behind_does_not_displace_who_is_ahead(is_present: bool) -> None:
+    """After a split the higher incarnation may be the one that was left behind."""
+    view = view_of(seat(step=67))
+    if not is_present:
+        view.mark_dead(2, 1, now=1.0)
+    assert view.observe(seat(NEW, 2, step=14), is_direct=True) is Observation.OUTDATED
+    assert (view.seats[2].peer, view.known_incarnation(2)) == (OLD, 2)
+    behind = view_of(seat(NEW, 2, step=14))
+    assert behind.observe(seat(step=67), is_direct=True) is Observation.NEW_OWNER
+    assert (behind.serving_peer(2), behind.known_incarnation(2)) == (OLD, 2)
+
+
+@pytest.mark.parametrize("is_direct", [True, False])
+def test_a_claim_takes_no_seat_from_an_owner_that_is_there(is_direct: bool) -> None:
+    view = view_of(seat())
+    assert view.observe(seat(NEW, 2, "recovering"), is_direct=is_direct) is Observation.PREMATURE
+    assert (view.serving_peer(2), view.known_incarnation(2)) == (OLD, 2)
+    assert view.observe(seat(NEW, 2), is_direct=is_direct) is Observation.NEW_OWNER
+
+
+def test_an_owner_that_speaks_again_has_its_seat_back_from_a_claim() -> None:
+    view = claimed_view()
+    assert view.observe(seat(now=1.0), is_direct=False) is Observation.KNOWN, "a record outlives its author"
+    assert view.observe(seat(now=1.0), is_direct=True) is Observation.REVIVED
+    assert (view.serving_peer(2), view.known_incarnation(2)) == (OLD, 2)
+
+
+def test_whom_others_do_not_hear_loses_its_seat_to_a_claim() -> None:
+    view = claimed_view()
+    view.observe(Seat(3, ACCUSER, 1, "serving", 0, Status.ALIVE, 0.0), is_direct=True)
+    view.accuse(2, 1, ACCUSER, now=1.0)
+    assert view.observe(seat(now=1.5), is_direct=True) is Observation.KNOWN
+    assert view.seats[2].peer == NEW
+    assert view.absolve(2, 1, now=1.6), "an accusation that is taken back clears who waits behind the claim, too"
+    assert view.serving_peer(2) == OLD
+
+
+def test_once_it_serves_the_owner_of_before_is_outdated() -> None:
+    view = claimed_view()
+    view.observe(seat(NEW, 2), is_direct=True)
+    assert view.observe(seat(now=1.0), is_direct=True) is Observation.OUTDATED
+
+
+def test_a_void_tenure_is_over_and_no_other() -> None:
+    view = view_of(seat(NEW, 2))
+    assert view.observe(seat(OLD, 1, "withdrawn"), is_direct=False) is Observation.KNOWN
+    assert view.observe(seat(OLD, 3, "withdrawn"), is_direct=False) is Observation.KNOWN
+    assert (view.serving_peer(2), view.known_incarnation(2)) == (NEW, 3)
+    assert view.observe(seat(NEW, 2, "withdrawn"), is_direct=False) is Observation.OVER
+    assert not view.is_present(2)
+
+
+def test_a_void_claim_brings_the_owner_of_before_back() -> None:
+    view = claimed_view()
+    assert view.observe(seat(NEW, 2, "withdrawn"), is_direct=False) is Observation.WITHDRAWN
+    assert (view.seats[2].peer, view.seats[2].status) == (OLD, Status.DEAD)
 
 
 def test_even_a_dead_owner_is_not_replaced_by_an_older_one() -> None:
@@ -77,7 +147,7 @@ def test_who_serves_beats_who_recovers_under_one_incarnation() -> None:
 
 
 def test_a_claimant_becomes_the_owner() -> None:
-    view = view_of(seat(), seat(NEW, 2, "recovering"))
+    view = claimed_view()
     assert not view.is_serving(2)
     assert view.is_present(2)
     assert view.observe(seat(NEW, 2), is_direct=True) is Observation.SERVING
@@ -316,25 +386,26 @@ def test_nobody_is_absolved_for_another() -> None:
 
 @pytest.mark.parametrize("is_silent", [True, False])
 def test_a_claimant_that_dies_before_it_served_gives_the_seat_back(is_silent: bool) -> None:
-    view = view_of(seat(), seat(NEW, 2, "recovering"))
+    view = claimed_view()
     if is_silent:
         assert pass_time(view, 0.0, 5.0) == [Status.SUSPECT, Status.DEAD]
     else:
         assert view.mark_dead(2, 2, now=1.0) is not None
-    assert view.serving_peer(2) == OLD, "a withdrawal that got lost must not fence the owner"
+    assert view.seats[2].peer == OLD, "a withdrawal that got lost must not fence the owner"
     assert view.known_incarnation(2) == 2
-    assert view.observe(seat(now=5.0), is_direct=True) is Observation.KNOWN
+    assert view.observe(seat(now=5.0), is_direct=True) is Observation.REVIVED
 
 
 def test_an_owner_that_dies_gives_nothing_back() -> None:
-    view = view_of(seat(), seat(NEW, 2, "recovering"), seat(NEW, 2))
+    view = claimed_view()
+    view.observe(seat(NEW, 2), is_direct=True)
     view.mark_dead(2, 2, now=1.0)
     assert (view.seats[2].peer, view.is_present(2)) == (NEW, False)
 
 
 @pytest.mark.parametrize(("peer", "holds"), [(OLD, False), (NEW, True), (PeerId("nobody"), False)])
 def test_who_serves_or_recovers_holds_a_seat(peer: PeerId, holds: bool) -> None:
-    view = view_of(seat(), seat(NEW, 2, "recovering"))
+    view = claimed_view()
     assert view.holds_a_seat(peer) is holds
     view.mark_dead(2, 2, now=1.0)
     assert not view.holds_a_seat(NEW)
@@ -357,7 +428,7 @@ def test_a_withdrawn_incarnation_is_spent() -> None:
 
 
 def test_of_two_claims_withdrawn_the_owner_comes_back_all_the_same() -> None:
-    view = view_of(seat(), seat(NEW, 2, "recovering"), seat(PeerId("third"), 3, "recovering"))
+    view = claimed_view(seat(NEW, 2, "recovering"), seat(PeerId("third"), 3, "recovering"))
     assert view.withdraw(2, PeerId("third"), 3)
     assert view.seats[2].peer == OLD
 
@@ -370,7 +441,7 @@ def test_who_served_does_not_withdraw() -> None:
 
 @pytest.mark.parametrize(("peer", "incarnation"), [(OLD, 2), (NEW, 1), (NEW, 3)])
 def test_nobody_withdraws_for_another(peer: PeerId, incarnation: int) -> None:
-    view = view_of(seat(), seat(NEW, 2, "recovering"))
+    view = claimed_view()
     assert not view.withdraw(2, peer, incarnation)
     assert view.seats[2].peer == NEW
 

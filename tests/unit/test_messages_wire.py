@@ -52,7 +52,7 @@ ONE_OF_EACH: tuple[AnyMessage, ...] = (
     Announce(1, 2, "left", 3),
     Lost(1, 2),
     Alive(1, 2),
-    Fenced(1, 2, "peer"),
+    Fenced(1, 2, "peer", 7),
     Claim(2, 3, (1, 3)),
     Grant(2, 3, 4, (Donation("stage", 1, 4, 0.5, 100, "digest"),)),
     Refusal(2, 3, 4, "superseded"),
@@ -133,8 +133,8 @@ def test_data_messages_name_their_microbatch() -> None:
         Heartbeat(0, 1, "serving", -1),
         Heartbeat(0, 1, "serving", STEPS_MAX + 1),
         Heartbeat(0, 1, "serving", 1.5),  # type: ignore[arg-type]
-        Fenced(0, 1, ""),
-        Fenced(0, 1, "p" * 129),
+        Fenced(0, 1, "", 0),
+        Fenced(0, 1, "p" * 129, 0),
         Claim(1, 1, (0, 1, 2, 3, 4)),
         Refusal(1, 1, 1, "because"),  # type: ignore[arg-type]
         Grant(1, 1, 1, (Donation("stage", 1, 1, 1.0, -1, ""),)),
@@ -149,7 +149,7 @@ def test_data_messages_name_their_microbatch() -> None:
         FetchRefused("r" * 513),
         FetchRefused("\x1b[2J gone is your screen"),
         FetchRequest(1, 1, "d\n", 0),
-        Fenced(0, 1, "p\x07"),
+        Fenced(0, 1, "p\x07", 0),
         FetchHeader((TensorSpec("w\x9b", "float32", (1,), "0" * 64),), 4),
         FetchHeader((TensorSpec("", "float32", (1,), "0" * 64),), 4),
         FetchHeader((TensorSpec("w", "float32", (0,), "0" * 64),), 4),
@@ -270,7 +270,7 @@ def test_deep_and_boastful_nesting(opening: bytes) -> None:
 
 
 def test_a_text_that_is_not_utf8() -> None:
-    body = body_of(Fenced(0, 1, "peer")).replace(b"peer", b"\xff\xfe\xfd\xfc")
+    body = body_of(Fenced(0, 1, "peer", 0)).replace(b"peer", b"\xff\xfe\xfd\xfc")
     refuse(body)
 
 

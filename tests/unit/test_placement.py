@@ -12,6 +12,8 @@ from understudy.protocol.ids import PeerId
 from understudy.protocol.placement import (
     CLAIM_PATIENCE_S,
     FRONT_MAX,
+    STEPS_APART_MAX,
+    Standing,
     choose_hole,
     dead_stretch,
     is_in_front,
@@ -25,7 +27,13 @@ from understudy.protocol.placement import (
 from understudy.protocol.records import SpareRecord
 
 ME, OTHER, THIRD = PeerId("a"), PeerId("b"), PeerId("c")
-TENURES = st.tuples(st.integers(1, 3), st.sampled_from(["serving", "recovering", "left"]), st.sampled_from("abc"))
+TENURES = st.builds(
+    Standing,
+    st.integers(1, 3),
+    st.sampled_from(["serving", "recovering", "left"]),
+    st.sampled_from("abc").map(PeerId),
+    st.integers(7, 7 + STEPS_APART_MAX),
+)
 LIVING = st.sets(st.integers(0, 6))
 
 
@@ -34,13 +42,14 @@ LIVING = st.sets(st.integers(0, 6))
 
 def test_tenures_from_best_to_worst() -> None:
     order = [
-        (3, "recovering", OTHER),
-        (2, "serving", ME),
-        (2, "serving", OTHER),
-        (2, "recovering", ME),
-        (2, "recovering", OTHER),
-        (2, "left", ME),
-        (1, "serving", ME),
+        Standing(1, "serving", THIRD, 9),
+        Standing(3, "serving", OTHER, 7),
+        Standing(2, "serving", ME, 7),
+        Standing(2, "serving", OTHER, 8),
+        Standing(2, "recovering", ME, 0),
+        Standing(2, "recovering", OTHER, 0),
+        Standing(2, "left", ME, 7),
+        Standing(1, "serving", ME, 7),
     ]
     for better, worse in pairwise(order):
         assert supersedes(better, worse)
@@ -48,8 +57,9 @@ def test_tenures_from_best_to_worst() -> None:
 
 
 @given(TENURES, TENURES, TENURES)
-def test_winning_is_a_total_order(one: tuple, two: tuple, three: tuple) -> None:  # type: ignore[type-arg]
-    assert supersedes(one, two) + supersedes(two, one) == (one != two)
+def test_winning_is_a_total_order_of_the_tenures_of_one_swarm(one: Standing, two: Standing, three: Standing) -> None:
+    """Not of two sides of a split: there the side that got further wins, however often each recovered the stage."""
+    assert supersedes(one, two) + supersedes(two, one) == (one[:3] != two[:3])
     if supersedes(one, two) and supersedes(two, three):
         assert supersedes(one, three)
 
@@ -128,20 +138,26 @@ def test_holes_by_need() -> None:
 
 @pytest.mark.parametrize(("spare", "hole"), [(ME, 2), (OTHER, 3), (THIRD, None)])
 def test_the_kth_spare_takes_the_kth_hole(spare: PeerId, hole: int | None) -> None:
-    assert choose_hole(spare, [ME, OTHER, THIRD], [2, 3], waited_s=0.0) == hole
+    assert choose_hole(spare, [ME, OTHER, THIRD], [2, 3], {2: 0.0, 3: 0.0}) == hole
 
 
 @pytest.mark.parametrize(("patiences", "hole"), [(0.0, None), (0.99, None), (1.0, 3), (2.0, 2), (9.0, 2)])
 def test_patience_moves_a_spare_up(patiences: float, hole: int | None) -> None:
-    assert choose_hole(THIRD, [ME, OTHER, THIRD], [2, 3], patiences * CLAIM_PATIENCE_S) == hole
+    waited_s = patiences * CLAIM_PATIENCE_S
+    assert choose_hole(THIRD, [ME, OTHER, THIRD], [2, 3], {2: waited_s, 3: waited_s}) == hole
+
+
+def test_a_hole_that_nobody_can_fill_draws_no_spare_from_its_own() -> None:
+    assert choose_hole(OTHER, [ME, OTHER, THIRD], [0, 3], {0: 1000.0, 3: 0.0}) == 3
+    assert choose_hole(THIRD, [ME, OTHER, THIRD], [3], {3: 0.0}) is None, "each hole has a clock of its own"
 
 
 def test_who_is_no_spare_takes_nothing() -> None:
-    assert choose_hole(ME, [OTHER], [2, 3], waited_s=100.0) is None
+    assert choose_hole(ME, [OTHER], [2, 3], {2: 100.0, 3: 100.0}) is None
 
 
 def test_without_a_hole_there_is_nothing_to_take() -> None:
-    assert choose_hole(ME, [ME], [], waited_s=100.0) is None
+    assert choose_hole(ME, [ME], [], {}) is None
 
 
 def spares(count: int, capacity: float = 2.0, *, can_drive: bool = True) -> list[SpareRecord]:

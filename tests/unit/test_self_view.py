@@ -10,12 +10,13 @@ from understudy.protocol.events import RecordsRead
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.lookout import Lookout
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
-from understudy.protocol.membership import Membership, Seat, Status
+from understudy.protocol.membership import Membership
 from understudy.protocol.messages import Donation, StageState
 from understudy.protocol.neighbourhood import Neighbourhood
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.records import PROGRESS_KEY, ProgressRecord
 from understudy.protocol.recovery import NO_STAGE, Plan, Source
+from understudy.protocol.seats import Seat, Status
 from understudy.protocol.self_view import Hearing, SelfView, self_view
 
 ME = PeerId("me")

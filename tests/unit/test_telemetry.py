@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,34 @@ def test_a_file_that_cannot_be_written_is_named_at_the_start(tmp_path: Path) -> 
     for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "file" / "x.jsonl", "")):
         with pytest.raises(SettingsError, match=f"the event file {path} cannot be written: .*{reason}.*--events"):
             EventLog(path)
+
+
+def test_events_go_through_a_pipe_and_are_never_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    """As with ``--events >(command)``: what a slow reader has no room for is dropped aloud, in whole lines."""
+    reading, writing = os.pipe()
+    log = EventLog(Path(f"/dev/fd/{writing}"))
+    os.close(writing)
+    for number in range(100):
+        log.write("event", {"number": number, "reason": "x" * 5000})
+    assert "could not be written: Resource temporarily unavailable" in caplog.text
+    came = os.read(reading, 1 << 20)
+    log.write("event", {"number": 100})
+    log.close()
+    with open(reading, "rb") as file:
+        lines = [msgspec.json.decode(line) for line in (came + file.read()).splitlines()]
+    numbers = [line["number"] for line in lines]
+    assert numbers == [*range(len(numbers) - 1), 100]
+    assert 1 < len(numbers) < 100
+
+
+def test_events_are_refused_what_takes_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingsError, match=r"pipe cannot be written: nobody reads it: start its reader first; choose"):
+        EventLog(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        with pytest.raises(SettingsError, match="socket cannot be written: it is a socket, not a file; choose another"):
+            EventLog(tmp_path / "socket")
 
 
 @pytest.mark.parametrize(

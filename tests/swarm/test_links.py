@@ -1,0 +1,48 @@
+"""The benchmark's links in this kernel: as slow as they should be, and gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from benchmarks.links.namespaces import BURST_BYTES_MIN, FOLDER, PREFIX, open_links
+from benchmarks.links.raw import bytes_per_s
+from understudy.protocol.errors import SettingsError
+
+BUILT_IN = "reno"
+"""The one congestion control that every Linux kernel has, and lets everybody use."""
+
+
+@pytest.fixture(autouse=True)
+def _links_here() -> None:
+    """They take root, iproute2 and a kernel that shapes. Without them these tests are skipped, but not in CI."""
+    try:
+        with open_links(1, 10.0, BUILT_IN):
+            return
+    except SettingsError as error:
+        if os.environ.get("CI", "").lower() in ("1", "true"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+def test_a_link_is_no_faster_than_its_rate() -> None:
+    """How much slower it is depends on who else uses this machine; one that is not shaped is 50 times as fast."""
+    with open_links(2, 80.0, BUILT_IN) as (sender, receiver):
+        found = bytes_per_s(sender, receiver, 1_000_000)
+    assert 0 < found < (1_000_000 + 2 * BURST_BYTES_MIN) / 1_000_000 * 10e6
+    assert not list(FOLDER.glob(f"{PREFIX}{os.getpid()}-*")), "nothing is left behind"
+
+
+def test_links_go_with_an_interrupt() -> None:
+    with pytest.raises(KeyboardInterrupt), open_links(2, 80.0, BUILT_IN):
+        raise KeyboardInterrupt
+    assert not list(FOLDER.glob(f"{PREFIX}{os.getpid()}-*"))
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next() -> None:
+    name = f"{PREFIX}999999999-0-1"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    with open_links(1, 80.0, BUILT_IN):
+        assert not (FOLDER / name).exists()

@@ -1,0 +1,113 @@
+"""A swarm that falls into two and comes together again: real nodes in network namespaces, joined by bridges."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from benchmarks.links.namespaces import Machine, check_here, open_links, parted
+from tests.swarm.processes import Brood
+from tests.swarm.test_local import Event, of
+from understudy.bootstrap.local import EventTail
+from understudy.protocol.errors import SettingsError
+
+COMMAND = (sys.executable, "-P", "-m")
+START_TIMEOUT_S = 120.0
+HEAL_LIMIT_S = 5.0
+"""Within this time after the two sides see each other again, the swarm commits."""
+MAJORITY = {"S0": "0", "S1": "1", "S2": "2", "spare-a": "auto", "spare-b": "auto"}
+MINORITY = {"S3": "3", "S4": "4", "spare-c": "auto"}
+
+
+@pytest.fixture
+def machines() -> Iterator[list[Machine]]:
+    """One for the seed and one for each node. Without namespaces the test is skipped, but not in CI."""
+    try:
+        check_here()
+    except SettingsError as error:
+        (pytest.fail if os.environ.get("CI", "").lower() in ("1", "true") else pytest.skip)(str(error))
+    with open_links(1 + len(MAJORITY) + len(MINORITY), None) as found:
+        yield found
+
+
+class Islands:
+    """A run whose nodes live on two sides."""
+
+    def __init__(self, brood: Brood, machines: list[Machine]) -> None:
+        self.brood, self.folder = brood, brood.folder / "run"
+        (self.folder / "nodes").mkdir(parents=True)
+        self.tail = EventTail(self.folder / "nodes")
+        seed, *others = machines
+        self.minority = others[len(MAJORITY) :]
+        run = ["tiny", "--dir", str(self.folder), "--identity", str(self.folder / "key"), "--steps", "100000"]
+        self._start(seed, "seed", "understudy.bootstrap", run)
+        join = self.folder / "join.txt"
+        brood.until(join.exists, "the join string", START_TIMEOUT_S)
+        for (name, stage), machine in zip({**MAJORITY, **MINORITY}.items(), others, strict=True):
+            files = self.folder / "nodes" / name
+            arguments = ["--join", f"@{join}", "--stage", stage, "--threads", "1", "--device", "cpu"]
+            arguments += ["--identity", f"{files}.key", "--events", f"{files}.jsonl", "--wait", "60"]
+            self._start(machine, name, "understudy.node", arguments)
+
+    def _start(self, machine: Machine, name: str, module: str, arguments: list[str]) -> None:
+        host = ["--host-maddr", f"/ip4/{machine.address}/tcp/0"]
+        command = [*machine.place.prefix, *COMMAND, module, *arguments, *host]
+        self.brood.start(command, self.folder / f"{name}.log")
+
+    def events(self) -> list[Event]:
+        self.tail.read()
+        return self.tail.events
+
+    def commits_after(self, moment: float) -> list[Event]:
+        return [event for event in of(self.events(), "step.committed") if event["time"] > moment]
+
+    def until_commits(self, count: int, moment: float, timeout_s: float) -> None:
+        self.brood.until(lambda: len(self.commits_after(moment)) >= count, f"{count} commits", timeout_s)
+
+
+def split_and_heal(islands: Islands, seconds: float) -> float:
+    """Cut the minority off for a while, and measure how long after the heal the next commits came, in seconds.
+
+    The heal is over when the swarm commits again and no owner of the other side is left beside it.
+    """
+    islands.until_commits(10, 0.0, START_TIMEOUT_S)
+    with ExitStack() as cut:
+        cut.enter_context(parted(islands.minority))
+        parted_at = time.time()
+        islands.brood.until(lambda: time.time() > parted_at + seconds, "the end of the split", seconds + 5.0)
+    healed_at = time.time()
+    islands.until_commits(3, healed_at, 60.0)
+    return islands.commits_after(healed_at)[0]["time"] - healed_at
+
+
+def longest_pause(events: list[Event], since: float) -> float:
+    """The longest time between two commits after a moment."""
+    times = [since, *(event["time"] for event in of(events, "step.committed") if event["time"] > since)]
+    return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
+
+
+def test_after_a_split_the_swarm_commits_within_seconds(brood: Brood, machines: list[Machine]) -> None:
+    """S3, S4 and a spare apart from S0, S1, S2 and two spares: both sides rebuild what they lack, then they meet."""
+    islands = Islands(brood, machines)
+    split_and_heal(islands, 20.0)
+    healed_at = time.time()
+    islands.until_commits(40, healed_at, 60.0)
+    assert longest_pause(islands.events(), healed_at) < HEAL_LIMIT_S
+    _assert_one_swarm(islands)
+    brood.kill_all()
+    brood.sweep()
+
+
+def _assert_one_swarm(islands: Islands) -> None:
+    """Whoever serves last served each stage alone, and nothing was blended from weights of two steps."""
+    for event in of(islands.events(), "stage.recovered"):
+        assert event["method"] != "seed", event
+    tracebacks = [path.name for path in Path(islands.folder).glob("*.log") if "Traceback" in path.read_text("utf-8")]
+    assert tracebacks == []
