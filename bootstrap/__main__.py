@@ -15,7 +15,7 @@ from understudy.node.__main__ import main as run_command
 from understudy.node.addresses import JoinString
 from understudy.node.descriptors import open_standard_descriptors
 from understudy.node.generate_command import generate
-from understudy.node.process import EXIT_DONE, StopSwitch
+from understudy.node.process import EXIT_DONE, StopSwitch, run_guarded
 from understudy.protocol.manifest import PRESETS, PROTOCOL_VERSION
 
 app = typer.Typer(
@@ -195,7 +195,7 @@ app.command()(generate)
 def main() -> None:
     """The console script."""
     open_standard_descriptors()
-    app()
+    run_guarded(app)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from understudy.protocol.ids import DRIVER_STAGE
+
 EventLine = Mapping[str, Any]
 
 
@@ -70,6 +72,8 @@ class Board:
     losses: list[Loss] = field(default_factory=list)
     left: set[str] = field(default_factory=set)
     news: str = ""
+    text_failure: str = ""
+    """Why nobody drives: the last word of who could not read the run's text."""
 
     def __post_init__(self) -> None:
         self.rows = {stage: StageRow() for stage in range(self.stage_count)}
@@ -129,6 +133,8 @@ class Board:
                 self._claimed(event)
             case "stage.recovered":
                 self._recovered(event)
+            case "text.failed":
+                self._text_failed(event)
             case "swarm.waiting":
                 self.waiting_for = list(event["stages"])
             case "swarm.complete":
@@ -138,6 +144,15 @@ class Board:
         row = self.rows[event["stage"]]
         if event["incarnation"] >= row.incarnation:
             self.rows[event["stage"]] = StageRow(event["peer"], event["incarnation"], "serving", event["step"])
+            self.text_failure = "" if event["stage"] == DRIVER_STAGE else self.text_failure
+
+    def _text_failed(self, event: EventLine) -> None:
+        """Who drives gives S0 up with it; of a spare it matters while nobody drives."""
+        row = self.rows[DRIVER_STAGE]
+        if event.get("stage") == DRIVER_STAGE and event["incarnation"] == row.incarnation:
+            row.state = "given up"
+        if row.state != "serving":
+            self.text_failure = event["reason"]
 
     def _committed(self, event: EventLine) -> None:
         self.commits.setdefault(event["step"], event)

@@ -17,6 +17,7 @@ from understudy.bootstrap.faults import check_faults, demo_fault, parse_faults
 from understudy.bootstrap.found import MANIFEST_FILE, load_manifest
 from understudy.bootstrap.local import LocalPlan, LocalSwarm
 from understudy.bootstrap.view import live_view, progress_line, summary
+from understudy.node.export_place import find_place
 from understudy.node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import RunManifest
@@ -92,8 +93,11 @@ def _check_machine(arguments: LocalArguments, manifest: RunManifest) -> None:
 
 def _check_export(wanted: Path | None) -> None:
     """Refuse now what the exporter would refuse later. Raises `SettingsError`."""
-    if wanted is not None and wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
-        raise SettingsError(f"--export {wanted}: it is there already and not empty; choose another folder")
+    if wanted is not None:
+        try:
+            find_place(wanted)
+        except SettingsError as error:
+            raise SettingsError(f"--export: {error}") from error
 
 
 def _make_folder(wanted: Path | None) -> Path:

@@ -47,7 +47,9 @@ def _footer(board: Board) -> list[Text | ProgressBar]:
         line,
         ProgressBar(total=max(1, board.total_steps), completed=board.step, width=60),
     ]
-    if board.waiting_for and board.commits:
+    if board.text_failure:
+        footer.append(Text(f"S0 waits for somebody who can read the text: {board.text_failure}", style="bold yellow"))
+    elif board.waiting_for and board.commits:
         stages = ", ".join(f"S{stage}" for stage in board.waiting_for)
         footer.append(Text(f"the swarm waits for an owner of {stages}", style="bold yellow"))
     elif board.news:
@@ -67,7 +69,9 @@ def progress_line(board: Board) -> str:
         return f"starting: {serving} of {board.stage_count} stages are served"
     speed = last["tokens"] / last["seconds"] if last["seconds"] else 0.0
     line = f"step {board.step}/{board.total_steps}  loss {_loss_text(last['loss'])}  {speed:,.0f} tokens/s"
-    if board.waiting_for:
+    if board.text_failure:
+        line += f"  S0 waits for somebody who can read the text: {board.text_failure}"
+    elif board.waiting_for:
         line += "  waiting for an owner of " + ", ".join(f"S{stage}" for stage in board.waiting_for)
     return line
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from understudy.node.addresses import JoinString, parse_multiaddr, told_to_others
 from understudy.node.descriptors import open_standard_descriptors
 from understudy.node.join_file import read_join
-from understudy.node.process import EXIT_DONE, Main, StopSwitch, on_hangup, supervise
+from understudy.node.process import EXIT_DONE, Main, StopSwitch, on_hangup, run_guarded, supervise
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.ids import DRIVER_STAGE
 
@@ -184,7 +184,7 @@ def main(command: Callable[..., None] = node) -> None:
     open_standard_descriptors()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
-    app()
+    run_guarded(app)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,9 @@ class TrainingData(Protocol):
     def microbatch(self, step: int, index: int) -> TokensAndLabels:
         """Tokens and labels, both int64 of (microbatch_size, context_length): a pure function. Raises `TextError`."""
 
+    def prepare(self, step: int) -> None:
+        """Read the text of a step and of the next, as far as it is not read yet. Raises `TextError`."""
+
     def validation(self, index: int) -> TokensAndLabels:
         """Held-out tokens and labels, shaped as by `microbatch`. Raises `SettingsError` if too little is held out."""
 
@@ -140,6 +143,9 @@ class Batches:
         return windows(
             self._corpus.train, self._context, [int.from_bytes(draw, "little") % offset_count for draw in draws]
         )
+
+    def prepare(self, step: int) -> None:
+        """All of it is in memory."""
 
     def validation(self, index: int) -> TokensAndLabels:
         """Held-out tokens and labels, shaped as by `microbatch`: consecutive windows, over and over, whatever the seed.

@@ -43,6 +43,8 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
 
     console = Console(stderr=True)
     with ExportFolder.reserved(arguments.folder, arguments.join.digest) as folder:
+        if folder.is_whole:
+            return told_of_success(folder.target)
         config = SwarmConfig(
             host_maddrs=arguments.host_maddrs,
             announce_maddrs=arguments.announce_maddrs,
@@ -64,6 +66,13 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
     if whole is None:
         console.print(told_of_interruption(has_shards=has_shards), highlight=False, soft_wrap=True)
         return EXIT_FAILED
+    return told_of_success(whole)
+
+
+def told_of_success(whole: Path) -> int:
+    """Say where the model is."""
+    from rich.console import Console
+
     Console().print(f"The model is in {whole}", highlight=False, markup=False, soft_wrap=True)
     return EXIT_DONE
 

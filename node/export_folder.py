@@ -1,7 +1,7 @@
 """An export on the disk: shards that arrive one by one, and a folder that is whole or not there.
 
-Everything is written to DIR.partial/step-N and moved to DIR at the end, in one rename. What is there
-after an interruption is checked against its digests before it counts.
+Everything is written to a folder of parts (export_place.py), to step-N in it, and moved to DIR at the end. What is
+there after an interruption is checked against its digests before it counts.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 
 import msgspec
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
+from understudy.node.export_place import MOVING, STEP_FOLDERS, Place, find_place, sync, sync_folder
 from understudy.node.hugging_face import write_small_files
-from understudy.node.model import blank_stage
-from understudy.node.weights import WeightsSnapshot, described
+from understudy.node.shards import read_stage, shard_name, stage_names
+from understudy.node.weights import WeightsSnapshot
 from understudy.protocol.errors import SettingsError, StorageError
-from understudy.protocol.manifest import ModelSettings, RunManifest
+from understudy.protocol.manifest import RunManifest
 
 EXPORT_FILE = "export.json"
 IDENTITY_FILE = "identity.key"
@@ -54,21 +54,14 @@ class ExportRecord(msgspec.Struct, frozen=True):
     stages: dict[str, Origin]
 
 
-def shard_name(stage: int, stage_count: int) -> str:
-    return f"model-{stage + 1:05d}-of-{stage_count:05d}.safetensors"
-
-
-def stage_names(settings: ModelSettings, stage: int) -> list[str]:
-    """The stage's tensors in the order that its digest is of."""
-    return [name for name, _ in blank_stage(settings, stage).named_parameters()]
-
-
 class ExportFolder:
-    """DIR, and DIR.partial until it is whole. Made by `reserved`."""
+    """DIR, and its parts until it is whole. Made by `reserved`."""
 
-    def __init__(self, target: Path, manifest_digest: str) -> None:
-        self.target = target
-        self.partial = target.with_name(f"{target.name}.partial")
+    def __init__(self, place: Place, manifest_digest: str) -> None:
+        self._place = place
+        self.target, self.partial = place.target, place.partial
+        self.is_whole = False
+        """Nothing is left to fetch: an earlier export was interrupted when it had all."""
         self._manifest_digest = manifest_digest
         self._origins: dict[int, dict[str, Origin]] = {}
         """By step and stage. A stage of an older step may still be on its way to the disk when another is begun."""
@@ -77,9 +70,8 @@ class ExportFolder:
     @contextmanager
     def reserved(cls, target: Path, manifest_digest: str) -> Iterator[ExportFolder]:
         """Reserve DIR for us. Raises `SettingsError` if it cannot be what a person wants."""
-        folder = cls(Path(os.path.abspath(target)), manifest_digest)
+        folder = cls(find_place(target), manifest_digest)
         try:
-            folder._check_target()
             folder.partial.mkdir(parents=True, exist_ok=True)
             folder._check_partial()
             # A file and not the folder itself: over NFS only what is open for writing can be locked.
@@ -88,6 +80,7 @@ class ExportFolder:
             raise SettingsError(f"{target} cannot be written ({error.strerror}): choose another folder") from error
         try:
             folder._lock(lock)
+            folder._complete()
             try:
                 yield folder
             finally:
@@ -95,9 +88,15 @@ class ExportFolder:
         finally:
             os.close(lock)
 
-    def _check_target(self) -> None:
-        if self.target.exists() and (not self.target.is_dir() or any(self.target.iterdir())):
-            raise SettingsError(f"{self.target} is there already and not empty: choose another folder, or remove it")
+    def _complete(self) -> None:
+        """Go on where an earlier export was interrupted while its files moved to their place."""
+        if not self._place.is_moving:
+            return
+        try:
+            self._place.move_up()
+        except OSError as error:
+            raise SettingsError(f"{self.target} cannot be completed: {error}") from error
+        self.is_whole = True
 
     def _lock(self, descriptor: int) -> None:
         try:
@@ -113,19 +112,20 @@ class ExportFolder:
             raise SettingsError(
                 f"{self.partial} holds other files than an export's: remove it, or choose another folder"
             )
-        records = [record for path in self.partial.glob(f"step-*/{EXPORT_FILE}") if (record := read_record(path))]
+        paths = [*self.partial.glob(f"{STEP_FOLDERS}/{EXPORT_FILE}"), self.target / EXPORT_FILE]
+        records = [record for path in paths if (record := read_record(path))]
         if any(record.manifest_digest != self._manifest_digest for record in records):
             raise SettingsError(f"{self.partial} is of another run: remove it, or choose another folder")
 
     def _tidy(self) -> None:
         """Leave nothing behind that is of no use."""
-        if self.partial.is_dir() and not self.has_shards:
+        if self.partial.is_dir() and not self.has_shards and not self._place.is_moving:
             shutil.rmtree(self.partial, ignore_errors=True)
 
     @property
     def has_shards(self) -> bool:
         """Whether the same command has something to go on with."""
-        return any(self.partial.glob("step-*/*.safetensors"))
+        return any(self.partial.glob(f"{STEP_FOLDERS}/*.safetensors"))
 
     @property
     def identity_path(self) -> Path:
@@ -136,7 +136,7 @@ class ExportFolder:
 
     def resume(self, manifest: RunManifest) -> tuple[int, Mapping[int, str]] | None:
         """The step of an interrupted export and the digests of its whole stages. Forgets what is not whole."""
-        for path in sorted(self.partial.glob(f"step-*/{EXPORT_FILE}")):
+        for path in sorted(self.partial.glob(f"{STEP_FOLDERS}/{EXPORT_FILE}")):
             record = read_record(path)
             there = {} if record is None else _whole_stages(path.parent, record, manifest)
             if record is not None and there:
@@ -152,7 +152,7 @@ class ExportFolder:
     def begin(self, step: int, payload_bytes: int) -> None:
         """Forget other steps, make room for this one. Raises `StorageError`."""
         try:
-            for old in self.partial.glob("step-*"):
+            for old in self.partial.glob(STEP_FOLDERS):
                 shutil.rmtree(old, ignore_errors=True)
             self._origins = {step: {}}
             self._step_folder(step).mkdir(exist_ok=True)
@@ -174,7 +174,7 @@ class ExportFolder:
         try:
             save_file(dict(zip(names, weights.tensors, strict=True)), aside, metadata={"format": "pt"})
             aside.chmod(SHARD_MODE)
-            _sync(aside)
+            sync(aside)
             aside.replace(path)
             self._origins.setdefault(step, {})[str(stage)] = origin
             self._write_record(manifest, step)
@@ -189,7 +189,7 @@ class ExportFolder:
         path = self._step_folder(step) / EXPORT_FILE
         aside = path.with_suffix(".new")
         aside.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
-        _sync(aside)
+        sync(aside)
         aside.replace(path)
 
     def finish(self, manifest: RunManifest, step: int) -> Path:
@@ -204,9 +204,9 @@ class ExportFolder:
         try:
             write_small_files(whole, manifest, step, files)
             for path in whole.iterdir():
-                _sync(path)
-            whole.rename(self.target)
-            shutil.rmtree(self.partial)
+                sync(path)
+            sync_folder(whole)
+            self._place.reveal(whole)
         except OSError as error:
             raise _storage_error(self.partial, error) from error
         return self.target
@@ -214,33 +214,10 @@ class ExportFolder:
 
 def _is_ours(path: Path) -> bool:
     """Whether an export wrote this entry of a partial folder: a file of its own, or a step with nothing but files."""
-    if path.name in (IDENTITY_FILE, LOCK_FILE):
+    if path.name in (IDENTITY_FILE, LOCK_FILE, MOVING):
         return True
     is_step = _STEP_FOLDER.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
     return is_step and all(entry.is_file() and not entry.is_symlink() for entry in path.iterdir())
-
-
-def read_stage(folder: Path, settings: ModelSettings, stage: int, stage_count: int) -> WeightsSnapshot:
-    """A stage of a folder whose shards are cut as the run's stages. Raises `StorageError`."""
-    path = folder / shard_name(stage, stage_count)
-    return ordered_stage(load_shard(path), settings, stage, path)
-
-
-def load_shard(path: Path) -> dict[str, Tensor]:
-    """The tensors of a shard. Raises `StorageError`."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
-
-
-def ordered_stage(tensors: Mapping[str, Tensor], settings: ModelSettings, stage: int, source: Path) -> WeightsSnapshot:
-    """The stage's tensors in their order, with their digests. Raises `StorageError` if one is missing."""
-    names = stage_names(settings, stage)
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise StorageError(f"{source} lacks {missing[0]}: it is damaged, or of another model")
-    return described({name: tensors[name] for name in names})
 
 
 def _whole_stages(folder: Path, record: ExportRecord, manifest: RunManifest) -> dict[int, Origin]:
@@ -266,13 +243,7 @@ def read_record(path: Path) -> ExportRecord | None:
         return None
 
 
-def _sync(path: Path) -> None:
-    """What the name says is on the disk before it is relied on."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def _storage_error(where: Path, error: OSError | SafetensorError) -> StorageError:
-    is_full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
-    reason = "the disk is full" if is_full else str(error)
-    return StorageError(f"the export cannot be written to {where}: {reason}; make room and run the same command again")
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
+    what_to_do = "the disk is full; make room" if is_full else f"{error}; mend that"
+    return StorageError(f"the export cannot be written to {where}: {what_to_do} and run the same command again")

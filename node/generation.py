@@ -10,26 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from understudy.node.export_folder import load_shard, ordered_stage
-from understudy.node.hugging_face import INDEX_FILE, read_config
+from understudy.node.hugging_face import read_config
 from understudy.node.model import BlockStage, EdgeStage
-from understudy.node.tokens import TOKENIZER_FILE
+from understudy.node.shards import load_tensors, ordered_stage
+from understudy.node.tokens import TOKENIZER_FILE, encode_plain, parse_tokenizer
 from understudy.node.weights import check_specs
-from understudy.protocol.errors import SettingsError, StorageError
+from understudy.protocol.errors import SettingsError, WeightsError
 
 HALF_CHARACTER = "\ufffd"
 """What a decoder puts where the bytes of a character are not complete yet."""
-
-
-class ShardIndex(msgspec.Struct, frozen=True):
-    """model.safetensors.index.json."""
-
-    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +40,9 @@ class ExportedModel:
 
     def __init__(self, folder: Path) -> None:
         """Raises `SettingsError`, `StorageError` or `WeightsError`, each saying what is wrong with the folder."""
-        self.settings = read_config(folder).model_settings()
+        config = read_config(folder)
+        self.settings = config.model_settings()
+        self._end_of_text = config.end_of_text
         with torch.device("meta"):
             self._edge = EdgeStage(self.settings)
             self._blocks = [BlockStage(self.settings, stage) for stage in range(1, self.settings.block_stages + 1)]
@@ -74,7 +69,7 @@ class ExportedModel:
     def write(self, prompt: str, wish: Wish) -> Iterator[str]:
         """The continuation, piece by piece. The same wish gives the same text, on the same machine."""
         generator = torch.Generator().manual_seed(wish.seed)
-        tokens = self._tokenizer.encode(prompt).ids or self._tokenizer.encode("\n").ids
+        tokens = self.tokens_of(prompt)
         written = len(self._decode(tokens))
         for _ in range(wish.tokens):
             window = torch.tensor([tokens[-self.settings.context_length :]])
@@ -87,6 +82,11 @@ class ExportedModel:
                 written = len(text)
         yield self._decode(tokens)[written:]
 
+    def tokens_of(self, prompt: str) -> list[int]:
+        """At least one: a text without a prompt follows the end of another, or of a line."""
+        beginning = [self._end_of_text] if self._end_of_text is not None else encode_plain(self._tokenizer, "\n")
+        return encode_plain(self._tokenizer, prompt) or beginning or [0]
+
     def _decode(self, tokens: list[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
         return text
@@ -96,7 +96,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """The export's tokenizer. Raises `SettingsError`."""
     path = folder / TOKENIZER_FILE
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer: Tokenizer = parse_tokenizer(path.read_bytes())
+        return tokenizer
     except Exception as error:
         raise SettingsError(f"{path} is not a tokenizer: copy the one of the run there ({error})") from error
 
@@ -107,22 +108,14 @@ def use_threads(count: int) -> None:
 
 
 def choose(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
-    """One of the tokens, at random by their probabilities at this temperature."""
+    """One of the tokens, at random by their probabilities at this temperature, however low or high.
+
+    Raises `WeightsError` if there are none. The likeliest token counts as 0 and all others as less, so that nothing
+    overflows but to minus infinity.
+    """
+    if not logits.isfinite().all():
+        raise WeightsError("the model computes numbers that are not finite: its weights are damaged")
     if temperature == 0:
         return int(logits.argmax())
-    return int(torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator))
-
-
-def load_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of an export, by name. Raises `SettingsError` and `StorageError`."""
-    path = folder / INDEX_FILE
-    try:
-        index = msgspec.json.decode(path.read_bytes(), type=ShardIndex)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read: is {folder} an export that was finished? ({error})") from error
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(index.weight_map.values())):
-        if Path(name).name != name:
-            raise StorageError(f"{path} names {name}, which lies outside of the folder")
-        tensors |= load_shard(folder / name)
-    return tensors
+    below = logits.double() - logits.double().max()
+    return int(torch.multinomial((below / temperature).softmax(dim=-1), 1, generator=generator))

@@ -18,14 +18,26 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from understudy.node.plain_files import require_plain_entries
+from understudy.node.shards import INDEX_FILE
 from understudy.node.tokens import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, save_tokenizer
 from understudy.protocol.errors import SettingsError, TextError
 from understudy.protocol.manifest import ModelSettings, RunManifest
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE, INDEX_FILE, CARD_FILE = "config.json", "model.safetensors.index.json", "README.md"
+CONFIG_FILE, GENERATION_FILE, CARD_FILE = "config.json", "generation_config.json", "README.md"
 BYTE_VALUES = 256
+
+
+ROPE_THETA_IF_UNSAID = 10000.0
+"""As in transformers."""
+
+
+class RopeParameters(msgspec.Struct, frozen=True):
+    """Where transformers from 5 on keeps what it knows of rotary positions."""
+
+    rope_theta: float | None = None
+    rope_type: str = "default"
 
 
 class LlamaConfig(msgspec.Struct, frozen=True):
@@ -39,9 +51,27 @@ class LlamaConfig(msgspec.Struct, frozen=True):
     num_hidden_layers: int
     max_position_embeddings: int
     rms_norm_eps: float
-    rope_theta: float
     num_key_value_heads: int
+    rope_theta: float | None = None
+    """transformers up to 4 writes it here, from 5 on into ``rope_parameters``."""
+    rope_parameters: RopeParameters | None = None
+    rope_scaling: dict[str, Any] | None = None
     tie_word_embeddings: bool = False
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    eos_token_id: int | list[int] | None = None
+
+    @property
+    def _theta(self) -> float:
+        told = self.rope_parameters.rope_theta if self.rope_parameters is not None else None
+        return next((theta for theta in (told, self.rope_theta) if theta is not None), ROPE_THETA_IF_UNSAID)
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The token that ends a text, if there is one."""
+        ends = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        return next((end for end in ends if end is not None and 0 <= end < self.vocab_size), None)
 
     def model_settings(self, block_stages: int | None = None) -> ModelSettings:
         """The model, cut into that many block stages, or one for each layer. Raises `SettingsError`."""
@@ -54,20 +84,25 @@ class LlamaConfig(msgspec.Struct, frozen=True):
             "block_stages": stages,
             "layers_per_stage": self.num_hidden_layers // stages,
             "context_length": self.max_position_embeddings,
-            "rope_theta": self.rope_theta,
+            "rope_theta": self._theta,
             "norm_epsilon": self.rms_norm_eps,
         }
         if self.model_type != "llama" or self.num_key_value_heads != self.num_attention_heads:
             raise SettingsError("it is not a LLaMA with as many key-value heads as heads")
         if self.tie_word_embeddings:
             raise SettingsError("its embedding and head share their weights, ours do not")
+        if self.hidden_act != "silu" or self.attention_bias or self.mlp_bias:
+            raise SettingsError("it has biases, or another activation than silu: ours has not")
+        is_scaled = self.rope_parameters is not None and self.rope_parameters.rope_type != "default"
+        if is_scaled or self.rope_scaling:
+            raise SettingsError("its rotary positions are scaled, ours are not")
         try:
             return msgspec.convert(table, ModelSettings)
         except msgspec.ValidationError as error:
             raise SettingsError(f"its configuration does not fit: {error}") from error
 
 
-def config(settings: ModelSettings) -> dict[str, Any]:
+def config(settings: ModelSettings, end_of_text: int | None = None) -> dict[str, Any]:
     """config.json of a LlamaForCausalLM. ``rope_theta`` twice: transformers 5 reads the second place."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -89,7 +124,7 @@ def config(settings: ModelSettings) -> dict[str, Any]:
         "mlp_bias": False,
         "tie_word_embeddings": False,
         "bos_token_id": None,
-        "eos_token_id": None,
+        "eos_token_id": end_of_text,
         "pad_token_id": None,
         "dtype": "float32",
         "use_cache": True,
@@ -191,14 +226,17 @@ Without transformers: `understudy generate DIR --prompt "def "`. A run that goes
 """
 
 
-def write_tokenizer(folder: Path, manifest: RunManifest) -> None:
-    """The run's tokenizer. Raises `SettingsError` or `TextError` if it cannot be had on this machine."""
+def write_tokenizer(folder: Path, manifest: RunManifest) -> int | None:
+    """The run's tokenizer. The token that ends a text, if it has one.
+
+    Raises `SettingsError` or `TextError` if it cannot be had on this machine.
+    """
     if manifest.data.source == "huggingface":
-        save_tokenizer(manifest.data, folder)
-        return
+        return save_tokenizer(manifest.data, folder)
     (folder / TOKENIZER_FILE).write_text(tokenizer().to_str(pretty=True), encoding="utf-8")
     about = json.dumps(tokenizer_config(manifest.model), indent=2)
     (folder / TOKENIZER_CONFIG_FILE).write_text(f"{about}\n", encoding="utf-8")
+    return None
 
 
 def write_small_files(folder: Path, manifest: RunManifest, step: int, files: Mapping[str, str]) -> None:
@@ -208,14 +246,16 @@ def write_small_files(folder: Path, manifest: RunManifest, step: int, files: Map
     """
     model = manifest.model
     total_bytes = sum(model.stage_bytes(stage) for stage in range(manifest.stage_count))
+    end_of_text = None
+    try:
+        end_of_text = write_tokenizer(folder, manifest)
+    except (SettingsError, TextError) as error:
+        logger.warning("the export has no tokenizer: %s", error)
     tables = {
-        CONFIG_FILE: config(model),
+        CONFIG_FILE: config(model, end_of_text),
+        GENERATION_FILE: {"eos_token_id": end_of_text},
         INDEX_FILE: index(files, total_bytes),
     }
     for name, table in tables.items():
         (folder / name).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    try:
-        write_tokenizer(folder, manifest)
-    except (SettingsError, TextError) as error:
-        logger.warning("the export has no tokenizer: %s", error)
     (folder / CARD_FILE).write_text(card(manifest, step), encoding="utf-8")

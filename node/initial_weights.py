@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-from understudy.node.export_folder import EXPORT_FILE, ordered_stage, read_record
-from understudy.node.generation import load_tensors
+from understudy.node.export_folder import EXPORT_FILE, read_record
 from understudy.node.hugging_face import read_config
 from understudy.node.model import blank_stage
+from understudy.node.shards import load_tensors, ordered_stage
 from understudy.node.weights import WeightsSnapshot, check_specs, require_finite
 from understudy.protocol.errors import SettingsError, StorageError, WeightsError
 from understudy.protocol.ids import PeerId

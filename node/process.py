@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 
-from understudy.protocol.errors import LocalProtocolError, SettingsError, UnderstudyError
+from understudy.node.standard_output import Outlet
+from understudy.protocol.errors import LocalProtocolError, SettingsError, StorageError, UnderstudyError
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +99,18 @@ async def supervise(main: Main, *, stops_with_stdin: bool = False) -> int:
             return EXIT_DONE
         except (UnderstudyError, BaseExceptionGroup) as error:
             return _report(error)
+
+
+def run_guarded(command: Callable[[], None]) -> None:
+    """Run a command line as a program: an output that cannot be written is one line on stderr, and status 1."""
+    given = sys.stdout
+    if isinstance(given, io.TextIOWrapper):
+        sys.stdout = Outlet(given)
+    try:
+        command()
+        sys.stdout.flush()
+    except StorageError as error:
+        raise SystemExit(_report(error)) from error
 
 
 def _report(error: BaseException) -> int:

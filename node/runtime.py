@@ -17,6 +17,7 @@ from understudy.node.display import Display
 from understudy.node.links import LinkRules, Listener
 from understudy.node.metering import MeteredStreams, Tally
 from understudy.node.network import Network
+from understudy.node.read_ahead import off_the_loop
 from understudy.node.records import Records
 from understudy.node.stage import StageHost
 from understudy.node.swarm import Swarm
@@ -26,7 +27,7 @@ from understudy.node.transfer import Fetcher, WeightsServer, fetch_protocol
 from understudy.node.watching import Watch
 from understudy.node.worker import Worker
 from understudy.protocol.core import Core
-from understudy.protocol.errors import NetworkError, RemoteProtocolError, TrainingError, WeightsError
+from understudy.protocol.errors import NetworkError, RemoteProtocolError, TextError, TrainingError, WeightsError
 from understudy.protocol.events import (
     Action,
     BackwardJob,
@@ -44,6 +45,7 @@ from understudy.protocol.events import (
     MessageReceived,
     PeerUnreachable,
     Read,
+    ReadText,
     ReleaseHold,
     ReleaseSnapshot,
     ReleaseStage,
@@ -54,6 +56,7 @@ from understudy.protocol.events import (
     Stop,
     StopRequested,
     Store,
+    TextRead,
     TimerFired,
 )
 from understudy.protocol.ids import PeerId
@@ -86,7 +89,7 @@ class Node:
         self._events = EventLog(config.events_path)
         self._loop = asyncio.get_running_loop()
         self._host = StageHost(manifest, config.device)
-        self._worker = Worker(self._host, config.threads, self._job_finished, self._fail)
+        self._worker = Worker(self._host, config.threads, self._job_finished, self._job_failed)
         rules = LinkRules(self._run_id, manifest.digest(), activation_header(manifest))
         self._tally = Tally()
         streams = MeteredStreams(swarm, self._tally)
@@ -97,6 +100,7 @@ class Node:
         self._records = Records(swarm, self._run_id, self.feed)
         self._watch = Watch(self._core, self._tally, display, self._records.add) if display is not None else None
         self._fetches: dict[tuple[int, int], set[asyncio.Task[None]]] = {}
+        self._text_reading: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped: asyncio.Future[str] = self._loop.create_future()
@@ -160,6 +164,8 @@ class Node:
     def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._text_reading is not None:
+            self._text_reading.cancel()
         self._network.stop()
         for claim in list(self._fetches):
             self._cancel_fetches(claim)
@@ -200,6 +206,18 @@ class Node:
         self._tally.microbatches += isinstance(job, BackwardJob)
         self.feed(JobDone(job, result, seconds))
 
+    def _job_failed(self, error: BaseException) -> None:
+        """A text that cannot be read ends our driving; anything else ends the node."""
+        if isinstance(error, TextError):
+            self._note_text(self._core.state.committed + 1, str(error))
+        else:
+            self._fail(error)
+
+    def _note_text(self, step: int, failure: str | None) -> None:
+        if failure is not None and not self._stopped.done():
+            logger.warning("the run's text cannot be read here, S0 is left to others: %s", failure)
+        self.feed(TextRead(step, failure))
+
     def _fail(self, error: BaseException) -> None:
         """Nothing here can go on: end the node, with the reason."""
         if not self._stopped.done():
@@ -225,10 +243,13 @@ class Node:
                     self._failure = failure
                     self._stopped.set_result(reason)
             case _:
-                self._perform_on_peer(action)
+                self._perform_later(action)
 
-    def _perform_on_peer(self, action: Fetch | CancelFetches | CloseLinks) -> None:
+    def _perform_later(self, action: Fetch | ReadText | CancelFetches | CloseLinks) -> None:
+        assert self._tasks is not None
         match action:
+            case ReadText(step):
+                self._text_reading = self._tasks.create_task(self._read_text(step), name=f"text of step {step}")
             case Fetch():
                 self._begin_fetch(action)
             case CancelFetches(claim):
@@ -257,6 +278,9 @@ class Node:
     def _cancel_fetches(self, claim: tuple[int, int]) -> None:
         for task in self._fetches.get(claim, ()):
             task.cancel()
+
+    async def _read_text(self, step: int) -> None:
+        self._note_text(step, await off_the_loop(lambda: self._host.text.failure(step)))
 
     async def _fetch(self, fetch: Fetch) -> None:
         try:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from understudy.node.data import TrainingData, open_data
+from understudy.node.data import TrainingData
+from understudy.node.driving_data import DriverText
 from understudy.node.model import EMBEDDING_NAMES, HEAD_NAMES, BlockStage, EdgeStage, blank_stage, build_stage
 from understudy.node.optimizer import StageOptimizer
 from understudy.node.precision import arithmetic
-from understudy.node.read_ahead import ReadAhead
 from understudy.node.suspicion import Suspicion
 from understudy.node.tensors import from_wire, to_wire
 from understudy.node.weights import HeldCopy, WeightsSnapshot, adopt, blend, snapshot
@@ -72,8 +72,8 @@ class StageHost:
         self._device = torch.device(device)
         self._module: BlockStage | EdgeStage | None = None
         self._optimizer: StageOptimizer | None = None
+        self.text = DriverText(manifest)
         self._batches: TrainingData | None = None
-        self._reading = ReadAhead()
         self._saved: dict[Key, Saved] = {}
         self._suspicion: Suspicion | None = None
         """Since the last update was skipped."""
@@ -122,26 +122,23 @@ class StageHost:
 
     def release(self) -> None:
         """Forget the stage."""
-        self._module = self._optimizer = None
-        self.close()
-        self._batches, self._reading = None, ReadAhead()
+        self._module = self._optimizer = self._batches = None
+        self.text.release()
         self._holds.clear()
         self._saved.clear()
         self.held.clear()
 
     def close(self) -> None:
         """From any thread: let go of the text. A job that waits for it fails."""
-        if self._batches is not None:
-            self._batches.close()
-        self._reading.close()
+        self.text.close()
 
     # --- building ---
 
     def _install(self, module: BlockStage | EdgeStage, learning_rate_scale: float) -> None:
         self._saved.clear()
         self._suspicion = None
-        if isinstance(module, EdgeStage) and self._batches is None:
-            self._batches = open_data(self._manifest, self._reading)
+        if isinstance(module, EdgeStage):
+            self._batches = self.text.open()
         self._module = module.to(self._device)
         self._optimizer = StageOptimizer(
             list(self._module.parameters()),

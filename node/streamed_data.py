@@ -101,6 +101,12 @@ class StreamedBatches:
         numbers = range(index * self._rows, (index + 1) * self._rows)
         return windows(tokens, self._context, [(number * scale + draw) * span // (count * scale) for number in numbers])
 
+    def prepare(self, step: int) -> None:
+        """Read the text of a step and of the next. Raises `TextError` if reading fails."""
+        self._of_step(step)
+        if self._ahead is not None:
+            self._reading.result(self._ahead[1])
+
     def validation(self, index: int) -> TokensAndLabels:
         """Held-out tokens and labels, shaped as by `microbatch`: consecutive windows, over and over.
 
@@ -159,8 +165,9 @@ class StreamedBatches:
         measured = [text for text, characters in zip(first, before, strict=False) if characters < SAMPLE_CHARACTERS]
         token_count = len(tokens.encode(self._to_train(measured)))
         if not token_count:
+            flaw = f": {texts.first_flaw}" if texts.first_flaw else ""
             raise SettingsError(
-                f"data.dataset: no text to train on among the first {len(measured)} of {self._data.dataset}"
+                f"data.dataset: no text to train on among the first {len(measured)} of {self._data.dataset}{flaw}"
             )
         settings = msgspec.structs.replace(self._data, digest="")
         described = [msgspec.to_builtins(settings), tokens.digest, texts.order, first]

@@ -30,17 +30,8 @@ class Tokens:
 
     def __init__(self, settings: DataSettings, vocabulary_size: int) -> None:
         """Load it. Raises `SettingsError` with what to change, `TextError` if the hub is out of reach."""
-        tokenizers = _tokenizers()
         definition = _definition(settings)
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(definition.decode("utf-8"))
-        except Exception as error:
-            raise SettingsError(f"data.tokenizer: {settings.tokenizer} is not a {TOKENIZER_FILE}: {error}") from error
-        # A tokenizer made for another context would cut or fill our texts.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # A text that spells out a special token is text.
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer = _parsed(settings, definition)
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         if settings.end_of_text not in vocabulary:
             raise SettingsError(f"data.end_of_text: {settings.end_of_text!r} is not a token of {settings.tokenizer}")
@@ -56,26 +47,63 @@ class Tokens:
 
     def encode(self, texts: Sequence[str]) -> TokenIds:
         """The tokens of the texts, each followed by the end token; nothing else is added. Shape (tokens,)."""
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)  # as in `encode_plain`
         ends = np.array([self._end], np.int32)
         return np.concatenate(
             [part for each in encoded for part in (np.asarray(each.ids, np.int32), ends)] or [ends[:0]]
         )
 
 
-def save_tokenizer(settings: DataSettings, folder: Path) -> None:
+def parse_tokenizer(definition: bytes) -> Any:
+    """A tokenizer from its JSON, set so that it encodes nothing but the text, in training and in generating alike.
+
+    Raises `SettingsError` if the packages are missing, and whatever the library raises if it is no tokenizer.
+    """
+    made = _tokenizers().Tokenizer.from_str(definition.decode("utf-8"))
+    # A tokenizer made for another context would cut or fill our texts.
+    made.no_truncation()
+    made.no_padding()
+    # A text that spells out a special token is text.
+    made.encode_special_tokens = True
+    return made
+
+
+def encode_plain(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text without those that the tokenizer would put at its beginning and end: no model saw them."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def save_tokenizer(settings: DataSettings, folder: Path) -> int | None:
     """Write the run's tokenizer as transformers reads it: ``tokenizer.json`` and ``tokenizer_config.json``.
 
-    For data.source = "huggingface" only; ``folder`` must exist. Raises like `Tokens`, and `SettingsError` if the
-    folder cannot be written.
+    It is as it was, but for a post-processor that adds tokens to a text: in training it was not used. The number of
+    the token that ends a text, if it has one. For data.source = "huggingface" only; ``folder`` must exist. Raises
+    like `Tokens`, and `SettingsError` if the folder cannot be written.
     """
     definition = _definition(settings)
+    tokenizer = _parsed(settings, definition)
+    if tokenizer.num_special_tokens_to_add(is_pair=False):
+        table = json.loads(definition)
+        table["post_processor"] = None
+        definition = json.dumps(table, ensure_ascii=False).encode("utf-8")
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": settings.end_of_text}
     try:
         (folder / TOKENIZER_FILE).write_bytes(definition)
         (folder / TOKENIZER_CONFIG_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"{folder} cannot be written: {error.strerror}") from error
+    end: int | None = tokenizer.token_to_id(settings.end_of_text)
+    return end
+
+
+def _parsed(settings: DataSettings, definition: bytes) -> Any:
+    try:
+        return parse_tokenizer(definition)
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(f"data.tokenizer: {settings.tokenizer} is not a {TOKENIZER_FILE}: {error}") from error
 
 
 def _tokenizers() -> Any:

@@ -64,6 +64,8 @@ class Bulletin:
         """
         membership, stages = self._state.membership, range(self._state.manifest.stage_count)
         said = [r for r in records if r.for_stage in stages and membership.holds_a_seat(PeerId(r.peer))]
+        for record in said:
+            membership.note_step(PeerId(record.peer), record.stage, record.step)
         lost = {(record.for_stage, record.lost_incarnation) for record in said if not record.is_taken_back}
         for stage, incarnation in sorted(lost):
             if self._state.membership.mark_dead(stage, incarnation, self._state.now):

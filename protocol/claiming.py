@@ -114,7 +114,7 @@ class Claimant:
     def consider(self) -> None:
         """Claim a hole if one is ours to take."""
         choice = self.lookout.choose() if self.claim is None else None
-        if choice is not None:
+        if choice is not None and (choice[0] != DRIVER_STAGE or self._state.is_text_ready()):
             self._begin(*choice)
 
     def note_read(self, key: str) -> None:
@@ -335,8 +335,18 @@ class Claimant:
         assert claim is not None
         assert claim.plan is not None
         keys = [(source.peer, source.donation.digest) for source in claim.plan.sources]
-        if all(key in claim.payloads for key in keys):
+        if all(key in claim.payloads for key in keys) and self._has_text(claim.plan):
             self._build_from(claim.plan, tuple(claim.payloads[key] for key in keys))
+
+    def _has_text(self, plan: Plan) -> bool:
+        """Only the witnesses know which step is due; what we read of the stages before may be older."""
+        assert self.claim is not None
+        return self.claim.stage != DRIVER_STAGE or self._state.is_text_ready(plan.step)
+
+    def on_text_read(self) -> None:
+        """What a claim on S0 may have waited for."""
+        if self.claim is not None and self.claim.phase is ClaimPhase.FETCHING and self.claim.plan is not None:
+            self._build_if_gathered()
 
     def _build_from(self, plan: Plan, payloads: tuple[Payload, ...] = ()) -> None:
         claim = self.claim

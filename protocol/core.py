@@ -24,6 +24,7 @@ from understudy.protocol.events import (
     SendFailed,
     Started,
     StopRequested,
+    TextRead,
     TimerFired,
 )
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
@@ -142,8 +143,26 @@ class Core:
                 self._on_fetch_ended(event)
             case Started(wanted_stage, capacity):
                 self._tenancy.start(wanted_stage, capacity)
+            case TextRead():
+                self._on_text_read(event)
             case StopRequested():
                 self._tenancy.leave("asked")
+
+    def _on_text_read(self, event: TextRead) -> None:
+        """Who may drive depends on it; a driver that cannot read its text gives S0 up before others wait for it."""
+        self.state.text.note(event.step, self.state.now, is_read=event.failure is None)
+        self.state.is_view_changed = True
+        if event.failure is None:
+            self._tenancy.claimant.on_text_read()
+            return
+        self.state.emit("text.failed", step=event.step, reason=event.failure)
+        claim = self._tenancy.claimant.claim
+        if isinstance(self._tenancy.host, Driver):
+            self._tenancy.hand_back("the text cannot be read")
+        elif claim is not None and claim.stage == DRIVER_STAGE:
+            self._tenancy.claimant.abandon("the text cannot be read")
+        else:
+            self._tenancy.refresh()
 
     # --- time ---
 

@@ -100,6 +100,14 @@ class FetchFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class TextRead:
+    """The run's text of a step was read on this machine, or cannot be, and why: of `ReadText`, or in driving."""
+
+    step: int
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """A person or the system asked the node to stop: say goodbye."""
 
@@ -114,6 +122,7 @@ Event = (
     | JobDone
     | Fetched
     | FetchFailed
+    | TextRead
     | StopRequested
 )
 
@@ -263,6 +272,16 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadText:
+    """Try whether the run's text of a step, and of the one after it, can be read here; answer with `TextRead`.
+
+    Of two, because what we know of the run may be a commit old.
+    """
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Give a job to the compute thread; answer with `JobDone`."""
 
@@ -350,6 +369,7 @@ Action = (
     Send
     | Store
     | Read
+    | ReadText
     | Run
     | Discard
     | Fetch

@@ -26,7 +26,7 @@ class Lookout:
 
     def my_record(self) -> SpareRecord:
         """How we present ourselves to the swarm."""
-        return SpareRecord(self._state.me, self._capacity, can_drive=self._state.can_drive)
+        return SpareRecord(self._state.me, self._capacity, can_drive=self._state.may_drive)
 
     def note_spares(self, records: list[SpareRecord]) -> None:
         self._spares = {PeerId(record.peer): record for record in records}
@@ -55,7 +55,7 @@ class Lookout:
     def _holes(self) -> list[int]:
         """The stages without an owner that we may take."""
         membership = self._state.membership
-        takeable = [s for s in range(membership.stage_count) if s != DRIVER_STAGE or self._state.can_drive]
+        takeable = [s for s in range(membership.stage_count) if s != DRIVER_STAGE or self._state.may_drive]
         return [stage for stage in takeable if not membership.is_present(stage)]
 
     def choose(self) -> tuple[int, str] | None:

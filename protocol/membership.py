@@ -169,6 +169,12 @@ class Membership:
             return Observation.SERVING
         return Observation.KNOWN
 
+    def note_step(self, peer: PeerId, stage: int, step: int) -> None:
+        """How far the owner of a stage is, by what it said of something else."""
+        seat = self.seats.get(stage)
+        if seat is not None and seat.peer == peer:
+            seat.step = max(seat.step, step)
+
     def raise_incarnation(self, stage: int, incarnation: int) -> None:
         """Somebody knows of this incarnation, though we do not know its owner."""
         self._incarnation_floor[stage] = max(incarnation, self._incarnation_floor.get(stage, 0))

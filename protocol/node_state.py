@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from understudy.protocol.errors import LocalProtocolError
-from understudy.protocol.events import Action, Emit, Payload, Send
+from understudy.protocol.events import Action, Emit, Payload, ReadText, Send
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership import Membership
@@ -15,6 +15,7 @@ from understudy.protocol.pace import Pace
 from understudy.protocol.records import ProgressRecord
 from understudy.protocol.routing import neighbours
 from understudy.protocol.seats import Seat, Status
+from understudy.protocol.text_check import TextCheck
 
 
 @dataclass(slots=True)
@@ -27,6 +28,7 @@ class NodeState:
     now: float = 0.0
     can_drive: bool = True
     """This machine has the run's text, so it may take S0."""
+    text: TextCheck = field(default_factory=TextCheck)
     is_in_reserve: bool = False
     """A spare that others are ranked before: it publishes nothing, and reads little and seldom."""
     tenure: Tenure | None = None
@@ -57,6 +59,24 @@ class NodeState:
         """The run's last step is committed here."""
         total = self.manifest.step.total_steps
         return total > 0 and self.committed >= total
+
+    @property
+    def may_drive(self) -> bool:
+        """We may take S0: this machine has the run's text, and could read it when it last tried."""
+        return self.can_drive and not self.text.is_failing(self.now)
+
+    def is_text_ready(self, committed: int | None = None) -> bool:
+        """Whether the text of the step that is due was read here. Has it read if not: ask again then.
+
+        ``committed``: the step before, from who knows it; else from what we have read of the stages.
+        """
+        known = max((seat.step for seat in self.membership.seats.values()), default=0)
+        step_due = 1 + (known if committed is None else committed)
+        if self.text.has_read(step_due):
+            return True
+        if self.text.ask(step_due):
+            self.act(ReadText(step_due))
+        return False
 
     @property
     def stage(self) -> int:

@@ -60,7 +60,8 @@ class Tenancy:
 
     def say_spare(self) -> None:
         """Once we have looked around and found nothing to do."""
-        if not self._is_known_spare and self.claimant.lookout.has_looked_around and self.claimant.claim is None:
+        is_idle = self.claimant.claim is None and not self._state.text.is_asked
+        if not self._is_known_spare and self.claimant.lookout.has_looked_around and is_idle:
             self._is_known_spare = True
             self._state.emit("peer.spare")
 
@@ -134,6 +135,14 @@ class Tenancy:
         self._state.membership.forget_deaths()
         self.claimant = Claimant(self._state, Lookout(self._state, self._capacity, None))
         self._become_spare()
+
+    def hand_back(self, reason: str) -> None:
+        """Give our stage up in public, so that others need not wait for our silence, and be a spare."""
+        self._state.tenure_state = "left"
+        self._state.membership.observe(self._state.my_seat(), is_direct=True)
+        self._neighbourhood.announce()
+        self._neighbourhood.store_tenure()
+        self.lose(reason)
 
     def recall(self, record: StageRecord) -> None:
         """A record of ours from before this process began: we remember nothing of that tenure, so it is over.

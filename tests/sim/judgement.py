@@ -44,6 +44,7 @@ REQUIRED_FIELDS: dict[str, set[str]] = {
     "stage.recovered": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds"},
     "stage.initialised": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds", "digests"},
     "edge.copied": {*_TENURE, "part", "to_stage", "bytes", "seconds", "digest"},
+    "text.failed": {"peer", "step", "reason"},
     "claim.withdrawn": {*_TENURE, "reason"},
     "fetch.failed": {*_TENURE, "donor", "reason"},
     "blend.failed": {*_TENURE, "reason"},
@@ -83,6 +84,8 @@ class Judge:
         """All (peer, incarnation) that ever served a stage, also where two sides of a split served one incarnation."""
         self._explained: set[tuple[PeerId, int, int]] = set()
         """Tenures of which an event said what the stage was built from."""
+        self._without_text: set[tuple[PeerId, int]] = set()
+        """Drivers that said they cannot read their text, by incarnation."""
         self._views: dict[PeerId, list[int]] = {}
         self._checked: set[AnyMessage | AnyRecord] = set()
         self._committed: dict[int, int] = {}
@@ -176,6 +179,8 @@ class Judge:
         match line.name:
             case "peer.serving":
                 self._check_serving(line)
+            case "text.failed" if line.fields.get("stage") == DRIVER_STAGE:
+                self._without_text.add((line.observer, line.fields["incarnation"]))
             case "peer.retired":
                 self._check_retired(line)
             case "step.committed":
@@ -196,8 +201,10 @@ class Judge:
             raise Violation(f"{line.observer} and {holder} both serve S{tenure[0]}/{tenure[1]}")
 
     def _check_retired(self, line: LogLine) -> None:
-        """A living owner gives its stage up only for a tenure that serves, not for a claim."""
+        """A living owner gives its stage up only for a tenure that serves, not for a claim; or S0 without its text."""
         stage, own = line.fields["stage"], (line.observer, line.fields["incarnation"])
+        if stage == DRIVER_STAGE and own in self._without_text:
+            return
         others = self._tenures.get(stage, set()) - {own}
         if not others:
             raise Violation(f"{line.observer} gave up S{stage}/{own[1]}, which nobody else ever served: {line.fields}")

@@ -113,6 +113,11 @@ class SimNode:
         self.overflowing = 0
         """So many of the next updates are not finite."""
         self.past: list[Hosting] = []
+        self.unreadable: frozenset[int] = frozenset()
+        """The steps whose text cannot be read on this machine."""
+
+    def text_failure(self, step: int) -> str | None:
+        return f"the text of step {step} is not there" if step in self.unreadable else None
 
     @property
     def microbatches(self) -> int:

@@ -50,6 +50,7 @@ from understudy.protocol.events import (
     MessageReceived,
     PeerUnreachable,
     Read,
+    ReadText,
     RecordsRead,
     ReleaseHold,
     ReleaseSnapshot,
@@ -60,9 +61,10 @@ from understudy.protocol.events import (
     Started,
     Stop,
     Store,
+    TextRead,
     TimerFired,
 )
-from understudy.protocol.ids import PeerId
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.messages import AnyMessage, Claim, FetchRequest, Forward, Grant, Refusal
 from understudy.protocol.records import AnyRecord, key_of
@@ -214,6 +216,8 @@ class Simulation:
             case Read(keys):
                 for key in keys:
                     self.at(self.now + self.rng.uniform(*DHT_LATENCY_S), lambda key=key: self._read(node, key))
+            case ReadText(step):
+                self.feed(node, TextRead(step, node.text_failure(step) or node.text_failure(step + 1)))
             case Run(job):
                 self._start_job(node, job)
             case Fetch():
@@ -263,6 +267,10 @@ class Simulation:
             return
         if node.paused_until > self.now:
             self.at(node.paused_until, lambda: self._finish_job(node, job))
+            return
+        is_text_needed = isinstance(job, ForwardJob) and node.hosting is not None and node.hosting.stage == DRIVER_STAGE
+        if is_text_needed and (failure := node.text_failure(job.microbatch.step)) is not None:  # type: ignore[union-attr]
+            self.feed(node, TextRead(job.microbatch.step, failure))  # type: ignore[union-attr]
             return
         result = node.work(job)
         self.feed(node, JobDone(job, result))

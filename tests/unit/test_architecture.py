@@ -27,7 +27,7 @@ COMPUTE = {
 }  # fmt: skip
 CARRIERS = {
     "arrival", "tensors", "framing", "links", "network", "transfer", "runtime", "config", "export_folder",
-    "initial_weights",
+    "initial_weights", "shards",
 }  # fmt: skip
 """Who computes with torch, and who names its types on their way there. Nobody else knows of it."""
 
@@ -92,7 +92,8 @@ def test_torch_stays_with_the_weights(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_may_be_missing_is_imported_where_it_is_needed(name: str) -> None:
-    assert not packages(name) & HUB or name in {"node/texts.py", "node/tokens.py"}
+    readers = {f"node/{module}.py" for module in ("dataset", "rows", "streamed_file", "tokens")}
+    assert not packages(name) & HUB or name in readers
     at_once = [part for part in tree_of(name).body if isinstance(part, ast.Import | ast.ImportFrom)]
     assert not {module.partition(".")[0] for module in imported(ast.Module(list(at_once), []))} & HUB
 

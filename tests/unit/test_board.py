@@ -200,3 +200,18 @@ def test_a_loss_that_is_not_finite_is_no_number_and_is_told(board: Board) -> Non
     assert "loss not finite" in progress_line(board)
     assert board.loss_of_steps(range(1, 6)) == 2.5
     assert "The loss of 1 steps was not finite, first in step 5." in summary(board)
+
+
+def test_a_text_that_nobody_can_read_is_said_until_somebody_drives(board: Board) -> None:
+    board.note(event("text.failed", peer="S", step=5, reason="row 7 of a.jsonl"))
+    assert board.text_failure == "", "S0 is served: a spare that cannot read the text matters to nobody"
+    board.note(event("text.failed", peer="P0", stage=0, incarnation=1, step=5, reason="no line"))
+    assert board.rows[0].state == "given up"
+    board.note(event("text.failed", peer="S", step=5, reason="row 7 of a.jsonl"))
+    words = "S0 waits for somebody who can read the text: row 7 of a.jsonl"
+    assert progress_line(board).endswith(words)
+    screen = Console(file=io.StringIO(), width=120)
+    screen.print(live_view(board))
+    assert words in screen.file.getvalue()  # type: ignore[attr-defined]
+    board.note(serving(0, "S", 2, step=4))
+    assert "text" not in progress_line(board)

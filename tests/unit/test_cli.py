@@ -547,7 +547,7 @@ def test_a_folder_that_cannot_take_an_export_is_refused_before_anybody_is_dialle
     (tmp_path / "thesis.txt").touch()
     complaint = f"{tmp_path} is there already and not empty: choose another folder, or remove it"
     assert_refused(["export", "--join", join_of(), str(tmp_path)], complaint, USAGE)
-    assert_refused(["local", "tiny", "--export", str(tmp_path)], f"--export {tmp_path}: it is there already", USAGE)
+    assert_refused(["local", "tiny", "--export", str(tmp_path)], f"--export: {tmp_path} is there already", USAGE)
     below = tmp_path / "thesis.txt" / "out"
     assert_refused(["export", "--join", join_of(), str(below)], f"{below} cannot be written", USAGE)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -27,6 +27,7 @@ from understudy.protocol.events import (
     MessageReceived,
     PeerUnreachable,
     Read,
+    ReadText,
     RecordsRead,
     ReleaseStage,
     Run,
@@ -35,6 +36,7 @@ from understudy.protocol.events import (
     Stop,
     StopRequested,
     Store,
+    TextRead,
     TimerFired,
 )
 from understudy.protocol.ids import Attempt, PeerId
@@ -68,6 +70,7 @@ from understudy.protocol.records import (
     StageRecord,
     stage_key,
 )
+from understudy.protocol.text_check import TEXT_RETRY_S
 
 ME, OTHER = PeerId("me"), PeerId("other")
 MANIFEST = small_manifest(stages=5, steps=10, microbatches=2, method="checkfree")
@@ -377,7 +380,45 @@ def test_whoever_cannot_drive_is_no_rival_for_s0() -> None:
     rivals = tuple(SpareRecord(f"spare-{number}", 9.0, can_drive=False) for number in range(3))
     node.do(RecordsRead(SPARES_KEY, rivals))
     left = StageRecord(peer(0), 0, 1, "left", 5)
-    assert [claim.stage for claim in said(Claim, node.read([left, *served(1, 2, 3, 4)]))] == [0]
+    assert of(ReadText, node.read([left, *served(1, 2, 3, 4)])) == [ReadText(6)]
+    assert [claim.stage for claim in said(Claim, node.do(TextRead(6)))] == [0]
+
+
+def test_s0_is_claimed_with_the_text_of_the_step_that_is_due_and_not_without() -> None:
+    node = spare()
+    left = StageRecord(peer(0), 0, 1, "left", 5)
+    node.read([left, *served(1, 2, 3, 4)])
+    assert said(Claim, node.wait(3.0)) == [], "before it is known"
+    actions = node.do(TextRead(6, "row 7 of a.jsonl"))
+    assert said(Claim, actions) == []
+    assert [store.record for store in of(Store, actions)] == [SpareRecord(ME, 1.0, can_drive=False)]
+    assert [dict(emit.fields) for emit in of(Emit, actions)] == [{"peer": ME, "step": 6, "reason": "row 7 of a.jsonl"}]
+    assert of(ReadText, node.wait(TEXT_RETRY_S - 2.0)) == []
+    assert of(ReadText, node.wait(4.0)) == [ReadText(6)], "the text may be there again"
+    assert [claim.stage for claim in said(Claim, node.do(TextRead(6)))] == [0]
+
+
+def test_a_claim_on_s0_whose_text_fails_is_withdrawn() -> None:
+    """It was there when it was tried, and gone when the stage was built."""
+    node = spare()
+    node.read([StageRecord(peer(0), 0, 1, "left", 5), *served(1, 2, 3, 4)])
+    (claim,) = said(Claim, node.do(TextRead(6)))
+    node.hear(peer(1), Grant(0, claim.incarnation, 5, ()))
+    assert len(jobs(InitialiseJob, node.hear(peer(4), Grant(0, claim.incarnation, 5, ())))) == 1
+    actions = node.do(TextRead(6, "gone"))
+    assert len(said(Withdraw, actions)) == 2
+    assert [store.record.can_drive for store in of(Store, actions) if isinstance(store.record, SpareRecord)] == [False]
+    assert names(actions) == ["text.failed", "claim.withdrawn"]
+
+
+def test_the_witnesses_know_better_which_text_is_due() -> None:
+    node = spare()
+    node.read([StageRecord(peer(0), 0, 1, "left", 5), *served(1, 2, 3, 4)])
+    (claim,) = said(Claim, node.do(TextRead(6)))
+    node.hear(peer(1), Grant(0, claim.incarnation, 8, ()))
+    actions = node.hear(peer(4), Grant(0, claim.incarnation, 8, ()))
+    assert (of(ReadText, actions), jobs(InitialiseJob, actions)) == ([ReadText(9)], [])
+    assert len(jobs(InitialiseJob, node.do(TextRead(9)))) == 1
 
 
 def test_a_stage_that_was_never_owned_is_built_from_the_seed_when_nobody_objects() -> None:

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from understudy.node import export_folder as module
-from understudy.node.export_folder import ExportFolder, Origin, read_stage, shard_name
+from understudy.node.export_folder import ExportFolder, Origin
 from understudy.node.model import build_stage
+from understudy.node.shards import read_stage, shard_name
 from understudy.node.weights import WeightsSnapshot, snapshot
 from understudy.protocol.errors import SettingsError, StorageError
 from understudy.protocol.manifest import ModelSettings, RunManifest
@@ -80,6 +81,125 @@ def test_an_empty_folder_may_be_named(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
     assert export(target) == target
+
+
+def forbid_renaming_over(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel does where something is mounted."""
+    rename = Path.rename
+
+    def guarded(path: Path, to: Path) -> Path:
+        if Path(to) == target:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", guarded)
+
+
+@pytest.mark.parametrize("there", [[], ["lost+found"]])
+def test_an_empty_folder_is_filled_and_stays_what_it_is(
+    there: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's volume: errno 16 after all had been fetched, for ever."""
+    target = tmp_path / "volume"
+    target.mkdir(mode=0o770)
+    for name in there:
+        (target / name).mkdir()
+    before = target.stat()
+    forbid_renaming_over(target, monkeypatch)
+    step_folder = interrupted(target, 0)
+    assert step_folder.is_relative_to(target)
+    assert not (target / "config.json").exists()
+    assert export(target) == target
+    assert [path.name for path in tmp_path.iterdir()] == ["volume"]
+    assert (target.stat().st_ino, target.stat().st_mode) == (before.st_ino, before.st_mode)
+    names = {path.name for path in target.iterdir()} - set(there)
+    assert names == {path.name for path in export(tmp_path / "new").iterdir()}
+    assert read_stage(target, MODEL, 1, 3).digest == weights(1).digest
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_to_a_folder_is_followed(is_there: bool, tmp_path: Path) -> None:
+    """Errno 20 after all had been fetched, for ever."""
+    (tmp_path / "disk").mkdir()
+    if is_there:
+        (tmp_path / "disk" / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
+    assert export(tmp_path / "link") == tmp_path / "disk" / "real"
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link" / "config.json").exists()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
+
+
+class Crash(BaseException):
+    """The machine stops."""
+
+
+def crash_after(moves: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine stops before one more entry is moved or removed."""
+    left = [moves]
+
+    def wrap(name: str) -> None:
+        do = getattr(Path, name)
+
+        def counted(path: Path, *arguments: Any) -> Any:
+            if left[0] == 0:
+                raise Crash
+            left[0] -= 1
+            return do(path, *arguments)
+
+        monkeypatch.setattr(Path, name, counted)
+
+    for name in ("rename", "unlink", "rmdir"):
+        wrap(name)
+
+
+@pytest.mark.parametrize("moves", range(12))
+def test_a_crash_while_files_move_leaves_nothing_that_reads_as_a_model_and_is_mended(
+    moves: int, tmp_path: Path
+) -> None:
+    target = tmp_path / "volume"
+    target.mkdir()
+    with reserved(target) as folder:
+        folder.begin(STEP, 0)
+        folder.identity_path.touch()
+        for stage in range(3):
+            add(folder, stage)
+        with pytest.MonkeyPatch.context() as patch:
+            crash_after(moves, patch)
+            with pytest.raises(Crash):
+                folder.finish(MANIFEST, STEP)
+    names = {path.name for path in export(tmp_path / "new").iterdir()}
+    there = {path.name for path in target.iterdir()} - {"export.partial"}
+    assert len(there) == min(moves, len(names))
+    assert ("config.json" in there) == (there == names)
+    with pytest.raises(SettingsError, match="another run"), reserved(target, "e" * 64):
+        pass
+    with reserved(target) as folder:
+        assert folder.is_whole
+    assert {path.name for path in target.iterdir()} == names
+    assert read_stage(target, MODEL, 2, 3).digest == weights(2).digest
+
+
+def test_what_somebody_else_put_there_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "volume"
+    target.mkdir()
+    with reserved(target) as folder:
+        folder.begin(STEP, 0)
+        for stage in range(3):
+            add(folder, stage)
+        (target / "README.md").write_text("mine")
+        with pytest.raises(StorageError, match=r"has a README\.md by now"):
+            folder.finish(MANIFEST, STEP)
+    (target / "README.md").rename(tmp_path / "README.md")
+    with reserved(target) as folder:
+        assert set(folder.resume(MANIFEST)[1]) == {0, 1, 2}  # type: ignore[index]
+        assert folder.finish(MANIFEST, STEP) == target
+
+
+@pytest.mark.parametrize("target", ["/", "/dev/null", "/dev/full"])
+def test_places_that_cannot_be_are_refused_at_once(target: str) -> None:
+    with pytest.raises(SettingsError, match="not empty"), reserved(Path(target)):
+        pass
 
 
 def test_nothing_of_an_export_that_is_not_finished_has_its_name(tmp_path: Path) -> None:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from understudy.node.export_folder import ExportFolder, Origin
 from understudy.node.generation import ExportedModel, Wish, choose
 from understudy.node.hugging_face import byte_characters, read_config, tokenizer
+from understudy.node.initial_weights import InitialWeights
 from understudy.node.model import UnsplitModel
+from understudy.node.shards import load_tensors
+from understudy.node.tokens import Tokens
 from understudy.node.weights import snapshot
 from understudy.protocol.errors import SettingsError, StorageError, UnderstudyError, WeightsError
-from understudy.protocol.manifest import ModelSettings, RunManifest
+from understudy.protocol.manifest import DataSettings, ModelSettings, RunManifest
 
 MODEL = ModelSettings(
     vocabulary_size=300,
@@ -45,13 +52,16 @@ def unsplit() -> UnsplitModel:
 
 @pytest.fixture(scope="module")
 def exported(unsplit: UnsplitModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("exports") / "out"
-    with ExportFolder.reserved(target, MANIFEST.digest()) as folder:
+    return export_of(unsplit, MANIFEST, tmp_path_factory.mktemp("exports") / "out")
+
+
+def export_of(unsplit: UnsplitModel, manifest: RunManifest, target: Path) -> Path:
+    with ExportFolder.reserved(target, manifest.digest()) as folder:
         folder.begin(7, 0)
         for stage, module in enumerate(unsplit.stages):
             weights = snapshot(module)
-            folder.add(MANIFEST, 7, stage, (weights, Origin("peer", 1, weights.digest)))
-        return folder.finish(MANIFEST, 7)
+            folder.add(manifest, 7, stage, (weights, Origin("peer", 1, weights.digest)))
+        return folder.finish(manifest, 7)
 
 
 def ours(model: UnsplitModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -113,6 +123,120 @@ def test_an_export_can_be_cut_into_other_stages(exported: Path) -> None:
     assert read_config(exported).model_settings(block_stages=3) == MODEL
 
 
+# --- what transformers makes of it ---
+
+QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+def saved_again(source: Path, target: Path, dtype: torch.dtype = torch.float32, **how: Any) -> Path:
+    """A folder, loaded and saved by transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(source, dtype=dtype).save_pretrained(target, **how)
+    AutoTokenizer.from_pretrained(source).save_pretrained(target)
+    return target
+
+
+@QUIET
+@pytest.mark.parametrize("how", [{}, {"max_shard_size": "20KB"}, {"max_shard_size": "1GB"}], ids=str)
+def test_what_transformers_saved_again_is_read(
+    how: dict[str, Any], unsplit: UnsplitModel, exported: Path, tmp_path: Path
+) -> None:
+    folder = saved_again(exported, tmp_path, **how)
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert (files == ["model.safetensors"]) == (how != {"max_shard_size": "20KB"})
+    assert "rope_theta" not in json.loads((folder / "config.json").read_text()), "transformers 5 writes it elsewhere"
+    tokens = some_tokens()
+    assert torch.equal(ExportedModel(folder).logits(tokens), ours(unsplit, tokens))
+    assert text_of(folder, "def ", Wish(5)) == text_of(exported, "def ", Wish(5))
+    assert InitialWeights(folder, MODEL).digests == InitialWeights(exported, MODEL).digests
+
+
+@QUIET
+def test_saving_over_an_export_leaves_an_index_of_files_that_are_gone(exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(exported, folder)
+    saved_again(folder, folder)
+    assert not (folder / "model-00001-of-00004.safetensors").exists()
+    assert torch.equal(ExportedModel(folder).logits(some_tokens()), ExportedModel(exported).logits(some_tokens()))
+
+
+@QUIET
+def test_half_precision_is_read_as_the_numbers_it_holds(exported: Path, tmp_path: Path) -> None:
+    folder = saved_again(exported, tmp_path, dtype=torch.bfloat16)
+    tensors, whole = load_tensors(folder), load_tensors(exported)
+    assert set(tensors) == set(whole)
+    for name, tensor in tensors.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, whole[name].bfloat16().float())
+    InitialWeights(folder, MODEL)
+
+
+# --- a tokenizer that adds tokens ---
+
+BEGIN, END = "<s>", "</s>"
+
+
+def bracketing_tokenizer(path: Path) -> Path:
+    """Bytes, and two more tokens that its post-processor puts around a text."""
+    made = Tokenizer(models.BPE(vocab=byte_characters(), merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
+    made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    made.add_special_tokens([BEGIN, END])
+    made.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, 256), (END, 257)]
+    )
+    made.enable_truncation(2)
+    made.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def bracketed(unsplit: UnsplitModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of a run whose tokenizer brackets its texts."""
+    folder = tmp_path_factory.mktemp("bracketed")
+    data = DataSettings(
+        source="huggingface",
+        dataset="/nowhere",
+        tokenizer=str(bracketing_tokenizer(folder / "tokenizer.json")),
+        end_of_text=END,
+    )
+    return export_of(unsplit, msgspec.structs.replace(MANIFEST, data=data), folder / "out")
+
+
+@QUIET
+def test_a_prompt_is_encoded_as_the_texts_in_training(bracketed: Path) -> None:
+    from transformers import AutoTokenizer
+
+    data = DataSettings(tokenizer=str(bracketed), end_of_text=END)
+    trained_on = Tokens(data, MODEL.vocabulary_size).encode(["def "]).tolist()
+    assert trained_on == [*b"def ", 257]
+    model = ExportedModel(bracketed)
+    assert model.tokens_of("def ") == trained_on[:-1]
+    assert model.tokens_of("") == [257], "after the end of another text a new one begins"
+    assert model.tokens_of(END) == [*END.encode()], "a text that spells out a special token is text"
+    assert AutoTokenizer.from_pretrained(bracketed)("def ")["input_ids"] == trained_on[:-1]
+
+
+@QUIET
+def test_the_end_of_a_text_is_known_to_transformers(bracketed: Path, exported: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert json.loads((bracketed / "config.json").read_text())["eos_token_id"] == 257
+    model = AutoModelForCausalLM.from_pretrained(bracketed)
+    assert (model.config.eos_token_id, model.generation_config.eos_token_id) == (257, 257)
+    assert AutoTokenizer.from_pretrained(bracketed).eos_token_id == 257
+    assert AutoModelForCausalLM.from_pretrained(exported).generation_config.eos_token_id is None
+    assert read_config(bracketed).end_of_text == 257
+    assert read_config(exported).end_of_text is None
+
+
+def test_an_export_without_its_tokenizer_has_no_end_of_text(unsplit: UnsplitModel, tmp_path: Path) -> None:
+    data = DataSettings(source="huggingface", dataset="/nowhere", tokenizer="/nowhere/else", end_of_text=END)
+    folder = export_of(unsplit, msgspec.structs.replace(MANIFEST, data=data), tmp_path / "out")
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] is None
+
+
 # --- generating ---
 
 
@@ -155,6 +279,20 @@ def test_a_choice_follows_the_probabilities() -> None:
     assert choose(logits, 0.0, generator) == 1
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-20, 1e300])
+def test_no_temperature_is_too_low_or_too_high(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([3e38, -3e38, 2.9e38])
+    drawn = {choose(logits, temperature, generator) for _ in range(60)}
+    assert drawn == ({0, 1, 2} if temperature > 1 else {0})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_computes_no_numbers_is_said_to_be_damaged(temperature: float) -> None:
+    with pytest.raises(WeightsError, match="not finite"):
+        choose(torch.tensor([0.0, math.nan]), temperature, torch.Generator())
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -189,6 +327,10 @@ def test_a_damaged_folder_is_one_clear_error(
         ({"model_type": "gpt2"}, SettingsError),
         ({"num_key_value_heads": 2}, SettingsError),
         ({"tie_word_embeddings": True}, SettingsError),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0}}, SettingsError),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, SettingsError),
+        ({"hidden_act": "gelu"}, SettingsError),
+        ({"mlp_bias": True}, SettingsError),
         ({"hidden_size": -1}, SettingsError),
         ({"intermediate_size": 50}, WeightsError),
     ],

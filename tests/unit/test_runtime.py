@@ -20,10 +20,18 @@ from tests.fakes import MemoryWriter, as_writer, reader_of, until
 from understudy.node import runtime
 from understudy.node.config import NodeConfig
 from understudy.node.display import Display
+from understudy.node.driving_data import DriverText
 from understudy.node.runtime import Node
 from understudy.node.streams import StreamCallback
 from understudy.node.swarm import StoredRecord, Swarm
-from understudy.protocol.errors import LocalProtocolError, NetworkError, TrainingError, UnderstudyError, WeightsError
+from understudy.protocol.errors import (
+    LocalProtocolError,
+    NetworkError,
+    TextError,
+    TrainingError,
+    UnderstudyError,
+    WeightsError,
+)
 from understudy.protocol.events import (
     Action,
     Applied,
@@ -42,7 +50,14 @@ from understudy.protocol.events import (
 from understudy.protocol.ids import Attempt, Microbatch, PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION, preset
 from understudy.protocol.messages import FetchEnd, Forward, Heartbeat, Hello
-from understudy.protocol.records import PROGRESS_KEY, AnyRecord, ManifestRecord, SpareRecord, decode_record
+from understudy.protocol.records import (
+    PROGRESS_KEY,
+    AnyRecord,
+    ManifestRecord,
+    SpareRecord,
+    StageRecord,
+    decode_record,
+)
 from understudy.protocol.updates import OWN_SKIPS_MAX
 from understudy.protocol.wire import encode_frame
 
@@ -87,10 +102,12 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def running(swarm: LonelySwarm, display: Display | None = None) -> AsyncIterator[tuple[Node, asyncio.Task[str]]]:
+async def running(
+    swarm: LonelySwarm, display: Display | None = None, stage: int = 1
+) -> AsyncIterator[tuple[Node, asyncio.Task[str]]]:
     """A node that has joined; it must end by itself."""
     charter = ManifestRecord(ME, RUN.encode(), b"", b"")
-    config = NodeConfig(join=cast(Any, None), identity_path=Path("unused"), stage=1)
+    config = NodeConfig(join=cast(Any, None), identity_path=Path("unused"), stage=stage)
     node = Node(cast(Swarm, swarm), charter, config, display=display)
     async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(node.run())
@@ -315,6 +332,137 @@ def test_a_stage_that_cannot_be_trained_here_ends_the_node_after_its_goodbye() -
 
 def _cause(error: BaseException) -> BaseException:
     return _cause(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def spare_records(swarm: LonelySwarm) -> list[SpareRecord]:
+    return [record for record in swarm.stored if isinstance(record, SpareRecord) and record.state == "waiting"]
+
+
+def test_a_text_that_cannot_be_read_leaves_a_spare_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    swarm, asked = LonelySwarm(), list[int]()
+
+    def fail(text: DriverText, step: int) -> str:
+        asked.append(step)
+        return "row 7 of a.jsonl is not there"
+
+    monkeypatch.setattr(DriverText, "failure", fail)
+
+    async def main() -> None:
+        async with running(swarm, stage=0) as (node, task):
+            await until(lambda: not spare_records(swarm)[-1].can_drive)
+            node._job_failed(TextError("the same, while somebody drives"))
+            assert not task.done()
+            node.stop()
+            assert await task == "asked"
+
+    asyncio.run(main())
+    assert asked == [1]
+    assert spare_records(swarm)[0].can_drive
+    assert not [record for record in swarm.stored if isinstance(record, StageRecord)]
+    words = "the run's text cannot be read here, S0 is left to others: row 7 of a.jsonl is not there"
+    assert words in [record.getMessage() for record in caplog.records]
+
+
+def test_a_node_that_stops_does_not_wait_for_a_text_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_over, is_reading = threading.Event(), threading.Event()
+
+    def hang(text: DriverText, step: int) -> None:
+        is_reading.set()
+        is_over.wait()
+
+    monkeypatch.setattr(DriverText, "failure", hang)
+
+    async def main() -> None:
+        async with running(LonelySwarm(), stage=0) as (node, task):
+            await until(is_reading.is_set)
+            node.stop()
+            assert await task == "asked"
+
+    try:
+        asyncio.run(main())
+    finally:
+        is_over.set()
+
+
+def test_whoever_sits_in_front_of_it_sees_it_and_the_progress_is_read_for_that() -> None:
+    swarm, screen = LonelySwarm(), io.StringIO()
+    display = Display(Console(file=screen, force_terminal=True, width=80))
+
+    async def main() -> None:
+        async with running(swarm, display) as (node, task):
+            await until(lambda: "S1, incarnation 1 (asked for)" in screen.getvalue())
+            await until(lambda: f"{RUN.run_id()}/{PROGRESS_KEY}" in swarm.read)
+            node.stop()
+            await task
+
+    with display:
+        asyncio.run(main())
+
+
+def test_a_node_that_nobody_looks_at_shows_nothing() -> None:
+    swarm = LonelySwarm()
+
+    async def main() -> None:
+        async with running(swarm) as (node, task):
+            await until(lambda: swarm.read)
+            node.stop()
+            await task
+
+    asyncio.run(main())
+
+
+def spare_records(swarm: LonelySwarm) -> list[SpareRecord]:
+    return [record for record in swarm.stored if isinstance(record, SpareRecord) and record.state == "waiting"]
+
+
+def test_a_text_that_cannot_be_read_leaves_a_spare_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    swarm, asked = LonelySwarm(), list[int]()
+
+    def fail(text: DriverText, step: int) -> str:
+        asked.append(step)
+        return "row 7 of a.jsonl is not there"
+
+    monkeypatch.setattr(DriverText, "failure", fail)
+
+    async def main() -> None:
+        async with running(swarm, stage=0) as (node, task):
+            await until(lambda: not spare_records(swarm)[-1].can_drive)
+            node._job_failed(TextError("the same, while somebody drives"))
+            assert not task.done()
+            node.stop()
+            assert await task == "asked"
+
+    asyncio.run(main())
+    assert asked == [1]
+    assert spare_records(swarm)[0].can_drive
+    assert not [record for record in swarm.stored if isinstance(record, StageRecord)]
+    words = "the run's text cannot be read here, S0 is left to others: row 7 of a.jsonl is not there"
+    assert words in [record.getMessage() for record in caplog.records]
+
+
+def test_a_node_that_stops_does_not_wait_for_a_text_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_over, is_reading = threading.Event(), threading.Event()
+
+    def hang(text: DriverText, step: int) -> None:
+        is_reading.set()
+        is_over.wait()
+
+    monkeypatch.setattr(DriverText, "failure", hang)
+
+    async def main() -> None:
+        async with running(LonelySwarm(), stage=0) as (node, task):
+            await until(is_reading.is_set)
+            node.stop()
+            assert await task == "asked"
+
+    try:
+        asyncio.run(main())
+    finally:
+        is_over.set()
 
 
 def test_whoever_sits_in_front_of_it_sees_it_and_the_progress_is_read_for_that() -> None:

@@ -469,7 +469,7 @@ def test_who_waits_for_the_text_of_s0_is_not_waited_for(manifest: RunManifest, m
 
         return reading.result(reading.start(read))
 
-    monkeypatch.setattr("understudy.node.stage.open_data", hang)
+    monkeypatch.setattr("understudy.node.driving_data.open_data", hang)
     monkeypatch.setattr("understudy.node.read_ahead.CLOSE_TIMEOUT_S", 0.0)
     host = StageHost(manifest, "cpu")
     with ThreadPoolExecutor() as compute:
@@ -491,5 +491,5 @@ def test_a_released_s0_lets_go_of_its_text_and_may_come_again(
     host.release()
     assert closed == [batches]
     host.work(InitialiseJob(0, 1))
-    assert host._reading.result(host._reading.start(lambda: 1)) == 1
+    assert host._batches not in (None, batches)
     host.close()

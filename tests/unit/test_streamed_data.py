@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +21,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from understudy.node import streamed_data, texts
+from understudy.node import rows, streamed_data, texts
 from understudy.node.data import TrainingData, open_data
-from understudy.node.driving_data import describe_data, objection_to_driving
+from understudy.node.driving_data import DriverText, describe_data, objection_to_driving
 from understudy.node.read_ahead import ReadAhead
 from understudy.node.streamed_data import StreamedBatches
 from understudy.node.texts import Texts
@@ -190,7 +191,7 @@ def test_microbatches_are_pinned(settings: Settings) -> None:
 def test_going_on_reads_each_batch_once_and_reads_one_step_ahead(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(texts, "TEXTS_PER_READ", 1)
+    monkeypatch.setattr(rows, "ROWS_PER_READ", 1)
     with opened(settings()) as batches:
         read: list[int] = []
         original = batches._texts._read_on
@@ -320,7 +321,7 @@ def test_another_split_can_be_held_out(settings: Settings, tmp_path: Path) -> No
         expected = batches._tokens.encode(["owl " * 40, "fox " * 40])
         assert batches.validation(0)[0].flatten().tolist() == expected[: ROWS * CONTEXT].tolist()
     with (
-        pytest.raises(SettingsError, match=r"data\.dataset: Bad split: other"),
+        pytest.raises(SettingsError, match=r"has no split 'other', but train, validation$"),
         opened(settings(dataset=str(folder), validation_split="other")) as batches,
     ):
         batches.validation(0)
@@ -414,8 +415,8 @@ def test_a_missing_package_is_named_with_its_remedy(
 
 def test_a_dataset_that_is_not_there_is_said(settings: Settings, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
-    assert refusal(settings(dataset=missing)).startswith("SettingsError: data.dataset: Couldn't find any data file")
-    assert "Bad split: nights" in refusal(settings(split="nights"))
+    assert refusal(settings(dataset=missing)) == f"SettingsError: data.dataset: {missing} does not exist"
+    assert "has no split 'nights', but train" in refusal(settings(split="nights"))
     assert "BuilderConfig 'nights' not found" in refusal(settings(config="nights"))
     hub = settings(dataset="some/where", revision="0" * 40)
     assert refusal(hub).startswith("TextError: the dataset some/where cannot be read: Couldn't reach 'some/where'")
@@ -423,7 +424,7 @@ def test_a_dataset_that_is_not_there_is_said(settings: Settings, tmp_path: Path)
 
 def test_columns_and_texts_that_do_not_fit_are_said(settings: Settings, tmp_path: Path) -> None:
     assert "has no column 'words', but text, number" in refusal(settings(column="words"))
-    assert "data.column: 'number' of" in refusal(settings(column="number"))
+    assert "its 'number' holds int64, not text" in refusal(settings(column="number"))
     empty = tmp_path / "empty"
     empty.mkdir()
     write_empty(empty / "train.parquet")
@@ -492,7 +493,7 @@ class Line:
 def test_a_read_that_fails_is_tried_again_and_gives_the_same_text(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(texts, "TEXTS_PER_READ", 1)
+    monkeypatch.setattr(rows, "ROWS_PER_READ", 1)
     with opened(settings()) as batches:
         undisturbed = step_of(batches, 7)
     with opened(settings()) as batches:
@@ -521,4 +522,40 @@ def test_a_damaged_file_is_said(settings: Settings, tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[10:200] = bytes(190)
     path.write_bytes(content)
-    assert refusal(settings(dataset=str(folder))).startswith("TextError: the dataset")
+    assert refusal(settings(dataset=str(folder))).startswith(f"TextError: {path} cannot be read: ")
+
+
+# What a driver asks first
+
+
+def test_the_text_of_a_step_is_tried_before_s0_is_claimed(settings: Settings, tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "coming and going")
+    run = describe_data(run_of(settings(dataset=str(folder))))
+    text = DriverText(run)
+    assert text.failure(1) is None
+    assert step_of(text.open(), 1).shape[0] == MICROBATCHES * ROWS
+    text.release()
+    folder.rename(tmp_path / "gone")
+    assert text.failure(1) == f"data.dataset: {folder} does not exist"
+    write_dataset(folder, shards=2)
+    assert text.failure(1) == "the text of data.source = 'huggingface' on this machine is not the founder's"
+    shutil.rmtree(folder)
+    (tmp_path / "gone").rename(folder)
+    assert text.failure(1) is None
+    text.close()
+    assert threads_called("reading") == []
+
+
+def test_it_is_tried_for_the_next_step_too(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a spare knows of the run may be a commit old."""
+    gather = StreamedBatches._gather
+
+    def fail(batches: StreamedBatches, step: int) -> Any:
+        if step == 5:
+            raise TextError("a bad page")
+        return gather(batches, step)
+
+    monkeypatch.setattr(StreamedBatches, "_gather", fail)
+    text = DriverText(describe_data(run_of(settings())))
+    assert [text.failure(step) for step in (3, 4, 5, 6)] == [None, "a bad page", "a bad page", None]
+    text.close()
