@@ -14,6 +14,7 @@ from tests.sim.simulation import small_manifest
 from understudy.protocol.core import Core
 from understudy.protocol.events import (
     Action,
+    Applied,
     ApplyJob,
     BackwardJob,
     BlendJob,
@@ -45,7 +46,7 @@ RESULTS: dict[type, Any] = {
     ForwardJob: "activation",
     LossJob: (1.0, "gradient"),
     BackwardJob: "gradient",
-    ApplyJob: 1.0,
+    ApplyJob: Applied(1.0),
     SnapshotJob: (8, "digest"),
     HoldJob: None,
     DigestJob: (8, "digest"),
