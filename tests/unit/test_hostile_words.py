@@ -29,10 +29,12 @@ from understudy.protocol.events import (
     LossJob,
     MessageReceived,
     PeerUnreachable,
+    ReadText,
     RecordsRead,
     Run,
     SnapshotJob,
     Started,
+    TextRead,
     TimerFired,
 )
 from understudy.protocol.ids import PeerId
@@ -133,6 +135,8 @@ class Node:
             action = due.pop(0)
             if isinstance(action, Run):
                 due += self.core.handle(JobDone(action.job, RESULTS[type(action.job)]), self.now)
+            elif isinstance(action, ReadText):
+                due += self.core.handle(TextRead(action.step, None), self.now)
             elif isinstance(action, Fetch):
                 due += self.core.handle(Fetched(action.claim, action.donor, action.digest, "weights"), self.now)
 
