@@ -53,7 +53,7 @@ def test_what_failed_once_when_hindered_does_not_fail_again(method: str, seed: i
 # --- an old driver's last word ---
 
 LAST_WORD = Path(__file__).parents[1] / "scenarios" / "late_last_word.txt"
-TAKE_OVER = Driver._take_over
+TAKE_OVER = Driver.take_over
 
 
 def played() -> list[tuple[str, int]]:
@@ -85,7 +85,7 @@ def test_without_that_guard_the_new_driver_catches_up(monkeypatch: pytest.Monkey
 
 def test_without_both_the_run_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     believe_every_driver(monkeypatch)
-    monkeypatch.setattr(Driver, "_take_over", take_over_only_untouched)
+    monkeypatch.setattr(Driver, "take_over", take_over_only_untouched)
     with pytest.raises(Violation, match="not done"):
         played()
 
@@ -224,7 +224,7 @@ def test_the_simulator_sees_a_broken_guard(guard: str, monkeypatch: pytest.Monke
 def test_the_schedules_find_an_old_drivers_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """Among the first hundred of each method there is one that stands still."""
     believe_every_driver(monkeypatch)
-    monkeypatch.setattr(Driver, "_take_over", take_over_only_untouched)
+    monkeypatch.setattr(Driver, "take_over", take_over_only_untouched)
     with pytest.raises(Violation, match="not done"):
         run_all(range(10_050, 10_150))
 
