@@ -18,7 +18,7 @@ from msgspec import Meta
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.ids import DRIVER_STAGE, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MANIFEST_BYTES_MAX = 16 * 1024
 
 Positive = Annotated[int, Meta(ge=1)]

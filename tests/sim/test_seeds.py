@@ -20,7 +20,7 @@ from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline import BlockStage
 from understudy.protocol.recovery import weigh
 from understudy.protocol.seats import Observation, Seat
-from understudy.protocol.steps import DRIVER_ORDER, DriverLedger, DriverPhase, StageLedger
+from understudy.protocol.steps import DriverLedger, DriverPhase, StageLedger
 from understudy.protocol.tenancy import Tenancy
 
 CHUNK = 25
@@ -118,10 +118,7 @@ def accept_every_forward(ledger: StageLedger, index: int, attempt: Attempt) -> b
 
 def move_whatever_attempt(ledger: DriverLedger, index: int, attempt: Attempt, before: DriverPhase) -> bool:
     entry = ledger._entries.get(index)
-    if entry is None or entry.phase is not before:
-        return False
-    entry.phase = DRIVER_ORDER[before]
-    return True
+    return entry is not None and MOVE(ledger, index, entry.attempt, before)
 
 
 def observe_everybody(view: Membership, known: Seat | None, seat: Seat, *, is_direct: bool) -> Observation:
@@ -139,7 +136,7 @@ def outdated_by_its_own_index(ledger: StageLedger, index: int, attempt: Attempt)
     return [] if current is None else [(index, current)]
 
 
-ACCEPT_FORWARD, ISSUE, WEIGH = StageLedger.accept_forward, Driver._issue, weigh
+ACCEPT_FORWARD, ISSUE, MOVE, WEIGH = StageLedger.accept_forward, Driver._issue, DriverLedger.move, weigh
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from understudy.protocol.errors import (
 )
 from understudy.protocol.events import Fetch
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import ModelSettings, RunManifest
+from understudy.protocol.manifest import PROTOCOL_VERSION, ModelSettings, RunManifest
 from understudy.protocol.messages import (
     FetchEnd,
     FetchHeader,
@@ -127,7 +127,7 @@ def test_weights_arrive_as_they_were() -> None:
 
 
 def test_the_fetch_protocol_is_of_this_run_only() -> None:
-    assert fetch_protocol(RULES.run_id) == "/understudy/1/run-0/fetch"
+    assert fetch_protocol(RULES.run_id) == f"/understudy/{PROTOCOL_VERSION}/run-0/fetch"
 
 
 @pytest.mark.parametrize("part", ["embedding", "head"])
