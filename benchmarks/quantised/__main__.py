@@ -9,7 +9,17 @@ import typer
 
 from benchmarks.keeping import FOLDER, PAGE, keep, read_kept
 from benchmarks.page import write_parts
-from benchmarks.quantised.results import Costs, Training, cost_table, loss_table
+from benchmarks.quantised.results import (
+    SEEDS,
+    WIRES,
+    Costs,
+    Training,
+    cost_table,
+    difference_table,
+    loss_table,
+    missing,
+)
+from understudy.protocol.errors import SettingsError
 
 TRAININGS = "quantised-*-seed-*.json"
 COSTS = "quantised-cost.json"
@@ -29,10 +39,11 @@ def quantised() -> None:
 def train(
     folder: Folder = FOLDER,
     iterations: Annotated[int, typer.Option(min=1)] = 300,
-    seed: Annotated[list[int] | None, typer.Option(help="Repeatable.", min=0)] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Repeatable; 0, 1 and 2 by default.", min=0)] = None,
+    wire: Annotated[list[str] | None, typer.Option(help=f"Repeatable; by default all: {', '.join(WIRES)}.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A model of seconds.")] = False,
 ) -> None:
-    """Train the study's model with each dtype; each is kept when it is done, whatever comes after it."""
+    """Train the study's model with each wire; each is kept when it is done, and what is kept is not trained again."""
     from benchmarks.convergence.study import full_scale, quick_scale
     from benchmarks.quantised.measuring import train_all
 
@@ -41,9 +52,14 @@ def train(
             typer.echo(f"iteration {step}: loss {loss:.3f}", err=True)
 
     manifest = (quick_scale() if quick else full_scale()).manifest
-    for training in train_all(manifest, seed or [0], iterations, tell):
+    try:
+        runs = missing(read_kept(folder, TRAININGS, Training), wire or WIRES, seed or SEEDS, iterations)
+    except SettingsError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(2) from error
+    for training in train_all(manifest, runs, iterations, tell):
         keep(training, folder / training.file_name)
-        typer.echo(f"{training.dtype}, seed {training.seed}: {training.final:.4f}, held out {training.validation:.4f}")
+        typer.echo(f"{training.wire}, seed {training.seed}: {training.final:.4f}, held out {training.validation:.4f}")
 
 
 @app.command(name="time")
@@ -70,6 +86,7 @@ def report(
     trained, timed = read_kept(folder, TRAININGS, Training), read_kept(folder, COSTS, Costs)
     parts = {
         "quantised-loss": loss_table(trained),
+        "quantised-difference": difference_table(trained),
         "quantised-cost": "\n\n".join(cost_table(costs) for costs in timed),
         "quantised-origin": origin_table(made.origin for made in (*trained, *timed)),
     }
