@@ -1,4 +1,4 @@
-"""``python -m benchmarks.quantised train|time|report``: "Bytes on the wire" of docs/performance.md."""
+"""``python -m benchmarks.quantised train|blocks|time|report``: "Bytes on the wire" of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from understudy.protocol.errors import SettingsError
 
 TRAININGS = "quantised-*-seed-*.json"
 COSTS = "quantised-cost.json"
+BLOCKS = "quantised-blocks.json"
 TELL_EVERY = 20
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Option(help="Where the JSON files lie: one for each training, one for the times.")]
+Folder = Annotated[Path, typer.Option(help="Where the JSON files lie: one for each training, two for the rest.")]
 
 
 @app.callback()
@@ -76,19 +77,38 @@ def take_time(
 
 
 @app.command()
+def blocks(
+    folder: Folder = FOLDER,
+    quick: Annotated[bool, typer.Option("--quick", help="A model of seconds.")] = False,
+) -> None:
+    """Measure what int8 loses by how many channels share a scale."""
+    from benchmarks.convergence.study import full_scale, quick_scale
+    from benchmarks.quantised.blocks import block_table, measure_blocks
+
+    found = measure_blocks((quick_scale() if quick else full_scale()).manifest)
+    keep(found, folder / BLOCKS)
+    typer.echo(block_table(found))
+
+
+@app.command()
 def report(
     folder: Folder = FOLDER,
     page: Annotated[Path, typer.Option(help="Its tables are brought up to date.")] = PAGE,
 ) -> None:
     """Write the tables of the page from the figures."""
     from benchmarks.origin import origin_table
+    from benchmarks.quantised.blocks import BlockLosses, block_table
 
     trained, timed = read_kept(folder, TRAININGS, Training), read_kept(folder, COSTS, Costs)
+    scaled = read_kept(folder, BLOCKS, BlockLosses)
     parts = {
         "quantised-loss": loss_table(trained),
         "quantised-difference": difference_table(trained),
+        "quantised-blocks": "\n\n".join(block_table(losses) for losses in scaled),
         "quantised-cost": "\n\n".join(cost_table(costs) for costs in timed),
-        "quantised-origin": origin_table(made.origin for made in (*trained, *timed)),
+        "quantised-origin": origin_table(
+            [*(made.origin for made in trained), *(made.origin for made in scaled), *(made.origin for made in timed)]
+        ),
     }
     write_parts(page, parts)
 

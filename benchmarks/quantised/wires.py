@@ -38,7 +38,7 @@ def by_row(numbers: Tensor) -> Tensor:
 
 def there_and_back(numbers: Tensor, block_channels: int, scale: torch.dtype) -> Tensor:
     """float32 in and out, and between them int8 with a scale for so many channels of a row."""
-    return torch.cat([_block(block, scale) for block in numbers.split(block_channels, -1)], -1)
+    return torch.cat([_block(block, scale) for block in torch.split(numbers, block_channels, -1)], -1)
 
 
 def _block(numbers: Tensor, scale: torch.dtype) -> Tensor:

@@ -14,7 +14,8 @@ from benchmarks.convergence.study import quick_scale
 from benchmarks.keeping import FOLDER, PAGE, keep, read_kept
 from benchmarks.origin import Origin
 from benchmarks.page import fill_in
-from benchmarks.quantised.__main__ import COSTS, TRAININGS, app
+from benchmarks.quantised.__main__ import BLOCKS, COSTS, TRAININGS, app
+from benchmarks.quantised.blocks import BlockLosses, block_table, measure_blocks
 from benchmarks.quantised.measuring import time_all, train_all
 from benchmarks.quantised.results import (
     NOISE,
@@ -79,6 +80,22 @@ def test_costs_are_medians() -> None:
     assert rows == ["| bfloat16 | 1024 | 6 | 6 | 1.0 |", "| int8 | 544 | 6 | 6 | 2.0 |"]
 
 
+def test_blocks_lose_less_the_smaller_they_are_and_keep_an_outlier_to_themselves() -> None:
+    threads = torch.get_num_threads()
+    try:
+        found = measure_blocks(quick_scale().manifest, (1, 3))
+    finally:
+        torch.set_num_threads(threads)
+    exact = [loss for loss in found.losses if loss.scale == "float32"]
+    assert [loss.bytes_per_number for loss in exact] == [1.25, 1.125, 1.0625, 1.0312, 1.0078]
+    for kind in ("activations", "gradients", "others"):
+        errors = [getattr(loss, kind) for loss in exact]
+        assert errors == sorted(errors)
+        assert 0.003 < errors[0] < errors[1]
+    assert exact[-1].others > 0.06
+    assert block_table(found).splitlines()[-1].startswith("| the row | bfloat16 | 1.004 | ")
+
+
 # --- what is trained ---
 
 
@@ -141,6 +158,7 @@ def test_what_is_kept_can_be_read_and_shown() -> None:
     parts = {
         "quantised-loss": loss_table(read_kept(FOLDER, TRAININGS, Training)),
         "quantised-difference": difference_table(read_kept(FOLDER, TRAININGS, Training)),
+        "quantised-blocks": "\n".join(block_table(found) for found in read_kept(FOLDER, BLOCKS, BlockLosses)),
         "quantised-cost": "",
         "quantised-origin": "",
     }
