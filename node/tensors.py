@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from understudy.node.quantising import quantised, restored
+from understudy.node.quantising import quantised, restored, width_of
 from understudy.node.weights import DTYPES, raw_bytes
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.manifest import RunManifest, WireDtype
-from understudy.protocol.messages import SCALE_BYTES, TensorHeader
+from understudy.protocol.messages import TensorHeader
 
 _WIRE_DTYPES: dict[WireDtype, torch.dtype] = {
     "float32": torch.float32,
@@ -22,7 +22,7 @@ _NAMES: dict[torch.dtype, WireDtype] = {dtype: name for name, dtype in _WIRE_DTY
 def to_wire(tensor: Tensor, dtype: WireDtype) -> Tensor:
     """A contiguous CPU tensor as it travels; the same tensor if it is one already.
 
-    Its shape is the tensor's, but in int8 each row has its scale behind it (node/quantising.py).
+    Its shape is the tensor's, but in int8 each row has its scales behind it (node/quantising.py).
     """
     if dtype == "int8":
         return quantised(tensor).cpu()
@@ -39,7 +39,7 @@ def from_wire(tensor: Tensor, device: torch.device) -> Tensor:
 def header_of(tensor: Tensor) -> TensorHeader:
     """Describe a tensor made by `to_wire`: its dtype, and the shape that `from_wire` gives it."""
     name, (*rows, width) = _NAMES[tensor.dtype], tensor.shape
-    return TensorHeader(name, (*rows, width - _scale_bytes(name)))
+    return TensorHeader(name, (*rows, width_of(width) if name == "int8" else width))
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
@@ -50,11 +50,8 @@ def bytes_of(tensor: Tensor) -> memoryview:
 def empty_tensor(header: TensorHeader) -> Tensor:
     """Room for a tensor that arrives; fill `bytes_of` it."""
     *rows, width = header.shape
-    return torch.empty((*rows, width + _scale_bytes(header.dtype)), dtype=_WIRE_DTYPES[header.dtype])
-
-
-def _scale_bytes(dtype: WireDtype) -> int:
-    return SCALE_BYTES if dtype == "int8" else 0
+    size = (*rows, header.row_bytes if header.dtype == "int8" else width)
+    return torch.empty(size, dtype=_WIRE_DTYPES[header.dtype])
 
 
 def activation_header(manifest: RunManifest) -> TensorHeader:

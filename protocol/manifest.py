@@ -132,7 +132,7 @@ class WireSettings(_Section, frozen=True):
     """How activations and gradients travel between stages."""
 
     dtype: WireDtype = "bfloat16"
-    """int8: with one scale for each row, that is for each token's hidden vector (node/quantising.py)."""
+    """int8: with a scale for each block of 32 channels of a token's hidden vector (node/quantising.py)."""
 
 
 class ComputeSettings(_Section, frozen=True):

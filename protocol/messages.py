@@ -40,18 +40,31 @@ TENSOR_DIMENSIONS_MAX = 8
 WeightsDtype = Literal["float32", "bfloat16"]
 """Of weights: they are never quantised, so what a recovery rebuilds is the formula's."""
 DTYPE_BYTES: dict[WireDtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
-SCALE_BYTES = 4
-"""Behind each row of an int8 tensor: the float32 that its numbers are multiples of."""
+BLOCK_CHANNELS = 32
+"""Consecutive numbers of an int8 row that share a scale; a row's last block may be shorter."""
+SCALE_BYTES = 2
+"""Of a block: the bfloat16 that its numbers are multiples of."""
+
+
+def quantised_bytes(width: int) -> int:
+    """Of an int8 row of ``width`` numbers: one for each, and a scale for each block."""
+    return width + SCALE_BYTES * -(-width // BLOCK_CHANNELS)
 
 
 class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
     """Describes the raw little-endian bytes that follow a message.
 
-    ``shape`` is that of the numbers: of int8, each row of the last dimension has `SCALE_BYTES` more.
+    ``shape`` is that of the numbers: of int8, each row of the last dimension has its scales besides (`row_bytes`).
     """
 
     dtype: WireDtype
     shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**32)], ...], Meta(max_length=TENSOR_DIMENSIONS_MAX)]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the last dimension, as it travels."""
+        width = self.shape[-1] if self.shape else 1
+        return quantised_bytes(width) if self.dtype == "int8" else DTYPE_BYTES[self.dtype] * width
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):

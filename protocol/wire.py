@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import msgspec
 
 from understudy.protocol.errors import LocalProtocolError, RemoteProtocolError
-from understudy.protocol.messages import DTYPE_BYTES, SCALE_BYTES, AnyMessage, TensorHeader
+from understudy.protocol.messages import AnyMessage, TensorHeader
 
 PREFIX = struct.Struct("<IQ")
 MESSAGE_BYTES_MAX = 64 * 1024
@@ -49,9 +49,7 @@ _decoder = msgspec.msgpack.Decoder(Frame)
 
 def tensor_bytes(tensor: TensorHeader) -> int:
     """Bytes of the raw tensor that a header describes."""
-    *rows, width = tensor.shape or (1,)
-    row_bytes = DTYPE_BYTES[tensor.dtype] * width + (SCALE_BYTES if tensor.dtype == "int8" else 0)
-    return math.prod(rows) * row_bytes
+    return math.prod(tensor.shape[:-1]) * tensor.row_bytes
 
 
 def encode_frame(message: AnyMessage, tensor: TensorHeader | None = None) -> bytes:

@@ -8,7 +8,7 @@ so 1,000 iterations of a small model take minutes. As in the paper, stages are l
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -33,7 +33,13 @@ VALIDATION_STRIDE = 61
 """From one held-out microbatch to the next: together they come from all over the text, not from one file."""
 REDRAW_SEEDS = 1000
 """Beyond the seeds of any study."""
+Carry = Callable[[torch.Tensor], torch.Tensor]
+"""What becomes of an activation or a gradient between two stages."""
 ANEW = Plan("random", "drawn anew", 0, coefficients=(1.0,))
+
+
+def as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +57,17 @@ class Recovery:
 
 
 class Trainer:
-    """Trains one model under one strategy."""
+    """Trains one model under one strategy; between two stages, ``carry`` does what a wire would."""
 
-    def __init__(self, manifest: RunManifest, strategy: Strategy, seed: int, device: str = "cpu") -> None:
+    def __init__(
+        self, manifest: RunManifest, strategy: Strategy, seed: int, device: str = "cpu", carry: Carry = as_it_is
+    ) -> None:
         self.manifest = msgspec.structs.replace(strategy.applied_to(manifest), seed=seed)
         self.strategy = strategy
         self.recoveries: list[Recovery] = []
         self.hosts = [StageHost(self.manifest, device) for _ in range(self.manifest.stage_count)]
         self._device = device
+        self._carry = carry
         self._data = open_data(self.manifest)
         self._norms: list[float | None] = [None] * len(self.hosts)
         self._incarnations = [1] * len(self.hosts)
@@ -78,15 +87,17 @@ class Trainer:
 
     def _train_microbatch(self, microbatch: Microbatch) -> float:
         edge, path = self.hosts[DRIVER_STAGE], self._route(microbatch.index)
-        activation = edge.work(ForwardJob(microbatch, ATTEMPT))
+        activation = self._carry(edge.work(ForwardJob(microbatch, ATTEMPT)))
         for stage in path:
-            source, activation = activation, self.hosts[stage].work(ForwardJob(microbatch, ATTEMPT, activation))
+            source = activation
+            activation = self._carry(self.hosts[stage].work(ForwardJob(microbatch, ATTEMPT, source)))
             if self.strategy.improvement == "regression":
                 self._memories[stage].remember(source, activation)
         loss, gradient = edge.work(LossJob(microbatch, ATTEMPT, activation, is_counted=True))
         for stage in reversed(path):
-            gradient = self.hosts[stage].work(BackwardJob(microbatch, ATTEMPT, gradient, is_counted=True))
-        edge.work(BackwardJob(microbatch, ATTEMPT, gradient, is_counted=True))
+            job = BackwardJob(microbatch, ATTEMPT, self._carry(gradient), is_counted=True)
+            gradient = self.hosts[stage].work(job)
+        edge.work(BackwardJob(microbatch, ATTEMPT, self._carry(gradient), is_counted=True))
         return float(loss)
 
     def _route(self, index: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The same model under each dtype of the wire, and the same activation through each."""
+"""The same model with each wire between its stages, and the same activation through each dtype."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from benchmarks.convergence.strategies import STRATEGIES
 from benchmarks.convergence.trainer import Trainer
 from benchmarks.origin import Origin
-from benchmarks.quantised.results import DTYPES, Costs, Training
+from benchmarks.quantised.results import TIMED, Costs, Run, Training
+from benchmarks.quantised.wires import DTYPES, carry_of
 from understudy.node.tensors import from_wire, to_wire
 from understudy.protocol.manifest import RunManifest, WireDtype, WireSettings
 
@@ -21,43 +22,38 @@ CPU = torch.device("cpu")
 
 
 def train_all(
-    manifest: RunManifest, seeds: Sequence[int], iterations: int, tell: Callable[[int, float], None]
+    manifest: RunManifest, runs: Sequence[Run], iterations: int, tell: Callable[[int, float], None]
 ) -> Iterator[Training]:
-    """Each seed with each dtype, on one thread: initialisation and text are the same, rounding alone differs."""
+    """Each run, on one thread: of runs of one seed initialisation and text are the same, the wire alone differs."""
     torch.set_num_threads(1)
     origin = Origin.here("cpu", "1 thread")
-    for seed in seeds:
-        for dtype in DTYPES:
-            yield train(manifest, dtype, seed, iterations, tell, origin)
+    for run in runs:
+        yield train(manifest, run, iterations, tell, origin)
 
 
 def train(
-    manifest: RunManifest,
-    dtype: WireDtype,
-    seed: int,
-    iterations: int,
-    tell: Callable[[int, float], None],
-    origin: Origin,
+    manifest: RunManifest, run: Run, iterations: int, tell: Callable[[int, float], None], origin: Origin
 ) -> Training:
     """One model, by the swarm's own stages (benchmarks/convergence/trainer.py), nothing lost on the way."""
-    wired = msgspec.structs.replace(manifest, wire=WireSettings(dtype=dtype))
-    trainer = Trainer(wired, STRATEGIES["none"], seed)
+    wire, seed = run
+    wired = msgspec.structs.replace(manifest, wire=WireSettings(dtype=DTYPES[wire]))
+    trainer = Trainer(wired, STRATEGIES["none"], seed, carry=carry_of(wire, seed))
     losses = []
     for step in range(1, iterations + 1):
         losses.append(round(trainer.train_step(step), 5))
         tell(step, losses[-1])
     validation = round(trainer.validation_loss(), 5)
-    return Training(dtype, seed, manifest.model.hidden_size, tuple(losses), validation, origin)
+    return Training(wire, seed, manifest.model.hidden_size, tuple(losses), validation, origin)
 
 
 def time_all(repetitions: int) -> Costs:
     """One activation to the wire and back, on one thread; the dtypes take turns."""
     torch.set_num_threads(1)
     numbers = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    outward: dict[WireDtype, list[float]] = {dtype: [] for dtype in DTYPES}
-    inward: dict[WireDtype, list[float]] = {dtype: [] for dtype in DTYPES}
+    outward: dict[WireDtype, list[float]] = {dtype: [] for dtype in TIMED}
+    inward: dict[WireDtype, list[float]] = {dtype: [] for dtype in TIMED}
     for repetition in range(repetitions + 1):
-        for dtype in DTYPES:
+        for dtype in TIMED:
             began = time.perf_counter()
             wired = to_wire(numbers, dtype)
             sent = time.perf_counter()

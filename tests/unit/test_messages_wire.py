@@ -115,8 +115,10 @@ def test_a_tensor_is_described_by_its_header() -> None:
     assert wire.tensor_bytes(header) == 48
     assert wire.tensor_bytes(TensorHeader("float32", ())) == 4
     assert wire.tensor_bytes(TensorHeader("float32", (0, 9))) == 0
-    assert wire.tensor_bytes(TensorHeader("int8", (2, 3, 10))) == 2 * 3 * (10 + 4)
-    assert wire.tensor_bytes(TensorHeader("int8", ())) == 5
+    assert [wire.tensor_bytes(TensorHeader("int8", (2, 3, width))) for width in (10, 32, 33, 512)] == [
+        2 * 3 * bytes_per_row for bytes_per_row in (10 + 2, 32 + 2, 33 + 4, 512 + 32)
+    ]
+    assert wire.tensor_bytes(TensorHeader("int8", ())) == 3
 
 
 def test_data_messages_name_their_microbatch() -> None:
