@@ -136,9 +136,9 @@ class Tenancy:
         self.claimant = Claimant(self._state, Lookout(self._state, self._capacity, None))
         self._become_spare()
 
-    def hand_back(self, reason: str) -> None:
+    def hand_back(self, reason: str, state: Literal["left", "withdrawn"] = "left") -> None:
         """Give our stage up in public, so that others need not wait for our silence, and be a spare."""
-        self._state.tenure_state = "left"
+        self._state.tenure_state = state
         self._state.membership.observe(self._state.my_seat(), is_direct=True)
         self._neighbourhood.announce()
         self._neighbourhood.store_tenure()
@@ -162,13 +162,8 @@ class Tenancy:
         """The others went on without us, beyond what we can catch up with: rebuilt from them, our stage is theirs."""
         if self.host is None or not self._is_outpaced(self.host):
             return
-        state = self._state
-        tenure, step = state.tenure, state.committed
-        assert tenure is not None
-        void = StageRecord(state.me, tenure.stage, tenure.incarnation, "withdrawn", step)
-        self._store(void)
-        self._neighbourhood.tell(Announce(tenure.stage, tenure.incarnation, "withdrawn", step))
-        self.lose(f"the others are beyond step {self.host.step}, where S{tenure.stage} was left behind")
+        reason = f"the others are beyond step {self.host.step}, where S{self._state.stage} was left behind"
+        self.hand_back(reason, "withdrawn")
 
     def _is_outpaced(self, host: BlockStage | Driver) -> bool:
         """Block stages say where the run is: they hold what a stage can be rebuilt from."""

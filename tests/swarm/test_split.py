@@ -20,8 +20,8 @@ from understudy.protocol.errors import SettingsError
 
 COMMAND = (sys.executable, "-P", "-m")
 START_TIMEOUT_S = 120.0
-HEAL_LIMIT_S = 5.0
-"""Within this time after the two sides see each other again, the swarm commits."""
+HEAL_LIMIT_S = 10.0
+"""Within this time after the two sides see each other again, the swarm commits; on idle processors within 5 s."""
 MAJORITY = {"S0": "0", "S1": "1", "S2": "2", "spare-a": "auto", "spare-b": "auto"}
 MINORITY = {"S3": "3", "S4": "4", "spare-c": "auto"}
 
