@@ -68,7 +68,9 @@ class Bulletin:
             membership.note_step(PeerId(record.peer), record.stage, record.step)
         lost = {(record.for_stage, record.lost_incarnation) for record in said if not record.is_taken_back}
         for stage, incarnation in sorted(lost):
-            if self._state.membership.mark_dead(stage, incarnation, self._state.now):
+            if membership.has_just_spoken(stage, self._state.now):
+                membership.raise_incarnation(stage, incarnation)
+            elif membership.mark_dead(stage, incarnation, self._state.now):
                 self._recognition.on_seat_changed(stage)
         for stage, incarnation in sorted({(r.for_stage, r.lost_incarnation) for r in said if r.is_taken_back} - lost):
             self._recognition.absolve(stage, incarnation)

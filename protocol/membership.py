@@ -63,6 +63,11 @@ class Membership:
         """The peer serves or recovers a stage, whatever its record as a spare still says."""
         return any(seat.is_present for seat in self.seats_of(peer))
 
+    def has_just_spoken(self, stage: int, now: float) -> bool:
+        """Its owner spoke to us ourselves: what others say of its death is older."""
+        seat = self.seats.get(stage)
+        return seat is not None and seat.is_present and now - seat.spoke_at <= self._timing.suspect_after_s
+
     def missing(self, stages: Iterable[int]) -> list[int]:
         """Those of the stages that nobody serves."""
         return [stage for stage in stages if not self.is_serving(stage)]
@@ -85,7 +90,7 @@ class Membership:
             return self._leave(known)
         observation = self._advance(known, seat)
         if is_direct:
-            known.heard = max(known.heard, seat.heard)
+            known.heard = known.spoke_at = max(known.heard, seat.heard)
             observation = self._revive(known, seat.heard) or observation
         elif self._has_outlived_its_death(known, seat.heard):
             known.status = Status.ALIVE
@@ -124,6 +129,7 @@ class Membership:
                 seat.displaced = waiting if known.state == "recovering" else known
         self.raise_incarnation(seat.stage, self.known_incarnation(seat.stage))
         seat.status = Status.LEFT if seat.state == "left" else Status.ALIVE
+        seat.spoke_at = seat.heard if is_direct else seat.spoke_at
         self.seats[seat.stage] = seat
         return Observation.LEFT if seat.state == "left" else Observation.NEW_OWNER
 

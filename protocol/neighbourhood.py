@@ -148,11 +148,12 @@ class Neighbourhood:
             self._spread(Lost(seat.stage, seat.incarnation))
 
     def _repeat_accusations(self) -> None:
-        """Go on accusing whom we ourselves do not hear. Two who only believe each other would never stop."""
+        """Go on accusing whom we should hear and do not. Two who only believe each other would never stop."""
         membership, horizon = self._state.membership, self._state.now - self._state.manifest.timing.suspect_after_s
         for stage, incarnation in list(self._accused.items()):
             seat = membership.tenure_or_displaced(stage, incarnation)
-            if seat is None or seat.status is not Status.DEAD or seat.heard > horizon:
+            is_ours_to_judge = stage in self.monitored()
+            if not is_ours_to_judge or seat is None or seat.status is not Status.DEAD or seat.heard > horizon:
                 del self._accused[stage]
             else:
                 self.tell(Lost(stage, incarnation))

@@ -50,6 +50,8 @@ class Seat:
     status: Status
     heard: float
     """When the owner last spoke to us, or when we began to listen."""
+    spoke_at: float = float("-inf")
+    """When the owner itself last said something to us; a record is no word."""
     died_at: float = float("-inf")
     """When it was last declared dead."""
     displaced: Seat | None = None

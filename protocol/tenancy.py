@@ -166,10 +166,14 @@ class Tenancy:
         self.hand_back(reason, "withdrawn")
 
     def _is_outpaced(self, host: BlockStage | Driver) -> bool:
-        """Block stages say where the run is: they hold what a stage can be rebuilt from."""
+        """Block stages say where the run is: they hold what a stage can be rebuilt from.
+
+        A stage that is one step ahead of ours heard of a commit that is on its way to us. One that committed the step
+        that we, S0, did not decide, and could not take over, has another driver.
+        """
         state = self._state
         others = [stage for stage in range(1, state.manifest.stage_count) if stage != state.stage]
-        return state.membership.furthest_step(others) > host.step
+        return state.membership.furthest_step(others) >= host.step + (not isinstance(host, Driver))
 
     def refresh(self) -> None:
         """Store again what must not expire, say again what was not acknowledged."""
