@@ -155,7 +155,8 @@ class Tenancy:
             return
         if record.step == 0:
             self.claimant.recall(record.stage)
-        self._store(msgspec.structs.replace(record, state="withdrawn"))
+        if state.tenure is None or state.tenure.stage != record.stage:  # else it would take our new record's place
+            self._store(msgspec.structs.replace(record, state="withdrawn"))
         self._neighbourhood.tell(Announce(record.stage, record.incarnation, "withdrawn", record.step))
 
     def yield_if_outpaced(self) -> None:

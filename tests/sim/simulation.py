@@ -299,8 +299,8 @@ class Simulation:
     def _check_s0(self, node: SimNode, fields: dict[str, Any]) -> None:
         """Judge how S0 came back, if whoever vouched for it is still there and delivered."""
         own = [line for line in self.log if line.observer == node.peer]
-        claimed = max(number for number, line in enumerate(own) if line.name == "stage.claimed")
-        if not any(line.name == "fetch.failed" for line in own[claimed:]):
+        claimed = max((number for number, line in enumerate(own) if line.name == "stage.claimed"), default=None)
+        if claimed is not None and not any(line.name == "fetch.failed" for line in own[claimed:]):
             owners = [self.owner(stage) for stage in own[claimed].fields["witnesses"]]
             self._edges.check_recovered(fields, [owner for owner in owners if owner is not None])
 

@@ -13,11 +13,13 @@ from tests.sim.schedules import LIMIT_S, Schedule, brief_schedule, restart_sched
 from tests.sim.simulation import Simulation, build, small_manifest
 from tests.sim.test_seeds import Mutant, run_seed
 from understudy.protocol import membership
+from understudy.protocol.events import RecordsRead
 from understudy.protocol.ids import Tenure
 from understudy.protocol.membership import Membership
 from understudy.protocol.messages import Fenced
 from understudy.protocol.placement import Standing, supersedes
 from understudy.protocol.recognition import Recognition
+from understudy.protocol.records import StageRecord, stage_key
 from understudy.protocol.seats import Observation, Seat
 from understudy.protocol.tenancy import Tenancy
 
@@ -66,6 +68,26 @@ def test_a_swarm_that_starts_again_before_its_first_step_begins_again() -> None:
     simulation = build(7, list(restarts), manifest=small_manifest(stages=4, steps=3), spares=0, kind=Simulation)
     simulation.advance(60.0)
     simulation.check_outcome()
+
+
+def test_an_old_record_of_ours_leaves_the_new_one_in_the_dht() -> None:
+    """A read that took long brings the record of before the restart, when we serve the stage again."""
+    manifest = small_manifest(stages=5, steps=200, microbatches=2)
+    simulation = build(7, [], manifest=manifest, spares=0, kind=Simulation)
+    while not any(line.fields["step"] == 20 for line in simulation.named("step.committed")):
+        simulation.advance(simulation.now + 0.05)
+    victim = simulation.owner(2)
+    assert victim is not None
+    peer = victim.peer
+    simulation.kill(victim)
+    simulation.at(simulation.now + 1.0, lambda: simulation.restart(victim))
+    while (node := simulation.owner(2)) is None:
+        simulation.advance(simulation.now + 0.1)
+    simulation.advance(simulation.now + 1.0)
+    assert simulation._dht[stage_key(2)][peer].record.state == "serving"
+    simulation.feed(node, RecordsRead(stage_key(2), (StageRecord(peer, 2, 1, "serving", 20),)))
+    simulation.advance(simulation.now + 0.5)
+    assert simulation._dht[stage_key(2)][peer].record.state == "serving"
 
 
 # --- the simulator can see ---
