@@ -170,6 +170,24 @@ class Fleet:
 
         until(is_frozen, f"{peer.name} to freeze")
 
+    def kill_behind_the_engine(self, peer: Peer) -> None:
+        """Kill its process as the kernel would for want of memory: the engine sees it die and applies its policy.
+
+        After ``docker kill`` the engine does not, and a container's first process ignores what it kills itself with.
+        """
+        peer.container.reload()
+        script = f"import os; os.kill({int(peer.container.attrs['State']['Pid'])}, 9)"
+        self.docker.containers.run(
+            self._image,
+            ["-c", script],
+            entrypoint="python3",
+            user="root",
+            pid_mode="host",
+            network_mode="none",
+            labels=self._labels,
+            remove=True,
+        )
+
     def cut_off(self, peer: Peer) -> None:
         """Pull its cable."""
         peer.is_cut_off = True
