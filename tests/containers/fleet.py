@@ -177,16 +177,13 @@ class Fleet:
         """
         peer.container.reload()
         script = f"import os; os.kill({int(peer.container.attrs['State']['Pid'])}, 9)"
-        self.docker.containers.run(
-            self._image,
-            ["-c", script],
-            entrypoint="python3",
-            user="root",
-            pid_mode="host",
-            network_mode="none",
-            labels=self._labels,
-            remove=True,
+        killer = self.docker.containers.run(
+            self._image, ["-c", script], entrypoint="python3", user="root", pid_mode="host", detach=True
         )
+        try:
+            assert killer.wait(timeout=STOP_TIMEOUT_S)["StatusCode"] == 0, killer.logs()
+        finally:
+            killer.remove(force=True, v=True)
 
     def cut_off(self, peer: Peer) -> None:
         """Pull its cable."""
