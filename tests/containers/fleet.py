@@ -170,6 +170,21 @@ class Fleet:
 
         until(is_frozen, f"{peer.name} to freeze")
 
+    def kill_behind_the_engine(self, peer: Peer) -> None:
+        """Kill its process as the kernel would for want of memory: the engine sees it die and applies its policy.
+
+        After ``docker kill`` the engine does not, and a container's first process ignores what it kills itself with.
+        """
+        peer.container.reload()
+        script = f"import os; os.kill({int(peer.container.attrs['State']['Pid'])}, 9)"
+        killer = self.docker.containers.run(
+            self._image, ["-c", script], entrypoint="python3", user="root", pid_mode="host", detach=True
+        )
+        try:
+            assert killer.wait(timeout=STOP_TIMEOUT_S)["StatusCode"] == 0, killer.logs()
+        finally:
+            killer.remove(force=True, v=True)
+
     def cut_off(self, peer: Peer) -> None:
         """Pull its cable."""
         peer.is_cut_off = True

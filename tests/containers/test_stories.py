@@ -76,6 +76,31 @@ def test_a_swarm_forms_and_trains(fleet: Fleet) -> None:
     assert sum(peer.memory_bytes for peer in fleet.peers) < MEMORY_BYTES_MAX
 
 
+@pytest.mark.parametrize(("stage", "method", "donors"), [(2, "checkfree", [1, 3]), (0, "edge copy", [1, 4])])
+def test_an_owner_that_its_engine_starts_again_takes_its_stage_back(
+    fleet: Fleet, stage: int, method: str, donors: list[int]
+) -> None:
+    """Nobody waits as a spare. It comes back with its volume, so under its identity."""
+    for spare in fleet.spares():
+        spare.container.stop(timeout=STOP_TIMEOUT_S)
+    owner, began = fleet.owners()[stage], now(fleet)
+    owner.container.update(restart_policy={"Name": "always"})
+    fleet.kill_behind_the_engine(owner)
+
+    def taken_back() -> list[Event]:
+        return [event for event in of(fleet.events(), "stage.recovered", stage=stage) if event["time"] > began]
+
+    until(taken_back, f"S{stage} to be served again")
+    (recovered,) = taken_back()
+    assert (recovered["by"], recovered["peer"]) == (owner.name, owner.peer_id)
+    assert (recovered["method"], recovered["donors"]) == (method, donors)
+    fleet.until_trained(3, "training after the restart")
+    owner.container.reload()
+    assert owner.container.attrs["RestartCount"] == 1
+    assert "Traceback" not in owner.log
+    owner.container.update(restart_policy={"Name": "no"})
+
+
 def test_a_killed_middle_peer_is_replaced_and_comes_back_as_itself(fleet: Fleet) -> None:
     fleet.ensure_spares(1)
     lost = fleet.owners()[2]

@@ -66,6 +66,9 @@ class Nursery:
 
     def bear(self, birth: Birth) -> None:
         self._births.append(birth)
+        self._send(birth)
+
+    def _send(self, birth: Birth) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(birth) + b"\n")
         self._process.stdin.flush()
@@ -79,9 +82,9 @@ class Nursery:
         self._brood.until(lambda: join_path.exists() and join_path.read_text(), "the join string", 60.0)
         return join_path.read_text().strip()
 
-    def join(self, name: str, join: str, stage: int | None = None, deaths: Sequence[Death] = ()) -> None:
+    def join(self, name: str, join: str, stage: int | None = None, deaths: Sequence[Death] = (), port: int = 0) -> None:
         """Start a node."""
-        arguments = ("--join", join, "--stage", "auto" if stage is None else str(stage), *self._place(name))
+        arguments = ("--join", join, "--stage", "auto" if stage is None else str(stage), *self._place(name, port))
         arguments += ("--events", str(self.folder / f"{name}.jsonl"), "--threads", "1", "--device", "cpu")
         self.bear(Birth(name, str(self.folder), "node", arguments, tuple(deaths)))
 
@@ -90,8 +93,19 @@ class Nursery:
         arguments = (str(folder), "--join", join, "--host-maddr", "/ip4/127.0.0.1/tcp/0", *more)
         self.bear(Birth(name, str(self.folder), "export", arguments))
 
-    def _place(self, name: str) -> tuple[str, ...]:
-        return ("--host-maddr", "/ip4/127.0.0.1/tcp/0", "--identity", str(self.folder / f"{name}.key"))
+    def _place(self, name: str, port: int = 0) -> tuple[str, ...]:
+        return ("--host-maddr", f"/ip4/127.0.0.1/tcp/{port}", "--identity", str(self.folder / f"{name}.key"))
+
+    def kill(self, name: str) -> None:
+        """Without warning, and as far as a supervisor sees it: the process is gone, perhaps not yet its daemon."""
+        os.kill(self.process_id(name), signal.SIGKILL)
+        self._brood.until(lambda: name in self.statuses(), f"the death of {name}", 10.0)
+
+    def start_again(self, name: str) -> None:
+        """The same command once more, as a supervisor does when its process ended."""
+        birth = self._birth(name)
+        birth.file("status").unlink()
+        self._send(birth)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """What a node wrote so far, but for a line that it is writing."""
@@ -105,8 +119,11 @@ class Nursery:
         return {name: int(path.read_text()) for name, path in ended.items() if path.exists()}
 
     def process_id(self, name: str) -> int:
+        return int(self._birth(name).file("pid").read_text())
+
+    def _birth(self, name: str) -> Birth:
         (birth,) = [birth for birth in self._births if birth.name == name]
-        return int(birth.file("pid").read_text())
+        return birth
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(encoding="utf-8")

@@ -1,0 +1,152 @@
+"""Volunteers whose supervisor starts them again at once: each takes its trained stage back, and says from what."""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from dataclasses import dataclass
+from statistics import fmean
+
+from tests.swarm.nursery import Nursery
+from tests.swarm.processes import Brood
+from tests.swarm.test_local import Event, of, only
+
+START_TIMEOUT_S = 60.0
+RECOVERY_TIMEOUT_S = 40.0
+NAMES = ("first", "second", "third", "fourth")
+WINDOW = 10
+"""Commits over which a loss is averaged: a step of eight rows says little."""
+LOSS_RISE_MAX = 0.5
+RUN = """
+name = "restarts"
+[model]
+hidden_size = 32
+intermediate_size = 48
+attention_heads = 2
+block_stages = 3
+context_length = 32
+[recovery]
+method = "checkfree"
+[step]
+microbatches = 2
+microbatch_size = 4
+[timing]
+suspect_after_s = 6.0
+dead_after_s = 12.0
+"""
+"""Deaths are noticed by refused connections, or told by who starts again; a busy machine's silence is none."""
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A process is killed, and started again after a while."""
+
+    stage: int
+    after_s: float
+    method: str
+    donors: tuple[int, ...]
+
+
+STRIKES = (
+    Strike(2, 0.0, "checkfree", (1, 3)),
+    Strike(3, 3.0, "copy", (2,)),
+    Strike(0, 0.0, "edge copy", (1, 3)),
+)
+
+
+class Swarm:
+    """One node for each stage, each on a port of its own that it keeps; nobody waits as a spare.
+
+    None asks for a stage: so each finds its own again by what the swarm says, not by its command line.
+    """
+
+    def __init__(self, brood: Brood, nursery: Nursery) -> None:
+        self._brood, self._nursery = brood, nursery
+        source = brood.folder / "run.toml"
+        source.write_text(RUN, encoding="utf-8")
+        join = nursery.found(str(source), 100_000)
+        for name in NAMES:
+            nursery.join(name, join, port=free_port())
+
+    def events(self) -> list[Event]:
+        """Of all nodes, oldest first."""
+        merged = [event for name in NAMES for event in self._nursery.events(name)]
+        return sorted(merged, key=lambda event: float(event["time"]))
+
+    def commits_after(self, moment: float) -> list[Event]:
+        return [event for event in of(self.events(), "step.committed") if event["time"] > moment]
+
+    def until_commits(self, count: int, moment: float, timeout_s: float) -> None:
+        self._brood.until(lambda: len(self.commits_after(moment)) >= count, f"{count} commits", timeout_s)
+
+    def suffer(self, strike: Strike) -> None:
+        """Kill an owner, start it again, and judge the run once it went on."""
+        name = self._owner(strike.stage)
+        killed_at = time.time()
+        self._nursery.kill(name)
+        self._brood.until(lambda: time.time() >= killed_at + strike.after_s, "the supervisor", strike.after_s + 5.0)
+        self._nursery.start_again(name)
+        served_at = self._until_served_again(strike.stage)
+        self.until_commits(WINDOW, served_at, RECOVERY_TIMEOUT_S)
+        assert_taken_back(self.events(), strike)
+        assert_loss_stays(of(self.events(), "step.committed"), killed_at, served_at)
+
+    def _owner(self, stage: int) -> str:
+        (name,) = [name for name in NAMES if of(self._nursery.events(name), "peer.serving", stage=stage)]
+        return name
+
+    def _until_served_again(self, stage: int) -> float:
+        def served_again() -> list[Event]:
+            return of(self.events(), "peer.serving", stage=stage)[1:]
+
+        self._brood.until(served_again, f"S{stage} to be served again", RECOVERY_TIMEOUT_S)
+        return float(served_again()[0]["time"])
+
+
+def free_port() -> int:
+    """A volunteer has one port and keeps it; nobody else here asks for a port by its number."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def losses(commits: list[Event]) -> float:
+    return fmean(commit["loss"] for commit in commits)
+
+
+def test_an_owner_that_is_started_again_takes_its_trained_stage_back(brood: Brood, nursery: Nursery) -> None:
+    """A middle stage at once, the last stage after 3 s, S0 at once."""
+    swarm = Swarm(brood, nursery)
+    swarm.until_commits(40, 0.0, START_TIMEOUT_S)
+    for strike in STRIKES:
+        swarm.suffer(strike)
+    assert_no_step_lost(of(swarm.events(), "step.committed"))
+    assert nursery.statuses() == {}
+    for name in NAMES:
+        assert "Traceback" not in nursery.log(name)
+
+
+def assert_taken_back(events: list[Event], strike: Strike) -> None:
+    """By the same peer, under the next incarnation, from its neighbours; and never claimed as if it were new."""
+    first, again = of(events, "peer.serving", stage=strike.stage)
+    assert [claim["incarnation"] for claim in of(events, "stage.claimed", stage=strike.stage)] == [2]
+    recovered = only(events, "stage.recovered", stage=strike.stage)
+    assert recovered["peer"] == again["peer"] == first["peer"]
+    assert recovered["incarnation"] == again["incarnation"] == 2
+    assert (recovered["method"], recovered["donors"]) == (strike.method, list(strike.donors))
+    assert recovered["step"] > 0
+
+
+def assert_loss_stays(commits: list[Event], killed_at: float, served_at: float) -> None:
+    before = [commit for commit in commits if commit["time"] < killed_at][-WINDOW:]
+    after = [commit for commit in commits if commit["time"] > served_at][:WINDOW]
+    assert losses(after) < losses(before) + LOSS_RISE_MAX
+
+
+def assert_no_step_lost(commits: list[Event]) -> None:
+    """A new S0 may decide its predecessor's last step again; no step is missing."""
+    steps = [commit["step"] for commit in commits]
+    assert sorted(set(steps)) == list(range(1, steps[-1] + 1))
+    assert len(steps) - len(set(steps)) <= 1
+    assert all(math.isfinite(commit["loss"]) for commit in commits)
