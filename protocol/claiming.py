@@ -32,6 +32,7 @@ from understudy.protocol.events import (
     JobDone,
     Payload,
     Read,
+    ReleaseStage,
     Run,
     Store,
 )
@@ -441,6 +442,8 @@ class Claimant:
         self.claim = None
         self.lookout.note_refusal(claim.stage)
         self._state.act(CancelFetches(claim.name))
+        if claim.phase is ClaimPhase.BUILDING:
+            self._state.act(ReleaseStage())
         for witness in sorted(claim.told):
             self._state.send(witness, Withdraw(claim.stage, claim.incarnation))
         if self._state.tenure is not None:

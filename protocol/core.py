@@ -179,7 +179,7 @@ class Core:
             self._tenancy.host.pipe.holds.on_tick()
             if isinstance(self._tenancy.host, Driver):
                 self._tenancy.host.on_tick()
-        self._tenancy.yield_if_outpaced()
+        self._tenancy.yield_if_apart()
         self._tenancy.finish_if_done()
 
     # --- messages ---

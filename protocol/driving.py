@@ -71,6 +71,11 @@ class Driver:
         return self._ledger.step
 
     @property
+    def can_close(self) -> bool:
+        """Nobody but us decides our step; what is to be taken over was taken over when it was heard of."""
+        return False
+
+    @property
     def is_done(self) -> bool:
         """The last step is decided, and every living stage has acknowledged it."""
         total = self._state.manifest.step.total_steps

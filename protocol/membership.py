@@ -72,9 +72,10 @@ class Membership:
         """Those of the stages that nobody serves."""
         return [stage for stage in stages if not self.is_serving(stage)]
 
-    def furthest_step(self, stages: Iterable[int]) -> int:
-        """The last step that a living owner of one of these stages committed."""
-        return max((self.seats[stage].step for stage in stages if self.is_serving(stage)), default=0)
+    def beyond(self, stage: int, step: int) -> tuple[list[int], int]:
+        """Of the other stages with a living owner: which committed this step, and how many there are."""
+        others = [other for other in self.seats if other != stage and self.is_serving(other)]
+        return [other for other in others if self.seats[other].step >= step], len(others)
 
     # --- what we are told ---
 
@@ -104,13 +105,15 @@ class Membership:
         """
         is_silence_ours_to_judge = known.stage in self._monitored
         lifetime_s = self._timing.record_lifetime_s
+        if known.state == "withdrawn":
+            return False
         return known.status is Status.DEAD and not is_silence_ours_to_judge and now - known.died_at > lifetime_s
 
     @staticmethod
     def _revive(known: Seat, now: float) -> Observation | None:
         if known.status is Status.SUSPECT:
             known.status = Status.ALIVE
-        if known.status is not Status.DEAD or known.accusers(now):
+        if known.status is not Status.DEAD or known.state == "withdrawn" or known.accusers(now):
             return None
         known.status = Status.ALIVE
         return Observation.REVIVED
@@ -121,7 +124,7 @@ class Membership:
             if seat.state == "serving" and waiting is not None and waiting.is_tenure(seat.peer, seat.incarnation):
                 return self._hear_displaced(waiting, seat) if is_direct else Observation.KNOWN
             is_claim = seat.state == "recovering"
-            is_outdated = not supersedes(seat.standing, known.standing)
+            is_outdated = not self._is_beaten_by(known, seat)
             if is_outdated or (is_claim and known.is_serving):
                 self.raise_incarnation(seat.stage, seat.incarnation)
                 return Observation.OUTDATED if is_outdated else Observation.PREMATURE
@@ -132,6 +135,14 @@ class Membership:
         seat.spoke_at = seat.heard if is_direct else seat.spoke_at
         self.seats[seat.stage] = seat
         return Observation.LEFT if seat.state == "left" else Observation.NEW_OWNER
+
+    @staticmethod
+    def _is_beaten_by(known: Seat, seat: Seat) -> bool:
+        """How far a tenure came decides only while it goes on; of one that is void nothing is left to compare."""
+        if known.state == "withdrawn":
+            return True
+        holder = known.standing if known.is_present else known.standing._replace(step=seat.step)
+        return supersedes(seat.standing, holder)
 
     def _hear_displaced(self, waiting: Seat, seat: Seat) -> Observation:
         """The owner whom a claim displaced speaks. Whom others still accuse they do not hear: then the claim stands."""
@@ -165,7 +176,7 @@ class Membership:
             )
         if not known.is_present:
             return Observation.KNOWN
-        known.status, known.died_at = Status.DEAD, seat.heard
+        known.state, known.status, known.died_at = "withdrawn", Status.DEAD, seat.heard
         return Observation.OVER
 
     @staticmethod
@@ -248,6 +259,9 @@ class Membership:
             return None
         if accused is not None:
             accused.accused_until[accuser] = now + self._timing.suspect_after_s
+        elif self.has_just_spoken(stage, now):  # it is a later claim that died, not the owner whom we hear
+            self.raise_incarnation(stage, incarnation)
+            return None
         return self.mark_dead(stage, incarnation, now)
 
     def _is_cut_off(self, accuser: PeerId, accused: PeerId, now: float) -> bool:
@@ -263,7 +277,7 @@ class Membership:
     def absolve(self, stage: int, incarnation: int, now: float) -> bool:
         """The accuser hears the tenure again. True if that brings it back, be it from behind a claim."""
         seat = self.tenure_or_displaced(stage, incarnation)
-        if seat is None or seat.status is not Status.DEAD:
+        if seat is None or seat.status is not Status.DEAD or seat.state == "withdrawn":
             return False
         seat.accused_until.clear()
         self._restore(seat, now)

@@ -123,7 +123,8 @@ def _stage_view(stage: int, manifest: RunManifest, all_posted: list[Posted]) -> 
     if record is None:
         return _ownerless(stage, all_posted)
     expires_in_s = expiries[record]
-    state: OwnerState = "lost" if record.state == "withdrawn" else record.state
+    assert record.state != "withdrawn", "void tenures are not among the best"
+    state: OwnerState = record.state
     if state != "left" and _is_mourned(record, expires_in_s, all_posted):
         state = "lost"
     age_s = max(0.0, manifest.timing.record_lifetime_s - expires_in_s)

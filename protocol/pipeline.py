@@ -101,6 +101,7 @@ class BlockStage:
     def __init__(self, state: NodeState) -> None:
         self._state = state
         self._ledger = StageLedger(state.committed + 1, state.manifest.step.microbatches)
+        self._first_step = self._ledger.step
         self._updates = Updates(state)
         self.pipe = Pipe(state)
 
@@ -112,6 +113,14 @@ class BlockStage:
     def step(self) -> int:
         """The step being accumulated; all before are committed, their update queued or applied."""
         return self._ledger.step
+
+    @property
+    def can_close(self) -> bool:
+        """The step may be decided as far as we know: every microbatch passed us, or some did before our time.
+
+        If not, whoever says that it is decided speaks of a step that others made without us, after a split.
+        """
+        return self._ledger.is_full or self._ledger.step == self._first_step
 
     def owner_changed(self, stage: int) -> None:
         """Another stage has a new owner."""
@@ -177,7 +186,7 @@ class BlockStage:
 
     def _reach(self, step: int) -> None:
         """A message of step s + 1 implies that s is committed. No stage can be two steps behind."""
-        if step != self._ledger.step + 1:
+        if step != self._ledger.step + 1 or not self.can_close:
             return
         closing = self._ledger.step
         counted = self._ledger.advance()

@@ -34,6 +34,7 @@ class Tenancy:
         self._is_known_spare = False
         self.claimant = Claimant(state, Lookout(state, self._capacity, None))
         self.host: BlockStage | Driver | None = None
+        self._alone_ahead_since: float | None = None
         self.donor: Donor | None = None
 
     def start(self, wanted_stage: int | None, capacity: float) -> None:
@@ -130,7 +131,7 @@ class Tenancy:
         if self._state.membership.serving_peer(stage) == self._state.me:
             self._state.membership.give_up(stage)
         self._state.tenure, self._state.is_recognised = None, False
-        self.host = self.donor = None
+        self.host = self.donor = self._alone_ahead_since = None
         self._state.act(ReleaseStage())
         self._state.membership.forget_deaths()
         self.claimant = Claimant(self._state, Lookout(self._state, self._capacity, None))
@@ -159,22 +160,35 @@ class Tenancy:
             self._store(msgspec.structs.replace(record, state="withdrawn"))
         self._neighbourhood.tell(Announce(record.stage, record.incarnation, "withdrawn", record.step))
 
-    def yield_if_outpaced(self) -> None:
-        """The others went on without us, beyond what we can catch up with: rebuilt from them, our stage is theirs."""
-        if self.host is None or not self._is_outpaced(self.host):
+    def yield_if_apart(self) -> None:
+        """Give our stage up if the others live in another history, after a split: rebuilt from them, it is theirs."""
+        if self.host is None:
             return
-        reason = f"the others are beyond step {self.host.step}, where S{self._state.stage} was left behind"
-        self.hand_back(reason, "withdrawn")
+        stage, step = self._state.stage, self.host.step
+        if self._is_outpaced(self.host):
+            self.hand_back(f"the others are beyond step {step}, where S{stage} was left behind", "withdrawn")
+        elif self._has_been_alone_ahead():
+            self.hand_back(f"S{stage} alone is at step {step}, where nobody follows", "withdrawn")
 
     def _is_outpaced(self, host: BlockStage | Driver) -> bool:
-        """Block stages say where the run is: they hold what a stage can be rebuilt from.
+        """Two of the others, as one may be wrong, or all of them; a block stage at least, to be rebuilt from.
 
-        A stage that is one step ahead of ours heard of a commit that is on its way to us. One that committed the step
-        that we, S0, did not decide, and could not take over, has another driver.
+        Who is one step ahead of us heard of a commit that is on its way to us, unless that step could not be decided
+        with us: it lacks what we did not count, or we are S0, did not decide it and could not take it over.
         """
+        ahead, others = self._state.membership.beyond(self._state.stage, host.step + host.can_close)
+        return any(stage != DRIVER_STAGE for stage in ahead) and len(ahead) >= min(2, others)
+
+    def _has_been_alone_ahead(self) -> bool:
+        """We closed a step that, for as long as it takes to believe somebody dead, neither S0 nor anybody else did."""
         state = self._state
-        others = [stage for stage in range(1, state.manifest.stage_count) if stage != state.stage]
-        return state.membership.furthest_step(others) >= host.step + (not isinstance(host, Driver))
+        ahead, others = state.membership.beyond(state.stage, state.committed)
+        is_alone = others > 1 and not ahead and state.membership.is_serving(DRIVER_STAGE)
+        if not is_alone or isinstance(self.host, Driver):
+            self._alone_ahead_since = None
+            return False
+        self._alone_ahead_since = self._alone_ahead_since or state.now
+        return state.now - self._alone_ahead_since > state.manifest.timing.dead_after_s
 
     def refresh(self) -> None:
         """Store again what must not expire, say again what was not acknowledged."""

@@ -101,10 +101,6 @@ class SimNode:
         self.paused_until = 0.0
         self.busy_until = 0.0
         self.timer_serial = 0
-        self.is_split = False
-        """The swarm was split. A stage that the heal joins to the other side may be a step behind it: its first two
-        steps lack what its predecessor there had counted.
-        """
         self.hosting: Hosting | None = None
         self.snapshots: dict[str, Snapshot] = {}
         self.holds: dict[int, Snapshot] = {}
@@ -229,7 +225,7 @@ class SimNode:
         head = {index - HEAD for index in counts if index >= HEAD}
         if (len(own), len(head)) != (job.counted, job.head_counted):
             raise Violation(f"S{hosting.stage} counted {sorted(own)} and in the head {sorted(head)}, but does {job}")
-        is_joining = hosting.incarnation > 1 and len(hosting.applied) < 1 + self.is_split
+        is_joining = hosting.incarnation > 1 and not hosting.applied
         whole = set(range(self.microbatches))
         is_whole = own == whole and head == (whole if hosting.stage == DRIVER_STAGE else set())
         if not is_whole and not is_joining:

@@ -300,7 +300,8 @@ class Simulation:
         """Judge how S0 came back, if whoever vouched for it is still there and delivered."""
         own = [line for line in self.log if line.observer == node.peer]
         claimed = max((number for number, line in enumerate(own) if line.name == "stage.claimed"), default=None)
-        if claimed is not None and not any(line.name == "fetch.failed" for line in own[claimed:]):
+        is_clear = not self.judge.is_split and not any(line.name == "fetch.failed" for line in own[claimed or 0 :])
+        if claimed is not None and is_clear:
             owners = [self.owner(stage) for stage in own[claimed].fields["witnesses"]]
             self._edges.check_recovered(fields, [owner for owner in owners if owner is not None])
 
@@ -470,8 +471,6 @@ class Simulation:
     def _part(self, group: frozenset[PeerId], seconds: float) -> None:
         self._splits.append(ActiveSplit(group, self.now, self.now + seconds))
         self.judge.is_split |= len(group) > 1 or self.manifest.stage_count == 2
-        for node in self.nodes.values():
-            node.is_split |= self.judge.is_split
         for peer in sorted(group):
             self._remark(self.nodes[peer], "(cut off)", seconds=seconds)
 

@@ -76,12 +76,9 @@ def test_a_lower_incarnation_changes_nothing(state: StageState, is_direct: bool)
     assert (view.seats[2].peer, view.seats[2].step) == (NEW, 0)
 
 
-@pytest.mark.parametrize("is_present", [True, False])
-def test_who_is_behind_does_not_displace_who_is_ahead(is_present: bool) -> None:
+def test_who_is_behind_does_not_displace_who_is_ahead() -> None:
     """After a split the higher incarnation may be the one that was left behind."""
     view = view_of(seat(step=67))
-    if not is_present:
-        view.mark_dead(2, 1, now=1.0)
     assert view.observe(seat(NEW, 2, step=14), is_direct=True) is Observation.OUTDATED
     assert (view.seats[2].peer, view.known_incarnation(2)) == (OLD, 2)
     behind = view_of(seat(NEW, 2, step=14))
@@ -118,6 +115,29 @@ def test_once_it_serves_the_owner_of_before_is_outdated() -> None:
     view = claimed_view()
     view.observe(seat(NEW, 2), is_direct=True)
     assert view.observe(seat(now=1.0), is_direct=True) is Observation.OUTDATED
+
+
+def test_a_dead_tenure_that_was_ahead_keeps_nobody_out() -> None:
+    view = view_of(seat(step=67))
+    view.mark_dead(2, 1, now=1.0)
+    assert view.observe(seat(NEW, 2, step=14), is_direct=True) is Observation.NEW_OWNER
+
+
+def test_a_void_tenure_does_not_come_back_by_an_older_word_and_keeps_nobody_out() -> None:
+    """Announcements travel on another link than tensors: the last word need not come last."""
+    view = view_of(seat(NEW, 2, step=14))
+    view.observe(seat(NEW, 2, "withdrawn"), is_direct=True)
+    assert view.observe(seat(NEW, 2, step=14, now=1.0), is_direct=True) is Observation.KNOWN
+    assert not view.absolve(2, 2, now=1.0)
+    assert not view.is_present(2)
+    assert view.observe(seat(step=14, now=1.0), is_direct=True) is Observation.NEW_OWNER
+    assert view.known_incarnation(2) == 2
+
+
+def test_the_death_of_a_claimant_says_nothing_of_the_owner_whom_we_hear() -> None:
+    view = view_of(seat(now=10.0), Seat(3, ACCUSER, 1, "serving", 0, Status.ALIVE, 10.0))
+    assert view.accuse(2, 2, ACCUSER, now=10.5) is None
+    assert (view.serving_peer(2), view.known_incarnation(2)) == (OLD, 2)
 
 
 def test_a_void_tenure_is_over_and_no_other() -> None:
