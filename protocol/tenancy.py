@@ -180,15 +180,15 @@ class Tenancy:
         return any(stage != DRIVER_STAGE for stage in ahead) and len(ahead) >= min(2, others)
 
     def _has_been_alone_ahead(self) -> bool:
-        """We closed a step that, for as long as it takes to believe somebody dead, neither S0 nor anybody else did."""
+        """We closed a step that nobody else did, of all who are there, for as long as any record of before lives."""
         state = self._state
         ahead, others = state.membership.beyond(state.stage, state.committed)
-        is_alone = others > 1 and not ahead and state.membership.is_serving(DRIVER_STAGE)
-        if not is_alone or isinstance(self.host, Driver):
+        stages = state.manifest.stage_count - 1
+        if ahead or others < (stages if isinstance(self.host, Driver) else min(2, stages)):
             self._alone_ahead_since = None
             return False
         self._alone_ahead_since = self._alone_ahead_since or state.now
-        return state.now - self._alone_ahead_since > state.manifest.timing.dead_after_s
+        return state.now - self._alone_ahead_since > state.manifest.timing.record_lifetime_s
 
     def refresh(self) -> None:
         """Store again what must not expire, say again what was not acknowledged."""

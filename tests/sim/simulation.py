@@ -446,6 +446,7 @@ class Simulation:
                 neighbour = self.owner(other)
                 if neighbour is not None and neighbour is not victim:
                     self._cuts[frozenset((victim.peer, neighbour.peer))] = self.now + seconds
+                    self.judge.is_split |= self.manifest.stage_count == 2
                     self._remark(victim, "(link cut)", to=neighbour.peer, seconds=seconds)
             case Split(seconds=seconds, stages=stages, spares=spares):
                 owners = [node.peer for stage in stages if (node := self.owner(stage)) is not None]
