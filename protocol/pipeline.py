@@ -184,6 +184,11 @@ class BlockStage:
         if step == self._ledger.step and self._ledger.is_full:
             self._reach(step + 1)
 
+    def on_end(self, last_step: int) -> None:
+        """The driver left with the last step decided: no commit comes any more, and what we counted of it is all."""
+        if last_step == self._ledger.step:
+            self._reach(last_step + 1)
+
     def _reach(self, step: int) -> None:
         """A message of step s + 1 implies that s is committed. No stage can be two steps behind."""
         if step != self._ledger.step + 1 or not self.can_close:

@@ -239,8 +239,9 @@ class Tenancy:
         ``is_doubtful``: somebody claimed S0 since; as long as we have company, a commit may still be on its way.
         """
         total = self._state.manifest.step.total_steps
-        if isinstance(self.host, BlockStage):
-            self.host.on_neighbour_step(total)
+        if isinstance(self.host, BlockStage) and not self._state.is_stopped:
+            close = self.host.on_neighbour_step if is_doubtful else self.host.on_end
+            close(total)
             if self.host.step > total or (is_doubtful and self._has_company and self.host.step == total):
                 return
         self.leave("done")

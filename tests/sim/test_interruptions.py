@@ -9,7 +9,14 @@ import pytest
 
 from tests.sim.faults import Restart, Trigger
 from tests.sim.node import Violation
-from tests.sim.schedules import LIMIT_S, Schedule, brief_schedule, restart_schedule, split_schedule
+from tests.sim.schedules import (
+    LIMIT_S,
+    Schedule,
+    brief_schedule,
+    hindered_schedule,
+    restart_schedule,
+    split_schedule,
+)
 from tests.sim.simulation import Simulation, build, small_manifest
 from tests.sim.test_seeds import Mutant, run_seed
 from understudy.protocol import membership
@@ -32,6 +39,23 @@ SEEDS = {"brief": range(50_000, 50_030), "restart": range(50_000, 50_060), "spli
 def test_no_interruption_breaks_an_invariant(kind: str, method: str) -> None:
     for seed in SEEDS[kind]:
         run_seed(seed, method, GENERATORS[kind])
+
+
+KEPT = [
+    ("split", "checkfree+", 100_013, "S0 of one side and stages of the other that were one step ahead stood still"),
+    ("split", "checkfree+", 100_018, "two stages of either side, one step apart, stood still"),
+    ("split", "checkfree+", 100_052, "S0 alone was ahead, and no stage could follow it"),
+    ("split", "checkfree+", 100_161, "a living stage closed a step that was decided without it"),
+    ("split", "checkfree+", 100_194, "a stage closed two steps in a row with half of their microbatches"),
+    ("hindered", "checkfree+", 100_064, "a stage that joined in the run's last step left without its update"),
+    ("hindered", "checkfree", 30_704, "a stage that was rebuilt within the last step left without its update"),
+    ("hindered", "checkfree", 30_103, "a split during the last step left one half without an end"),
+]
+
+
+@pytest.mark.parametrize(("kind", "method", "seed", "why"), KEPT)
+def test_what_failed_once_does_not_fail_again(kind: str, method: str, seed: int, why: str) -> None:
+    run_seed(seed, method, {**GENERATORS, "hindered": hindered_schedule}[kind])
 
 
 # --- a process that starts again ---

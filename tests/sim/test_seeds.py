@@ -89,6 +89,18 @@ HARSH_REGRESSION_SEEDS = [
     ("checkfree", 31279, "forgiving a stall moved words heard on waking up into the future"),
     ("checkfree", 31734, "an embedding of S0/1 and a head of S0/2 were taken for one commit"),
     ("checkfree+", 31079, "a fetch that failed once left a recovery waiting for ever"),
+    (
+        "checkfree",
+        1000720,
+        "owners that were cut off together at the end never stopped",
+    ),
+    ("checkfree", 31117, "stood still after a split"),
+    ("checkfree", 60362, "stood still after a split"),
+    ("checkfree+", 30633, "one owner that was cut off at the end never stopped"),
+    ("checkfree+", 2000042, "an S0 that had been succeeded at the end never stopped"),
+    ("checkfree+", 2000824, "stood still after a split"),
+    ("checkfree+", 2001008, "stood still after a split"),
+    ("checkfree+", 2001191, "stood still after a split"),
     ("checkfree+", 30569, "a snapshot was released while the next one of the same weights was being taken"),
 ]
 
