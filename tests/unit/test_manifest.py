@@ -120,7 +120,10 @@ def test_tokens_per_step() -> None:
         ('name = "run"\n[recovery]\nmethod = 3', "recovery.method is 3: it must be 'checkfree' or 'checkfree\\+'$"),
         ('name = "run"\nwire = "int8"', "run.toml: Expected `object`, got `str` .*wire"),
         ('name = "run"\n[seed]\nwire = "int8"', "run.toml: Expected `int`, got `object` .*seed"),
-        ('name = "run"\nprotocol_version = 99', "speaks protocol version 99, this node speaks 1: install"),
+        (
+            'name = "run"\nprotocol_version = 99',
+            f"speaks protocol version 99, this node speaks {PROTOCOL_VERSION}: install",
+        ),
         ('name = "run"\n[model]\nhidden_size = 130', "hidden_size 130 must be a multiple of model.attention_heads 4"),
         ('name = "run"\n[model]\nhidden_size = 132', "must be even"),
         ('name = "run"\n[timing]\ndead_after_s = 1.0', "heartbeat_s < suspect_after_s < dead_after_s"),
