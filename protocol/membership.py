@@ -18,6 +18,9 @@ from understudy.protocol.manifest import TimingSettings
 from understudy.protocol.placement import supersedes
 from understudy.protocol.seats import Observation, Seat, Status
 
+OWNERS_REMEMBERED = 8
+"""Former tenures of a stage: more than a split makes."""
+
 
 class Membership:
     """The seats of a run as one node sees them."""
@@ -29,6 +32,8 @@ class Membership:
         self._monitored: frozenset[int] = frozenset()
         self._last_tick: float | None = None
         self._incarnation_floor: dict[int, int] = {}
+        self._served: dict[int, list[tuple[PeerId, int]]] = {}
+        """The last tenures (peer, incarnation) of each stage that we knew to serve."""
 
     # --- questions ---
 
@@ -134,15 +139,30 @@ class Membership:
         seat.status = Status.LEFT if seat.state == "left" else Status.ALIVE
         seat.spoke_at = seat.heard if is_direct else seat.spoke_at
         self.seats[seat.stage] = seat
+        self._remember(seat)
         return Observation.LEFT if seat.state == "left" else Observation.NEW_OWNER
 
-    @staticmethod
-    def _is_beaten_by(known: Seat, seat: Seat) -> bool:
-        """How far a tenure came decides only while it goes on; of one that is void nothing is left to compare."""
+    def _is_beaten_by(self, known: Seat, seat: Seat) -> bool:
+        """How far a tenure came decides only while it goes on; of one that is void nothing is left to compare.
+
+        A stranger's step is worth nothing under an incarnation that others serve: it has to be an owner of before.
+        """
         if known.state == "withdrawn":
             return True
+        challenger = seat.standing
         holder = known.standing if known.is_present else known.standing._replace(step=seat.step)
-        return supersedes(seat.standing, holder)
+        if seat.incarnation <= known.incarnation and not self._has_served(seat):
+            challenger = challenger._replace(step=min(seat.step, holder.step))
+        return supersedes(challenger, holder)
+
+    def _has_served(self, seat: Seat) -> bool:
+        return (seat.peer, seat.incarnation) in self._served.get(seat.stage, [])
+
+    def _remember(self, seat: Seat) -> None:
+        if seat.state == "serving" and not self._has_served(seat):
+            served = self._served.setdefault(seat.stage, [])
+            served.append((seat.peer, seat.incarnation))
+            del served[:-OWNERS_REMEMBERED]
 
     def _hear_displaced(self, waiting: Seat, seat: Seat) -> Observation:
         """The owner whom a claim displaced speaks. Whom others still accuse they do not hear: then the claim stands."""
@@ -179,10 +199,10 @@ class Membership:
         known.state, known.status, known.died_at = "withdrawn", Status.DEAD, seat.heard
         return Observation.OVER
 
-    @staticmethod
-    def _advance(known: Seat, seat: Seat) -> Observation:
+    def _advance(self, known: Seat, seat: Seat) -> Observation:
         if known.state == "recovering" and seat.state == "serving":
             known.state, known.displaced = "serving", None
+            self._remember(known)
             return Observation.SERVING
         return Observation.KNOWN
 

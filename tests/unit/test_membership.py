@@ -81,9 +81,15 @@ def test_who_is_behind_does_not_displace_who_is_ahead() -> None:
     view = view_of(seat(step=67))
     assert view.observe(seat(NEW, 2, step=14), is_direct=True) is Observation.OUTDATED
     assert (view.seats[2].peer, view.known_incarnation(2)) == (OLD, 2)
-    behind = view_of(seat(NEW, 2, step=14))
+    behind = view_of(seat(step=13), seat(NEW, 2, step=14))
     assert behind.observe(seat(step=67), is_direct=True) is Observation.NEW_OWNER
     assert (behind.serving_peer(2), behind.known_incarnation(2)) == (OLD, 2)
+
+
+@pytest.mark.parametrize("incarnation", [1, 2])
+def test_a_stranger_gets_no_seat_by_claiming_to_be_ahead(incarnation: int) -> None:
+    view = view_of(seat(step=13), seat(PeerId("a"), 2, step=14))
+    assert view.observe(seat(PeerId("stranger"), incarnation, step=2**52), is_direct=True) is Observation.OUTDATED
 
 
 @pytest.mark.parametrize("is_direct", [True, False])
