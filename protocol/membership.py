@@ -191,9 +191,8 @@ class Membership:
         if known is None or not known.is_tenure(seat.peer, seat.incarnation):
             return Observation.KNOWN
         if known.state == "recovering":
-            return (
-                Observation.WITHDRAWN if self.withdraw(seat.stage, seat.peer, seat.incarnation) else Observation.KNOWN
-            )
+            self.withdraw(seat.stage, seat.peer, seat.incarnation)
+            return Observation.WITHDRAWN
         if not known.is_present:
             return Observation.KNOWN
         known.state, known.status, known.died_at = "withdrawn", Status.DEAD, seat.heard
