@@ -218,7 +218,10 @@ class Claimant:
 
     def on_grant(self, peer: PeerId, grant: Grant) -> None:
         claim = self.claim
-        if claim is None or claim.phase is not ClaimPhase.ASKING or claim.name != (grant.stage, grant.incarnation):
+        if claim is None or claim.name != (grant.stage, grant.incarnation):
+            self._decline(peer, grant)
+            return
+        if claim.phase is not ClaimPhase.ASKING:
             return
         asked = claim.asked
         if asked is None or self._state.membership.serving_peer(asked) != peer:
@@ -228,12 +231,18 @@ class Claimant:
             self._take_tenure()
         self._ask_next()
 
+    def _decline(self, peer: PeerId, grant: Grant) -> None:
+        """We gave the claim up before its last copy arrived there: the witness must not wait for us."""
+        if self._state.tenure != Tenure(grant.stage, grant.incarnation, self._state.me):
+            self._state.send(peer, Withdraw(grant.stage, grant.incarnation))
+
     def on_refusal(self, peer: PeerId, refusal: Refusal) -> None:
         claim = self.claim
         if claim is None or claim.name != (refusal.stage, refusal.incarnation):
             return
         if peer not in claim.told:
             return
+        claim.told.discard(peer)  # it holds nothing of ours: to withdraw the claim there would spend its incarnation
         self._state.membership.raise_incarnation(refusal.stage, refusal.known_incarnation)
         self.abandon(refusal.reason)
 

@@ -160,6 +160,7 @@ class Donor:
         reason = self._objection(claim, seat) if not is_recognised else None
         if is_recognised and not self._is_witness_of(claim.stage):
             reason = "not a witness"
+            self._state.membership.withdraw(claim.stage, peer, claim.incarnation)
         if reason is not None:
             known = self._state.membership.known_incarnation(claim.stage)
             self._state.send(peer, Refusal(claim.stage, claim.incarnation, known, reason))

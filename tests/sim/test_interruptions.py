@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.sim.faults import Restart, Trigger
+from tests.sim.faults import Kill, Restart, Trigger
 from tests.sim.node import Violation
 from tests.sim.schedules import (
     LIMIT_S,
@@ -112,6 +112,29 @@ def test_an_old_record_of_ours_leaves_the_new_one_in_the_dht() -> None:
     simulation.feed(node, RecordsRead(stage_key(2), (StageRecord(peer, 2, 1, "serving", 20),)))
     simulation.advance(simulation.now + 0.5)
     assert simulation._dht[stage_key(2)][peer].record.state == "serving"
+
+
+# --- one death after the other ---
+
+
+@pytest.mark.parametrize("seed", [0, 2, 5, 23, 24])
+def test_a_refused_claim_costs_no_incarnation(seed: int) -> None:
+    """Each stage dies twice, soon after its neighbour: spares know of new owners late, and ask the wrong witnesses.
+
+    Their withdrawal reached witnesses that had refused, which then refused the next claim too: seconds for each death.
+    """
+    kills = [
+        Kill(Trigger(stage, step, moment, 0.01))
+        for place, stage in enumerate((1, 2, 3, 4, 0), start=1)
+        for step, moment in ((4 * place - 2, "forward"), (4 * place, "backward"))
+    ]
+    manifest = small_manifest(stages=5, steps=22, microbatches=4, method="checkfree+", edge_copy_every=1)
+    simulation = build(seed, list(kills), manifest=manifest, spares=len(kills), kind=Simulation)
+    simulation.run(LIMIT_S)
+    simulation.check_outcome()
+    assert sorted((line.fields["stage"], line.fields["incarnation"]) for line in simulation.recoveries()) == [
+        (stage, incarnation) for stage in range(5) for incarnation in (2, 3)
+    ]
 
 
 # --- the simulator can see ---

@@ -24,13 +24,19 @@ PR_SET_PDEATHSIG = 1
 
 
 class Death(msgspec.Struct, frozen=True):
-    """Die by SIGKILL when the owner of this tenure begins its ``count``-th such job of the step."""
+    """Die by SIGKILL when the owner of this stage begins its ``count``-th such job of the step, once.
+
+    Whoever dies leaves its incarnation in FOLDER/NAME, so its successor, which does the step again, lives.
+    """
 
     stage: int
-    incarnation: int
     job: Literal["forward", "backward"]
     step: int
     count: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"death-of-{self.stage}-in-{self.job}-{self.step}"
 
 
 class Birth(msgspec.Struct, frozen=True):
@@ -106,6 +112,11 @@ class Nursery:
         birth = self._birth(name)
         birth.file("status").unlink()
         self._send(birth)
+
+    def incarnation_at(self, death: Death) -> int | None:
+        """Which incarnation of the stage died this death; None: nobody yet."""
+        path = self.folder / death.name
+        return int(path.read_text(encoding="ascii")) if path.exists() else None
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """What a node wrote so far, but for a line that it is writing."""
@@ -190,12 +201,12 @@ def _live(birth: Birth) -> None:
     from understudy.node.__main__ import node
     from understudy.node.export_command import export
 
-    _arm(birth.deaths)
+    _arm(birth)
     sys.argv = [birth.command, *birth.arguments]
     run_command({"node": node, "bootstrap": bootstrap, "export": export}[birth.command])
 
 
-def _arm(deaths: Sequence[Death]) -> None:
+def _arm(birth: Birth) -> None:
     """Wrap the work of the compute thread."""
     from understudy.node.stage import StageHost
     from understudy.protocol.events import BackwardJob, BlendJob, ForwardJob, InitialiseJob, Job
@@ -212,11 +223,21 @@ def _arm(deaths: Sequence[Death]) -> None:
         elif isinstance(job, ForwardJob | BackwardJob):
             begun.append((type(job), job.microbatch.step))
             kind = "forward" if isinstance(job, ForwardJob) else "backward"
-            if Death(*tenure, kind, job.microbatch.step, begun.count(begun[-1])) in deaths:
+            death = Death(tenure[0], kind, job.microbatch.step, begun.count(begun[-1]))
+            if death in birth.deaths and _is_first(Path(birth.folder) / death.name, tenure[1]):
                 os.kill(os.getpid(), signal.SIGKILL)
         return work(host, job)
 
     StageHost.work = work_or_die  # type: ignore[method-assign]
+
+
+def _is_first(path: Path, incarnation: int) -> bool:
+    try:
+        with path.open("x", encoding="ascii") as file:
+            file.write(str(incarnation))
+    except FileExistsError:
+        return False
+    return True
 
 
 if __name__ == "__main__":
