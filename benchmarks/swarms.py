@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from understudy.bootstrap.board import Board
-from understudy.bootstrap.faults import Fault
-from understudy.bootstrap.local import LocalPlan, LocalSwarm, Place
+from understudy.bootstrap.local.faults import Fault
+from understudy.bootstrap.local.monitor import Board
+from understudy.bootstrap.local.run import LocalPlan, LocalSwarm, Place
 from understudy.protocol.manifest import RunManifest
 
 

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from understudy.node import export_command
 from understudy.node.__main__ import Multiaddrs, default_identity, node, option, parse_listen, run
 from understudy.node.__main__ import main as run_command
-from understudy.node.addresses import JoinString
-from understudy.node.descriptors import open_standard_descriptors
-from understudy.node.generate_command import generate
+from understudy.node.export import command as export_command
+from understudy.node.export.generate_command import generate
+from understudy.node.files.descriptors import open_standard_descriptors
+from understudy.node.p2p.addresses import JoinString
 from understudy.node.process import EXIT_DONE, StopSwitch, run_guarded
 from understudy.protocol.manifest import PRESETS, PROTOCOL_VERSION
 
@@ -68,12 +68,12 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
 
     async def main(switch: StopSwitch) -> int:
         from understudy.bootstrap.begin import Founding, begin
-        from understudy.bootstrap.found import check_founder, keep_founding
+        from understudy.bootstrap.founding import check_founder, keep_founding
         from understudy.bootstrap.seed import SeedPlan, serve_seed
-        from understudy.node.identity import Identity
-        from understudy.node.read_ahead import off_the_loop
-        from understudy.node.swarm import SwarmConfig, quiet_libraries
-        from understudy.node.telemetry import configure_logging
+        from understudy.node.data.prefetch import off_the_loop
+        from understudy.node.dht.hivemind_dht import SwarmConfig, quiet_libraries
+        from understudy.node.p2p.identity import Identity
+        from understudy.node.ui.telemetry import configure_logging
 
         configure_logging(is_verbose=verbose)
         quiet_libraries(is_verbose=verbose)
@@ -125,7 +125,7 @@ def local(  # noqa: PLR0913, PLR0917 - one parameter per option
     """Run a whole swarm on this machine. Without arguments: preset tiny, one spare, one peer killed."""
 
     async def main(switch: StopSwitch) -> int:
-        from understudy.bootstrap.show import LocalArguments, run_local
+        from understudy.bootstrap.local.screen import LocalArguments, run_local
 
         arguments = LocalArguments(
             source=source or "tiny",
@@ -155,7 +155,7 @@ def status(
 
     async def main(switch: StopSwitch) -> int:
         from understudy.bootstrap.status import StatusArguments, run_status
-        from understudy.node.swarm import quiet_libraries
+        from understudy.node.dht.hivemind_dht import quiet_libraries
 
         quiet_libraries(is_verbose=False)
         return await run_status(StatusArguments(join, is_watching=watch, is_json=json), switch)

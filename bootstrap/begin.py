@@ -8,13 +8,13 @@ from pathlib import Path
 
 import msgspec
 
-from understudy.bootstrap.found import load_manifest, reload_manifest, with_steps
-from understudy.node.driving_data import describe_data
-from understudy.node.initial_weights import InitialWeights
-from understudy.node.telemetry import logger as told
+from understudy.bootstrap.founding import load_manifest, reload_manifest, with_steps
+from understudy.bootstrap.same_run import LENGTH, first_difference
+from understudy.node.data.data_check import describe_data
+from understudy.node.export.initial_weights import InitialWeights
+from understudy.node.ui.telemetry import logger as told
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import PRESETS, RunManifest
-from understudy.protocol.same_run import LENGTH, first_difference
 
 logger = logging.getLogger(__name__)
 

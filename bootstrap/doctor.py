@@ -9,8 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from understudy.node.addresses import JoinString
-from understudy.node.checkup import (
+from understudy.node.doctor.machine import (
     Finding,
     check_accelerator,
     check_cores,
@@ -19,6 +18,7 @@ from understudy.node.checkup import (
     check_packages,
     check_python,
 )
+from understudy.node.p2p.addresses import JoinString
 from understudy.node.process import EXIT_DONE, EXIT_FAILED
 
 _STYLES = {"ok": "green", "note": "yellow", "bad": "bold red"}
@@ -55,8 +55,8 @@ async def examine(arguments: DoctorArguments) -> AsyncIterator[Finding]:
     if packages.verdict == "bad":
         return
     from understudy.node.config import describe_accelerator
-    from understudy.node.outreach import check_daemon, check_port, check_seed, visit
-    from understudy.node.swarm import P2PD
+    from understudy.node.dht.hivemind_dht import P2PD
+    from understudy.node.doctor.network import check_daemon, check_port, check_seed, visit
 
     yield check_accelerator(describe_accelerator())
     port = check_port(arguments.host_maddrs)

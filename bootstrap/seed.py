@@ -7,15 +7,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from understudy.bootstrap.found import found, join_string
-from understudy.node.addresses import JoinString
-from understudy.node.identity import Identity
-from understudy.node.initial_weights import InitialWeights
-from understudy.node.swarm import Swarm, SwarmConfig, dht_time
-from understudy.node.transfer import WeightsServer, fetch_protocol
+from understudy.bootstrap.founding import found, join_string
+from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig, dht_time
+from understudy.node.export.initial_weights import InitialWeights
+from understudy.node.links.transfer import WeightsServer, fetch_protocol
+from understudy.node.p2p.addresses import JoinString
+from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import NetworkError
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.records import MANIFEST_KEY, ManifestRecord, encode_record
+from understudy.protocol.wire.records import MANIFEST_KEY, ManifestRecord, encode_record
 
 logger = logging.getLogger(__name__)
 
@@ -37,30 +37,33 @@ async def serve_seed(
     is_stopped: asyncio.Event,
 ) -> None:
     """Open the DHT, publish the manifest, tell ``plan.announce`` the join string, go on until stopped."""
-    async with Swarm.open(config, identity) as swarm:
+    async with P2PNode.open(config, identity) as p2p:
         if plan.initial is not None:
             weights = WeightsServer(plan.initial.may_fetch, plan.initial.find)
-            await swarm.serve_streams(fetch_protocol(manifest.run_id()), weights.serve)
-        charter = found(manifest, identity)
-        await _publish(swarm, manifest, charter)
-        plan.announce(join_string(manifest, identity, swarm.addresses))
+            await p2p.serve_streams(fetch_protocol(manifest.run_id()), weights.serve)
+        signed_manifest = found(manifest, identity)
+        await _publish(p2p, manifest, signed_manifest)
+        plan.announce(join_string(manifest, identity, p2p.addresses))
         async with asyncio.TaskGroup() as tasks:
-            owned = [tasks.create_task(swarm.watch_daemon()), tasks.create_task(_republish(swarm, manifest, charter))]
+            owned = [
+                tasks.create_task(p2p.watch_daemon()),
+                tasks.create_task(_republish(p2p, manifest, signed_manifest)),
+            ]
             await is_stopped.wait()
             for task in owned:
                 task.cancel()
 
 
-async def _republish(swarm: Swarm, manifest: RunManifest, charter: ManifestRecord) -> None:
+async def _republish(p2p: P2PNode, manifest: RunManifest, signed_manifest: ManifestRecord) -> None:
     while True:
         await asyncio.sleep(manifest.timing.record_refresh_s)
         try:
-            await _publish(swarm, manifest, charter)
+            await _publish(p2p, manifest, signed_manifest)
         except NetworkError as error:
             logger.warning("%s", error)
 
 
-async def _publish(swarm: Swarm, manifest: RunManifest, charter: ManifestRecord) -> None:
+async def _publish(p2p: P2PNode, manifest: RunManifest, signed_manifest: ManifestRecord) -> None:
     key = f"{manifest.run_id()}/{MANIFEST_KEY}"
     expiration = dht_time() + manifest.timing.record_lifetime_s
-    await swarm.store(key, charter.peer, encode_record(charter), expiration)
+    await p2p.store(key, signed_manifest.peer, encode_record(signed_manifest), expiration)

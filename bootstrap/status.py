@@ -12,17 +12,17 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
-from understudy.bootstrap.view import status_line, status_view
-from understudy.node.identity import Identity
+from understudy.bootstrap.local.view import status_line, status_view
+from understudy.node.dht.config import reader_config
+from understudy.node.dht.hivemind_dht import P2PNode, dht_time
 from understudy.node.join_file import read_join
 from understudy.node.joining import obtain_manifest
+from understudy.node.p2p.identity import Identity
 from understudy.node.process import EXIT_DONE, StopSwitch
-from understudy.node.swarm import Swarm, dht_time
-from understudy.node.swarm_config import reader_config
 from understudy.protocol.errors import NetworkError, RemoteProtocolError
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.overview import Posted, SwarmView, keys_of_view, overview
-from understudy.protocol.records import decode_record
+from understudy.protocol.observe.swarm_status import Posted, SwarmView, keys_of_view, overview
+from understudy.protocol.wire.records import decode_record
 
 READ_EVERY_S = 2.0
 
@@ -41,20 +41,20 @@ class StatusArguments:
 async def run_status(arguments: StatusArguments, switch: StopSwitch) -> int:
     """Read once and show it, or read until asked to stop. Raises `NetworkError` if nobody can be reached."""
     join = await read_join(arguments.join, 0)
-    async with Swarm.open(reader_config(join.addresses), Identity.generate()) as swarm:
-        manifest, _ = await obtain_manifest(swarm, join)
+    async with P2PNode.open(reader_config(join.addresses), Identity.generate()) as p2p:
+        manifest, _ = await obtain_manifest(p2p, join)
         if arguments.is_watching:
-            await _watch(swarm, manifest, arguments, switch)
+            await _watch(p2p, manifest, arguments, switch)
         else:
-            _show_once(await read_view(swarm, manifest), arguments)
+            _show_once(await read_view(p2p, manifest), arguments)
     return EXIT_DONE
 
 
-async def read_view(swarm: Swarm, manifest: RunManifest) -> SwarmView:
+async def read_view(p2p: P2PNode, manifest: RunManifest) -> SwarmView:
     """The swarm as its records show it now. Raises `NetworkError`."""
     prefix = manifest.run_id()
     keys = keys_of_view(manifest)
-    found = await swarm.get_many([f"{prefix}/{key}" for key in keys])
+    found = await p2p.get_many([f"{prefix}/{key}" for key in keys])
     posted = []
     for key in keys:
         for stored in found[f"{prefix}/{key}"]:
@@ -64,16 +64,16 @@ async def read_view(swarm: Swarm, manifest: RunManifest) -> SwarmView:
     return overview(manifest, posted)
 
 
-async def _watch(swarm: Swarm, manifest: RunManifest, arguments: StatusArguments, switch: StopSwitch) -> None:
+async def _watch(p2p: P2PNode, manifest: RunManifest, arguments: StatusArguments, switch: StopSwitch) -> None:
     """A read that fails is told and tried again: the picture before it stays."""
     is_stopped = asyncio.Event()
     switch.hand_over(is_stopped.set)
     async with asyncio.TaskGroup() as tasks:
-        daemon = tasks.create_task(swarm.watch_daemon())
+        daemon = tasks.create_task(p2p.watch_daemon())
         with _Screen(arguments) as screen:
             while not is_stopped.is_set():
                 try:
-                    screen.show(await read_view(swarm, manifest))
+                    screen.show(await read_view(p2p, manifest))
                 except NetworkError as error:
                     screen.complain(str(error))
                 with contextlib.suppress(TimeoutError):

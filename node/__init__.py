@@ -1,1 +1,4 @@
-"""The runtime of a peer: network, compute and weights around the pure core in `protocol`."""
+"""The runtime of a peer: network, compute and files around the pure core in `protocol`.
+
+`runtime` joins the packages: p2p <- dht <- links carry, compute and data work, ui and export serve people.
+"""

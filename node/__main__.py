@@ -13,15 +13,15 @@ import typer
 import uvloop
 from rich.console import Console
 
-from understudy.node.addresses import JoinString, parse_multiaddr, told_to_others
-from understudy.node.descriptors import open_standard_descriptors
+from understudy.node.files.descriptors import open_standard_descriptors
 from understudy.node.join_file import read_join
+from understudy.node.p2p.addresses import JoinString, parse_multiaddr, told_to_others
 from understudy.node.process import EXIT_DONE, Main, StopSwitch, on_hangup, run_guarded, supervise
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.ids import DRIVER_STAGE
 
 if TYPE_CHECKING:
-    from understudy.node.display import Display
+    from understudy.node.ui.display import Display
 
 Multiaddrs = list[str]
 JOIN_ADDRESSES = 4
@@ -85,13 +85,13 @@ class NodeArguments:
 async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) -> int:
     """Join the run and serve it until it is done or somebody asks us to stop."""
     from understudy.node.config import NodeConfig, choose_device, choose_threads
-    from understudy.node.driving_data import objection_to_driving
-    from understudy.node.identity import Identity
+    from understudy.node.data.data_check import objection_to_driving
+    from understudy.node.data.prefetch import off_the_loop
+    from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig
     from understudy.node.joining import obtain_manifest
-    from understudy.node.read_ahead import off_the_loop
+    from understudy.node.p2p.identity import Identity
     from understudy.node.runtime import Node
-    from understudy.node.swarm import Swarm, SwarmConfig
-    from understudy.node.telemetry import logger
+    from understudy.node.ui.telemetry import logger
 
     config = NodeConfig(
         join=arguments.join,
@@ -112,8 +112,8 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
         is_behind_nat=config.is_behind_nat,
         join_patience_s=arguments.wait_s,
     )
-    async with Swarm.open(swarm_config, identity) as swarm:
-        manifest, charter = await obtain_manifest(swarm, config.join)
+    async with P2PNode.open(swarm_config, identity) as p2p:
+        manifest, signed_manifest = await obtain_manifest(p2p, config.join)
         if config.stage is not None and config.stage > manifest.last_stage:
             raise SettingsError(f"--stage {config.stage}: this run has the stages 0 to {manifest.last_stage}")
         objection = await off_the_loop(lambda: objection_to_driving(manifest))
@@ -121,9 +121,9 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
             if config.stage == DRIVER_STAGE:
                 raise SettingsError(f"--stage 0: {objection}")
             logger.warning("this node can take any stage but S0: %s", objection)
-        doors = told_to_others(swarm.addresses)[:JOIN_ADDRESSES]
+        doors = told_to_others(p2p.addresses)[:JOIN_ADDRESSES]
         logger.info("others can join through this node too: %s", replace(config.join, addresses=doors))
-        node = Node(swarm, charter, config, can_drive=objection is None, display=display)
+        node = Node(p2p, signed_manifest, config, can_drive=objection is None, display=display)
         switch.hand_over(node.stop)
         await node.run()
     return EXIT_DONE
@@ -162,16 +162,16 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
             events=events,
             wait_s=wait,
         )
-        from understudy.node.display import ConsoleHandler, Display
-        from understudy.node.telemetry import configure_logging, logger
-        from understudy.node.terminal import open_terminal
+        from understudy.node.ui.display import ConsoleHandler, Display
+        from understudy.node.ui.telemetry import configure_logging, logger
+        from understudy.node.ui.terminal import open_terminal
 
         console = Console(file=open_terminal(sys.stderr), stderr=True)
         with Display(console, is_quiet=quiet) as display, on_hangup(display.lose_terminal):
             handler = ConsoleHandler(console, is_verbose=verbose) if display.is_live else None
             configure_logging(is_verbose=verbose, is_quiet=quiet, handler=handler)
             logger.info("looking for the run %s at %s", arguments.join.run_id, ", ".join(arguments.join.addresses))
-            from understudy.node.swarm import quiet_libraries  # this takes seconds on a busy machine
+            from understudy.node.dht.hivemind_dht import quiet_libraries  # this takes seconds on a busy machine
 
             quiet_libraries(is_verbose=verbose)
             return await serve(arguments, switch, display)

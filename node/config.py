@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from understudy.node.addresses import JoinString
+from understudy.node.p2p.addresses import JoinString
 from understudy.protocol.errors import SettingsError
 
 

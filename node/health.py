@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 
-from understudy.node.daemon import SOCKET_FOLDER
+from understudy.node.p2p.daemon import SOCKET_FOLDER
 
 CONTROL_SOCKETS = "hivemind-p2pd-*.sock"
 CONNECT_TIMEOUT_S = 3.0

@@ -13,8 +13,8 @@ import stat
 import time
 from pathlib import Path
 
-from understudy.node.addresses import JOIN_CHARS_MAX, JoinString, parse_join
-from understudy.node.plain_files import is_stream, open_plain
+from understudy.node.files.plain_files import is_stream, open_plain
+from understudy.node.p2p.addresses import JOIN_CHARS_MAX, JoinString, parse_join
 from understudy.protocol.errors import NetworkError, SettingsError
 
 FILE_MARK = "@"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from understudy.node.addresses import JoinString
-from understudy.node.identity import peer_id_of, verify
-from understudy.node.swarm import Swarm
-from understudy.node.telemetry import logger
+from understudy.node.dht.hivemind_dht import P2PNode
+from understudy.node.p2p.addresses import JoinString
+from understudy.node.p2p.identity import peer_id_of, verify
+from understudy.node.ui.telemetry import logger
 from understudy.protocol.errors import NetworkError, RemoteProtocolError, SettingsError, UnderstudyError
 from understudy.protocol.manifest import RunManifest, decode_manifest
-from understudy.protocol.records import MANIFEST_KEY, ManifestRecord, decode_record
+from understudy.protocol.wire.records import MANIFEST_KEY, ManifestRecord, decode_record
 
 FIND_TIMEOUT_S = 15.0
 """How long the manifest is looked for: a seed that just started needs a moment to publish it."""
@@ -19,7 +19,7 @@ ANOTHER_TIMEOUT_S = 2.0
 """How much longer it is looked for once there is one that is not it: strangers can publish under its key too."""
 
 
-async def obtain_manifest(swarm: Swarm, join: JoinString) -> tuple[RunManifest, ManifestRecord]:
+async def obtain_manifest(p2p: P2PNode, join: JoinString) -> tuple[RunManifest, ManifestRecord]:
     """The run's manifest and the founder's record of it. Raises `NetworkError` or `SettingsError`.
 
     A question that nobody answers ends nothing: it is asked again as long as there is time.
@@ -33,7 +33,7 @@ async def obtain_manifest(swarm: Swarm, join: JoinString) -> tuple[RunManifest, 
     has_told = False
     while loop.time() < deadline:
         try:
-            found = await swarm.get(f"{join.run_id}/{MANIFEST_KEY}")
+            found = await p2p.get(f"{join.run_id}/{MANIFEST_KEY}")
         except NetworkError as error:
             found, problem = [], problem if isinstance(problem, SettingsError) else error
         for stored in found:

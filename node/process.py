@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 
-from understudy.node.standard_output import Outlet
+from understudy.node.files.standard_output import Outlet
 from understudy.protocol.errors import LocalProtocolError, SettingsError, StorageError, UnderstudyError
 
 logger = logging.getLogger(__name__)

@@ -11,21 +11,21 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from understudy.node.capacity import measure_capacity
+from understudy.node.compute.capacity import measure_capacity
+from understudy.node.compute.stage import StageHost
+from understudy.node.compute.tensors import activation_header
+from understudy.node.compute.worker import Worker
 from understudy.node.config import NodeConfig
-from understudy.node.display import Display
-from understudy.node.links import LinkRules, Listener
-from understudy.node.metering import MeteredStreams, Tally
-from understudy.node.network import Network
-from understudy.node.read_ahead import off_the_loop
-from understudy.node.records import Records
-from understudy.node.stage import StageHost
-from understudy.node.swarm import Swarm
-from understudy.node.telemetry import EventLog
-from understudy.node.tensors import activation_header
-from understudy.node.transfer import Fetcher, WeightsServer, fetch_protocol
-from understudy.node.watching import Watch
-from understudy.node.worker import Worker
+from understudy.node.data.prefetch import off_the_loop
+from understudy.node.dht.hivemind_dht import P2PNode
+from understudy.node.dht.record_sync import Records
+from understudy.node.links.link import LinkRules, Listener
+from understudy.node.links.metering import Counters, MeteredStreams
+from understudy.node.links.network import Network
+from understudy.node.links.transfer import Fetcher, WeightsServer, fetch_protocol
+from understudy.node.ui.display import Display
+from understudy.node.ui.display_loop import Watch
+from understudy.node.ui.telemetry import EventLog
 from understudy.protocol.core import Core
 from understudy.protocol.errors import NetworkError, RemoteProtocolError, TextError, TrainingError, WeightsError
 from understudy.protocol.events import (
@@ -46,7 +46,7 @@ from understudy.protocol.events import (
     PeerUnreachable,
     Read,
     ReadText,
-    ReleaseHold,
+    ReleaseLease,
     ReleaseSnapshot,
     ReleaseStage,
     Run,
@@ -61,8 +61,8 @@ from understudy.protocol.events import (
 )
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import decode_manifest
-from understudy.protocol.messages import AnyMessage, DataMessage
-from understudy.protocol.records import ManifestRecord
+from understudy.protocol.wire.messages import AnyMessage, DataMessage
+from understudy.protocol.wire.records import ManifestRecord
 
 logger = logging.getLogger(__name__)
 
@@ -75,30 +75,30 @@ class Node:
 
     def __init__(
         self,
-        swarm: Swarm,
-        charter: ManifestRecord,
+        p2p: P2PNode,
+        signed_manifest: ManifestRecord,
         config: NodeConfig,
         *,
         can_drive: bool = True,
         display: Display | None = None,
     ) -> None:
-        manifest = decode_manifest(charter.manifest)
-        self._swarm, self._config = swarm, config
+        manifest = decode_manifest(signed_manifest.manifest)
+        self._p2p, self._config = p2p, config
         self._run_id = manifest.run_id()
-        self._core = Core(swarm.peer_id, manifest, charter, can_drive=can_drive)
+        self._core = Core(p2p.peer_id, manifest, signed_manifest, can_drive=can_drive)
         self._events = EventLog(config.events_path)
         self._loop = asyncio.get_running_loop()
         self._host = StageHost(manifest, config.device)
         self._worker = Worker(self._host, config.threads, self._job_finished, self._job_failed)
         rules = LinkRules(self._run_id, manifest.digest(), activation_header(manifest))
-        self._tally = Tally()
-        streams = MeteredStreams(swarm, self._tally)
+        self._counters = Counters()
+        streams = MeteredStreams(p2p, self._counters)
         self._network = Network(streams, rules, Listener(self._message_came, self._peer_gone, self._send_failed))
         self._fetch_protocol = fetch_protocol(rules.run_id)
         self._fetcher = Fetcher(streams, rules, manifest.model, self._worker)
         self._weights = WeightsServer(self._core.may_fetch, self._host.find_held)
-        self._records = Records(swarm, self._run_id, self.feed)
-        self._watch = Watch(self._core, self._tally, display, self._records.add) if display is not None else None
+        self._records = Records(p2p, self._run_id, self.feed)
+        self._watch = Watch(self._core, self._counters, display, self._records.add) if display is not None else None
         self._fetches: dict[tuple[int, int], set[asyncio.Task[None]]] = {}
         self._text_reading: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
@@ -116,7 +116,7 @@ class Node:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                owned = [tasks.create_task(self._swarm.watch_daemon()), tasks.create_task(self._records.run())]
+                owned = [tasks.create_task(self._p2p.watch_daemon()), tasks.create_task(self._records.run())]
                 if self._watch is not None:
                     owned.append(tasks.create_task(self._watch.run()))
                 await self._start(tasks)
@@ -143,9 +143,9 @@ class Node:
     async def _start(self, tasks: asyncio.TaskGroup) -> None:
         self._network.start(tasks)
         capacity = await self._worker.call(lambda: measure_capacity(self._config.device, self._config.threads))
-        metered = self._tally.metered_callback
-        await self._swarm.serve_streams(self._network.protocol, metered(self._network.receive))
-        await self._swarm.serve_streams(self._fetch_protocol, metered(self._weights.serve))
+        metered = self._counters.metered_callback
+        await self._p2p.serve_streams(self._network.protocol, metered(self._network.receive))
+        await self._p2p.serve_streams(self._fetch_protocol, metered(self._weights.serve))
         self.feed(Started(self._config.stage, capacity))
         self._tick()
 
@@ -203,7 +203,7 @@ class Node:
         self._loop.call_soon(self.feed, SendFailed(peer, message, payload))
 
     def _job_finished(self, job: Job, result: Any, seconds: float) -> None:
-        self._tally.microbatches += isinstance(job, BackwardJob)
+        self._counters.microbatches += isinstance(job, BackwardJob)
         self.feed(JobDone(job, result, seconds))
 
     def _job_failed(self, error: BaseException) -> None:
@@ -232,7 +232,7 @@ class Node:
                 self._network.send(peer, message, payload)
             case Run(job):
                 self._worker.run(job)
-            case Discard() | Keep() | ReleaseHold() | ReleaseSnapshot() | ReleaseStage():
+            case Discard() | Keep() | ReleaseLease() | ReleaseSnapshot() | ReleaseStage():
                 self._worker.tend(action)
             case Store() | Read():
                 self._records.add(action)

@@ -12,8 +12,8 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from understudy.protocol.ids import Attempt, Microbatch, PeerId
-from understudy.protocol.messages import AnyMessage, DataMessage, Part
-from understudy.protocol.records import AnyRecord
+from understudy.protocol.wire.messages import AnyMessage, DataMessage, Part
+from understudy.protocol.wire.records import AnyRecord
 
 Payload = Any
 """A tensor to the node, a symbol to the simulator, nothing at all to the protocol."""
@@ -207,7 +207,7 @@ class SnapshotJob:
 
 
 @dataclass(frozen=True, slots=True)
-class HoldJob:
+class LeaseJob:
     """Copy the weights for exporters; they are as they were after ``step``. No digests yet. Result: nothing."""
 
     step: int
@@ -241,7 +241,7 @@ class BlendJob:
     learning_rate_scale: float
 
 
-Job = ForwardJob | LossJob | BackwardJob | ApplyJob | SnapshotJob | HoldJob | DigestJob | InitialiseJob | BlendJob
+Job = ForwardJob | LossJob | BackwardJob | ApplyJob | SnapshotJob | LeaseJob | DigestJob | InitialiseJob | BlendJob
 
 
 # --- actions: what to do ----------------------------------------------------------------------
@@ -335,7 +335,7 @@ class ReleaseSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class ReleaseHold:
+class ReleaseLease:
     """Free the copy that was held for exporters."""
 
     step: int
@@ -377,7 +377,7 @@ Action = (
     | ReleaseStage
     | Keep
     | ReleaseSnapshot
-    | ReleaseHold
+    | ReleaseLease
     | CloseLinks
     | Emit
     | Stop

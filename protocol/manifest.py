@@ -118,7 +118,7 @@ class StepSettings(_Section, frozen=True):
     microbatches: Annotated[int, Meta(ge=1, le=1 << 16)] = 4
     microbatch_size: Annotated[int, Meta(ge=1, le=1 << 16)] = 8
     window: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
-    """Microbatches in flight at most; 0 means that the driver finds it (protocol/window.py)."""
+    """Microbatches in flight at most; 0 means that the driver finds it (protocol/pipeline/window.py)."""
     total_steps: Annotated[int, Meta(ge=0)] = 0
     """The run is done after this many committed steps; 0 means it goes on until stopped."""
     microbatch_timeout_s: PositiveFloat = 20.0
@@ -132,14 +132,14 @@ class WireSettings(_Section, frozen=True):
     """How activations and gradients travel between stages."""
 
     dtype: WireDtype = "bfloat16"
-    """int8: with a scale for each block of 32 channels of a token's hidden vector (node/quantising.py)."""
+    """int8: with a scale for each block of 32 channels of a token's hidden vector (node/compute/quantisation.py)."""
 
 
 class ComputeSettings(_Section, frozen=True):
     """How stages compute."""
 
     dtype: Literal["auto", "float32"] = "auto"
-    """auto: each peer in bfloat16 where its machine is faster for it (node/precision.py), in float32 elsewhere."""
+    """auto: each peer in bfloat16 where its machine is faster for it (node/compute/precision.py), else in float32."""
 
 
 class TimingSettings(_Section, frozen=True):

@@ -9,13 +9,13 @@ from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.events import Action, Emit, Payload, ReadText, Send
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.membership import Membership
-from understudy.protocol.messages import Announce, AnyMessage, Heartbeat, StageState
+from understudy.protocol.membership.seats import Seat, Status
+from understudy.protocol.membership.view import Membership
 from understudy.protocol.pace import Pace
-from understudy.protocol.records import ProgressRecord
 from understudy.protocol.routing import neighbours
-from understudy.protocol.seats import Seat, Status
 from understudy.protocol.text_check import TextCheck
+from understudy.protocol.wire.messages import Announce, AnyMessage, Heartbeat, StageState
+from understudy.protocol.wire.records import ProgressRecord
 
 
 @dataclass(slots=True)

@@ -137,7 +137,7 @@ class Opened:
 
 @dataclass
 class FakeStreams:
-    """Opens streams as node/swarm.py does. ``outcomes`` are used up one by one: None opens, an error is raised."""
+    """Opens streams as `P2PNode` does. ``outcomes`` are used up in turn: None opens, an error is raised."""
 
     outcomes: list[NetworkError | None] = field(default_factory=list)
     breaks_after: list[int | None] = field(default_factory=list)

@@ -52,7 +52,7 @@ def live(
 ) -> None:
     """Train two live swarms of preset tiny, one in peace and one with peers killed."""
     from benchmarks.convergence.live import kills, replayed, run_live, write_live
-    from understudy.bootstrap.found import load_manifest
+    from understudy.bootstrap.founding import load_manifest
 
     manifest = load_manifest("tiny", steps)
     spares = len(kills(percent, schedule, steps, manifest.last_stage))

@@ -13,10 +13,10 @@ import msgspec
 import torch
 from torch import Tensor
 
-from understudy.node.model import BlockStage
-from understudy.node.optimizer import StageOptimizer
-from understudy.node.tensors import from_wire
-from understudy.node.weights import blend
+from understudy.node.compute.model import BlockStage
+from understudy.node.compute.optimizer import StageOptimizer
+from understudy.node.compute.tensors import from_wire
+from understudy.node.compute.weights import blend
 from understudy.protocol.manifest import OptimizerSettings
 
 PROBE_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -14,8 +14,8 @@ from benchmarks.keeping import keep
 from benchmarks.origin import Origin
 from benchmarks.page import render
 from benchmarks.swarms import run_swarm
-from understudy.bootstrap.board import Loss
-from understudy.bootstrap.faults import Fault
+from understudy.bootstrap.local.faults import Fault
+from understudy.bootstrap.local.monitor import Loss
 from understudy.protocol.manifest import RunManifest
 
 FILES = ("live-calm.json", "live-churned.json")

@@ -66,8 +66,8 @@ def checkpointed(steps: float, every: int, chance: float) -> Cost:
     """What is to be expected if all stages roll back to the last multiple of ``every`` steps whenever any is lost.
 
     ``chance`` is that of losing a stage in an iteration. A microbatch is a pure function of its step, so a step that
-    is computed again gives the same weights to the bit (tests/unit/test_convergence.py): the losses are those of a
-    run without failures, only later.
+    is computed again gives the same weights to the bit (tests/unit/benchmarks/test_convergence.py): the losses are
+    those of a run without failures, only later.
     """
     whole, rest = divmod(steps, every)
     last = math.ceil(rest)

@@ -1,8 +1,9 @@
 """A whole run in one process, from the code that the swarm runs.
 
-Every stage is a `StageHost` (node/stage.py), which gets the jobs that its node's core would give it; microbatches take
-the routes of protocol/routing.py; a lost stage comes back by the ladder of protocol/recovery.py. Nothing is on a wire,
-so 1,000 iterations of a small model take minutes. As in the paper, stages are lost between iterations only.
+Every stage is a `StageHost` (node/compute/stage.py), which gets the jobs that its node's core would give it;
+microbatches take the routes of protocol/routing.py; a lost stage comes back by the ladder of
+protocol/recovery/ladder.py. Nothing is on a wire, so 1,000 iterations of a small model take
+minutes. As in the paper, stages are lost between iterations only.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import torch
 
 from benchmarks.convergence.improvements import DECAY_ITERATIONS, Memory, blend_moments, probe
 from benchmarks.convergence.strategies import Strategy
-from understudy.node.data import open_data
-from understudy.node.model import BlockStage, EdgeStage, build_stage
-from understudy.node.stage import StageHost
-from understudy.node.weights import WeightsSnapshot, snapshot
+from understudy.node.compute.model import BlockStage, EdgeStage, build_stage
+from understudy.node.compute.stage import StageHost
+from understudy.node.compute.weights import WeightsSnapshot, snapshot
+from understudy.node.data.corpus import open_data
 from understudy.protocol.events import ApplyJob, BackwardJob, BlendJob, ForwardJob, InitialiseJob, LossJob, SnapshotJob
 from understudy.protocol.ids import DRIVER_STAGE, Attempt, Microbatch, PeerId
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.messages import Donation
-from understudy.protocol.recovery import Case, Plan, Witness, plan_recovery
+from understudy.protocol.recovery.ladder import GrantedDonations, Plan, RecoveryCase, plan_recovery
 from understudy.protocol.routing import neighbours, route
+from understudy.protocol.wire.messages import Donation
 
 ATTEMPT = Attempt(1, 1)
 VALIDATION_MICROBATCHES = 8
@@ -136,7 +137,7 @@ class Trainer:
     def _recover(self, stage: int, survivors: Sequence[int], step: int) -> None:
         copies = {donor: self._snapshot(donor, step) for donor in self.strategy.donors_of(stage, survivors)}
         witnesses = tuple(self._witness(donor, copy, step) for donor, copy in copies.items())
-        case = Case(stage, self.manifest.model.block_stages, witnesses, self.manifest.recovery)
+        case = RecoveryCase(stage, self.manifest.model.block_stages, witnesses, self.manifest.recovery)
         plan, _ = plan_recovery(case) if copies else (ANEW, 0)
         if self.strategy.improvement == "probe":
             plan = self._probe(stage, plan, copies, step)
@@ -155,10 +156,10 @@ class Trainer:
         assert isinstance(copy, WeightsSnapshot)
         return copy
 
-    def _witness(self, stage: int, copy: WeightsSnapshot, step: int) -> Witness:
+    def _witness(self, stage: int, copy: WeightsSnapshot, step: int) -> GrantedDonations:
         norm = self.strategy.offered_norm(self._norms[stage], self.manifest.optimizer.clip_norm)
         donation = Donation("stage", stage, step, norm, copy.payload_bytes, copy.digest)
-        return Witness(stage, PeerId(f"S{stage}"), step, (donation,))
+        return GrantedDonations(stage, PeerId(f"S{stage}"), step, (donation,))
 
     def _rebuild(self, stage: int, plan: Plan, copies: dict[int, WeightsSnapshot]) -> None:
         payloads = [copies[source.stage] for source in plan.sources] or [self._drawn_anew(stage)]

@@ -37,7 +37,7 @@ def run(
     from benchmarks.links.results import LinkResult, write
     from benchmarks.links.tables import bound_table, step_table
     from benchmarks.origin import Origin
-    from understudy.bootstrap.found import load_manifest
+    from understudy.bootstrap.founding import load_manifest
 
     try:
         contest = Contest(source, load_manifest(source), rate_mbit, steps, tuple(only.split(",")))

@@ -7,8 +7,8 @@ back with its gradient. Every stage therefore sends two tensors for each microba
 from __future__ import annotations
 
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.messages import TensorHeader
-from understudy.protocol.wire import tensor_bytes
+from understudy.protocol.wire.frames import tensor_bytes
+from understudy.protocol.wire.messages import TensorHeader
 
 
 def activation_bytes(manifest: RunManifest) -> int:

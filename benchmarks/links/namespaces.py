@@ -21,7 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-from understudy.bootstrap.local import Place
+from understudy.bootstrap.local.run import Place
 from understudy.protocol.errors import SettingsError
 
 INTERFACE = "net0"

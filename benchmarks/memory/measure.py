@@ -10,10 +10,10 @@ from pathlib import Path
 from benchmarks.memory.results import MemoryResult, Process
 from benchmarks.memory.watch import Watcher
 from benchmarks.origin import Origin
-from understudy.bootstrap.board import Board
-from understudy.bootstrap.faults import Fault
-from understudy.bootstrap.found import load_manifest
-from understudy.bootstrap.local import LocalPlan, LocalSwarm
+from understudy.bootstrap.founding import load_manifest
+from understudy.bootstrap.local.faults import Fault
+from understudy.bootstrap.local.monitor import Board
+from understudy.bootstrap.local.run import LocalPlan, LocalSwarm
 
 SAMPLES = 200
 """Of each process over the whole run, at most."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.memory.results import Process, Sample
-from understudy.bootstrap.local import LocalSwarm
+from understudy.bootstrap.local.run import LocalSwarm
 
 POLL_S = 0.25
 _FIELD = re.compile(r"^(VmHWM|VmRSS):\s+(\d+) kB$", re.MULTILINE)

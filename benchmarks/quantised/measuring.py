@@ -13,7 +13,7 @@ from benchmarks.convergence.trainer import Trainer
 from benchmarks.origin import Origin
 from benchmarks.quantised.results import TIMED, Costs, Run, Training
 from benchmarks.quantised.wires import DTYPES, carry_of
-from understudy.node.tensors import from_wire, to_wire
+from understudy.node.compute.tensors import from_wire, to_wire
 from understudy.protocol.manifest import RunManifest, WireDtype, WireSettings
 
 SHAPE = (4, 256, 512)

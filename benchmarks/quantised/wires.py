@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks.convergence.trainer import Carry, as_it_is
 from benchmarks.quantised.results import NOISE, WireName
-from understudy.node.quantising import LEVELS, SCALE_MIN
+from understudy.node.compute.quantisation import LEVELS, SCALE_MIN
 from understudy.protocol.manifest import WireDtype
 
 DTYPES: dict[WireName, WireDtype] = {

@@ -13,10 +13,10 @@ from benchmarks.origin import Origin
 from benchmarks.recovery.raw import RawPeers
 from benchmarks.recovery.results import Recovered, RecoveryResult
 from benchmarks.recovery.scenarios import Scenario
-from understudy.bootstrap.board import Board
-from understudy.bootstrap.faults import Fault
-from understudy.bootstrap.found import load_manifest
-from understudy.bootstrap.local import LocalPlan, LocalSwarm
+from understudy.bootstrap.founding import load_manifest
+from understudy.bootstrap.local.faults import Fault
+from understudy.bootstrap.local.monitor import Board
+from understudy.bootstrap.local.run import LocalPlan, LocalSwarm
 from understudy.protocol.manifest import RunManifest
 
 DONORS = 2

@@ -18,11 +18,11 @@ from typing import Annotated
 import typer
 import uvloop
 
-from understudy.bootstrap.children import Child
-from understudy.bootstrap.local import LISTEN
-from understudy.node.identity import Identity
+from understudy.bootstrap.local.children import Child
+from understudy.bootstrap.local.run import LISTEN
+from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig
+from understudy.node.p2p.identity import Identity
 from understudy.node.process import StopSwitch, supervise
-from understudy.node.swarm import Swarm, SwarmConfig
 from understudy.protocol.errors import NetworkError
 from understudy.protocol.ids import PeerId
 
@@ -36,23 +36,23 @@ TRANSFER_TIMEOUT_S = 120.0
 class RawPeers:
     """This process, and the senders whose bytes it takes."""
 
-    def __init__(self, swarm: Swarm, senders: tuple[PeerId, ...]) -> None:
-        self._swarm, self._senders = swarm, senders
+    def __init__(self, p2p: P2PNode, senders: tuple[PeerId, ...]) -> None:
+        self._p2p, self._senders = p2p, senders
 
     @classmethod
     @asynccontextmanager
     async def open(cls, senders: int, payload_bytes: int, folder: Path) -> AsyncIterator[RawPeers]:
         """Start the senders; each sends this many bytes over every stream that is opened to it."""
         identity = Identity.load_or_create(folder / "receiver.key")
-        async with Swarm.open(SwarmConfig(host_maddrs=(LISTEN,)), identity) as swarm:
+        async with P2PNode.open(SwarmConfig(host_maddrs=(LISTEN,)), identity) as p2p:
             children = []
             try:
                 for number in range(senders):
                     files = folder / f"sender-{number}"
-                    arguments = [swarm.addresses[0], f"{files}.key", str(payload_bytes)]
+                    arguments = [p2p.addresses[0], f"{files}.key", str(payload_bytes)]
                     child = await Child.start(files.name, "benchmarks.recovery.raw", arguments, Path(f"{files}.log"))
                     children.append(child)
-                yield cls(swarm, tuple([await _peer_of(child) for child in children]))
+                yield cls(p2p, tuple([await _peer_of(child) for child in children]))
             finally:
                 for child in children:
                     await child.stop()
@@ -66,7 +66,7 @@ class RawPeers:
         return time.perf_counter() - began
 
     async def _take(self, sender: PeerId) -> None:
-        reader, writer = await self._swarm.open_stream(sender, PROTOCOL, READY_TIMEOUT_S)
+        reader, writer = await self._p2p.open_stream(sender, PROTOCOL, READY_TIMEOUT_S)
         try:
             missing = int.from_bytes(await reader.readexactly(8))
             while missing:
@@ -98,10 +98,10 @@ async def _send(join: str, key: Path, payload_bytes: int) -> int:
             await writer.drain()
 
     config = SwarmConfig(host_maddrs=(LISTEN,), initial_peers=(join,))
-    async with Swarm.open(config, Identity.load_or_create(key)) as swarm:
-        await swarm.serve_streams(PROTOCOL, serve)
-        typer.echo(swarm.peer_id)
-        await swarm.watch_daemon()
+    async with P2PNode.open(config, Identity.load_or_create(key)) as p2p:
+        await p2p.serve_streams(PROTOCOL, serve)
+        typer.echo(p2p.peer_id)
+        await p2p.watch_daemon()
     return 0
 
 

@@ -14,7 +14,7 @@ from benchmarks.fresh import in_fresh_process
 from benchmarks.origin import Origin
 from benchmarks.page import render
 from benchmarks.throughput import swarm, unsplit
-from understudy.bootstrap.found import load_manifest
+from understudy.bootstrap.founding import load_manifest
 
 RUN = """\
 name = "depth-{stages}"

@@ -12,9 +12,9 @@ from tests.sim.node import SimNode
 from tests.sim.simulation import Simulation
 from understudy.protocol.events import Action, Event, Read, RecordsRead, Send, Store
 from understudy.protocol.ids import PeerId
-from understudy.protocol.messages import AnyMessage, Backward, Forward
-from understudy.protocol.records import AnyRecord, encode_record, key_of
-from understudy.protocol.wire import encode_frame
+from understudy.protocol.wire.frames import encode_frame
+from understudy.protocol.wire.messages import AnyMessage, Backward, Forward
+from understudy.protocol.wire.records import AnyRecord, encode_record, key_of
 
 
 @dataclass

@@ -38,7 +38,7 @@ def run(
     from benchmarks.origin import Origin
     from benchmarks.throughput.results import SWARM, Contest, write
     from benchmarks.throughput.tables import speed_table
-    from understudy.bootstrap.found import load_manifest
+    from understudy.bootstrap.founding import load_manifest
 
     os.environ.setdefault("HIVEMIND_LOGLEVEL", "CRITICAL")  # of the experts' processes
     manifest = load_manifest(source, None)

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from benchmarks.throughput.results import WARM_UP
-from understudy.node.data import open_data
-from understudy.node.model import build_block_stage, build_edge_stage
-from understudy.node.optimizer import StageOptimizer
-from understudy.node.precision import arithmetic
-from understudy.node.weights import DTYPES
+from understudy.node.compute.model import build_block_stage, build_edge_stage
+from understudy.node.compute.optimizer import StageOptimizer
+from understudy.node.compute.precision import arithmetic
+from understudy.node.compute.weights import DTYPES
+from understudy.node.data.corpus import open_data
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import RunManifest
 

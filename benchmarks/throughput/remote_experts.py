@@ -25,10 +25,10 @@ from hivemind.utils.tensor_descr import BatchTensorDescriptor
 from torch import Tensor, nn
 
 from benchmarks.throughput.results import WARM_UP
-from understudy.node.data import open_data
-from understudy.node.model import build_block_stage, build_edge_stage
-from understudy.node.optimizer import StageOptimizer
-from understudy.node.precision import arithmetic
+from understudy.node.compute.model import build_block_stage, build_edge_stage
+from understudy.node.compute.optimizer import StageOptimizer
+from understudy.node.compute.precision import arithmetic
+from understudy.node.data.corpus import open_data
 from understudy.protocol.manifest import RunManifest
 
 START_TIMEOUT_S = 120.0
@@ -74,7 +74,7 @@ def step_seconds(manifest: RunManifest, steps: int) -> list[float]:
     try:
         addresses = [str(address) for address in dht.get_visible_maddrs()]
         for stage in range(1, manifest.model.block_stages + 1):
-            ours, theirs = context.Pipe()
+            ours, theirs = context.StageIO()
             host = context.Process(target=_host, args=(manifest, stage, addresses, theirs))
             host.start()
             hosts.append(host)

@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.swarms import run_swarm
 from benchmarks.throughput.results import WARM_UP
-from understudy.bootstrap.found import load_manifest
-from understudy.bootstrap.local import Place
+from understudy.bootstrap.founding import load_manifest
+from understudy.bootstrap.local.run import Place
 
 SEARCH_STEPS = 19
 """Until S0 has found the number of microbatches in flight: one step to begin with, and three for each of six sizes."""

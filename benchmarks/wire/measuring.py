@@ -14,9 +14,9 @@ import psutil
 
 from benchmarks.wire.paths import LinksPath, Path, open_hivemind, open_stream, rules_for, tensor_of
 from benchmarks.wire.results import Transfer, WireResult, here
-from understudy.bootstrap.local import LISTEN
-from understudy.node.identity import Identity
-from understudy.node.swarm import Swarm, SwarmConfig, quiet_libraries
+from understudy.bootstrap.local.run import LISTEN
+from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig, quiet_libraries
+from understudy.node.p2p.identity import Identity
 from understudy.protocol.ids import PeerId
 
 START_TIMEOUT_S = 60.0
@@ -33,20 +33,20 @@ async def measure(sizes: list[int], repetitions: int, total_bytes: int, tell: Ca
         keys = FilePath(folder)
         config = SwarmConfig((LISTEN,))
         async with (
-            Swarm.open(config, Identity.load_or_create(keys / "sender.key")) as swarm,
-            receiver(swarm, keys / "receiver.key", sizes) as peer,
+            P2PNode.open(config, Identity.load_or_create(keys / "sender.key")) as p2p,
+            receiver(p2p, keys / "receiver.key", sizes) as peer,
         ):
             for size in sizes:
-                async for transfer in _measure_size(swarm, peer, size, (repetitions, total_bytes)):
+                async for transfer in _measure_size(p2p, peer, size, (repetitions, total_bytes)):
                     tell(transfer)
                     transfers.append(transfer)
     return WireResult(tuple(transfers), here())
 
 
 @asynccontextmanager
-async def receiver(swarm: Swarm, key: FilePath, sizes: list[int]) -> AsyncIterator[PeerId]:
+async def receiver(p2p: P2PNode, key: FilePath, sizes: list[int]) -> AsyncIterator[PeerId]:
     """The other process; it ends when its standard input does, however we end."""
-    command = ("-W", "ignore", "-m", "benchmarks.wire.receiver", swarm.addresses[0], str(key), *map(str, sizes))
+    command = ("-W", "ignore", "-m", "benchmarks.wire.receiver", p2p.addresses[0], str(key), *map(str, sizes))
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -61,12 +61,12 @@ async def receiver(swarm: Swarm, key: FilePath, sizes: list[int]) -> AsyncIterat
         await process.wait()
 
 
-async def _measure_size(swarm: Swarm, peer: PeerId, size: int, effort: tuple[int, int]) -> AsyncIterator[Transfer]:
+async def _measure_size(p2p: P2PNode, peer: PeerId, size: int, effort: tuple[int, int]) -> AsyncIterator[Transfer]:
     repetitions, total_bytes = effort
     tensor, count = tensor_of(size), max(TENSORS_MIN, total_bytes // size)
     async with asyncio.TaskGroup() as tasks:
-        links = await LinksPath.serve(swarm, peer, rules_for(size), tasks)
-        bare = {"hivemind": await open_hivemind(swarm, peer), "stream": await open_stream(swarm, peer)}
+        links = await LinksPath.serve(p2p, peer, rules_for(size), tasks)
+        bare = {"hivemind": await open_hivemind(p2p, peer), "stream": await open_stream(p2p, peer)}
         paths: dict[str, Path] = {**bare, "links": links}
         for repetition in range(repetitions + 1):
             for way, path in paths.items():

@@ -4,7 +4,7 @@ All of them end at the same two p2pd and the same connection between them:
 
 - *hivemind*: hivemind's own binary stream (``call_binary_stream_handler``), plain bytes. The bare minimum: one
   ``write`` per tensor, read in pieces of up to 1 MiB that are thrown away, one byte back at the end.
-- *stream*: the same bytes in the same way over `Swarm.open_stream`. It differs from hivemind's in who opens it.
+- *stream*: the same bytes in the same way over `P2PNode.open_stream`. It differs from hivemind's in who opens it.
 - *links*: what the node does. `Network.send` at one end; at the other `Network.receive` checks each frame and
   delivers tensors.
 """
@@ -17,13 +17,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from understudy.node.links import LinkRules, Listener
-from understudy.node.metering import MeteredStreams, Tally
-from understudy.node.network import Network
-from understudy.node.swarm import Swarm
-from understudy.node.tensors import bytes_of
+from understudy.node.compute.tensors import bytes_of
+from understudy.node.dht.hivemind_dht import P2PNode
+from understudy.node.links.link import LinkRules, Listener
+from understudy.node.links.metering import Counters, MeteredStreams
+from understudy.node.links.network import Network
 from understudy.protocol.ids import Attempt, PeerId
-from understudy.protocol.messages import AnyMessage, Forward, Heartbeat, TensorHeader
+from understudy.protocol.wire.messages import AnyMessage, Forward, Heartbeat, TensorHeader
 
 OPEN_TIMEOUT_S = 10.0
 READ_BYTES = 1 << 20
@@ -89,23 +89,23 @@ async def take_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         writer.close()
 
 
-async def open_stream(swarm: Swarm, peer: PeerId) -> BarePath:
-    return BarePath(await swarm.open_stream(peer, STREAM_PROTOCOL, OPEN_TIMEOUT_S))
+async def open_stream(p2p: P2PNode, peer: PeerId) -> BarePath:
+    return BarePath(await p2p.open_stream(peer, STREAM_PROTOCOL, OPEN_TIMEOUT_S))
 
 
-async def serve_stream(swarm: Swarm) -> None:
-    await swarm.serve_streams(STREAM_PROTOCOL, lambda _, reader, writer: take_in(reader, writer))
+async def serve_stream(p2p: P2PNode) -> None:
+    await p2p.serve_streams(STREAM_PROTOCOL, lambda _, reader, writer: take_in(reader, writer))
 
 
-async def open_hivemind(swarm: Swarm, peer: PeerId) -> BarePath:
-    """hivemind's binary stream, which the node does not use: node/streams.py says why."""
-    p2p: Any = swarm._p2p
+async def open_hivemind(p2p: P2PNode, peer: PeerId) -> BarePath:
+    """hivemind's binary stream, which the node does not use: node/p2p/streams.py says why."""
+    p2p: Any = p2p._p2p
     _, reader, writer = await p2p.call_binary_stream_handler(type(p2p.peer_id).from_base58(peer), HIVEMIND_PROTOCOL)
     return BarePath((reader, writer))
 
 
-async def serve_hivemind(swarm: Swarm) -> None:
-    p2p: Any = swarm._p2p
+async def serve_hivemind(p2p: P2PNode) -> None:
+    p2p: Any = p2p._p2p
     await p2p.add_binary_stream_handler(HIVEMIND_PROTOCOL, lambda _, reader, writer: take_in(reader, writer))
 
 
@@ -117,13 +117,13 @@ class LinksPath:
         self._is_done = asyncio.Event()
 
     @classmethod
-    async def serve(cls, swarm: Swarm, peer: PeerId, rules: LinkRules, tasks: asyncio.TaskGroup) -> LinksPath:
+    async def serve(cls, p2p: P2PNode, peer: PeerId, rules: LinkRules, tasks: asyncio.TaskGroup) -> LinksPath:
         """The sending end, listening for the receiver's word."""
-        tally = Tally()
-        network = Network(MeteredStreams(swarm, tally), rules, Listener(lambda *_: path._is_done.set(), _fail))
+        counters = Counters()
+        network = Network(MeteredStreams(p2p, counters), rules, Listener(lambda *_: path._is_done.set(), _fail))
         path = cls(network, peer)
         network.start(tasks)
-        await swarm.serve_streams(network.protocol, tally.metered_callback(network.receive))
+        await p2p.serve_streams(network.protocol, counters.metered_callback(network.receive))
         return path
 
     async def send(self, tensor: Tensor, count: int) -> None:
@@ -136,17 +136,17 @@ class LinksPath:
         self._network.stop()
 
 
-async def serve_links(swarm: Swarm, rules: LinkRules, tasks: asyncio.TaskGroup) -> Network:
+async def serve_links(p2p: P2PNode, rules: LinkRules, tasks: asyncio.TaskGroup) -> Network:
     """The receiving end of a `LinksPath`; stop it in the end."""
 
     def deliver(peer: PeerId, message: AnyMessage, _: Tensor | None) -> None:
         if isinstance(message, Forward) and message.index == message.step - 1:
             network.send(peer, Heartbeat(1, 1, "serving", message.step), None)
 
-    tally = Tally()
-    network = Network(MeteredStreams(swarm, tally), rules, Listener(deliver))
+    counters = Counters()
+    network = Network(MeteredStreams(p2p, counters), rules, Listener(deliver))
     network.start(tasks)
-    await swarm.serve_streams(network.protocol, tally.metered_callback(network.receive))
+    await p2p.serve_streams(network.protocol, counters.metered_callback(network.receive))
     return network
 
 

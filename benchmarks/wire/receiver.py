@@ -10,20 +10,20 @@ import typer
 import uvloop
 
 from benchmarks.wire.paths import rules_for, serve_hivemind, serve_links, serve_stream
-from understudy.bootstrap.local import LISTEN
-from understudy.node.identity import Identity
-from understudy.node.swarm import Swarm, SwarmConfig, quiet_libraries
+from understudy.bootstrap.local.run import LISTEN
+from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig, quiet_libraries
+from understudy.node.p2p.identity import Identity
 
 
 async def receive(seed: str, key: Path, sizes: list[int]) -> None:
     """Serve every way; say our PeerID; go on until standard input ends."""
     quiet_libraries(is_verbose=False)
     config = SwarmConfig((LISTEN,), initial_peers=(seed,))
-    async with Swarm.open(config, Identity.load_or_create(key)) as swarm, asyncio.TaskGroup() as tasks:
-        await serve_hivemind(swarm)
-        await serve_stream(swarm)
-        networks = [await serve_links(swarm, rules_for(size), tasks) for size in sizes]
-        print(swarm.peer_id, flush=True)  # noqa: T201 - the parent waits for this line
+    async with P2PNode.open(config, Identity.load_or_create(key)) as p2p, asyncio.TaskGroup() as tasks:
+        await serve_hivemind(p2p)
+        await serve_stream(p2p)
+        networks = [await serve_links(p2p, rules_for(size), tasks) for size in sizes]
+        print(p2p.peer_id, flush=True)  # noqa: T201 - the parent waits for this line
         await asyncio.to_thread(sys.stdin.read)
         for network in networks:
             network.stop()

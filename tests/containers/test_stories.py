@@ -13,7 +13,7 @@ from docker import DockerClient
 
 from tests.containers.fleet import PORT, START_TIMEOUT_S, STOP_TIMEOUT_S, Event, Fleet, Peer, of, until
 from tests.containers.judge import assert_no_step_lost, assert_one_owner_per_tenure
-from understudy.node.addresses import parse_join
+from understudy.node.p2p.addresses import parse_join
 
 pytestmark = pytest.mark.timeout(600)
 

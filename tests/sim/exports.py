@@ -21,8 +21,8 @@ from understudy.protocol.events import (
     Started,
     TimerFired,
 )
-from understudy.protocol.export_actions import BeginExport, ExportWish, FailExport, FinishExport
-from understudy.protocol.exporting import Exporter
+from understudy.protocol.export.actions import BeginExport, ExportWish, FailExport, FinishExport
+from understudy.protocol.export.exporter import Exporter
 from understudy.protocol.ids import PeerId
 
 

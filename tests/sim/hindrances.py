@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from tests.sim.faults import Hinder, SlowReader
 from understudy.protocol.ids import PeerId
-from understudy.protocol.messages import AnyMessage
+from understudy.protocol.wire.messages import AnyMessage
 
 R = TypeVar("R")
 

@@ -13,10 +13,10 @@ from tests.sim.node import SimNode, Snapshot, Violation
 from understudy.protocol.events import Action, Send, Stop, TimerFired
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.messages import AnyMessage, Forward
-from understudy.protocol.placement import STEPS_APART_MAX
-from understudy.protocol.records import AnyRecord, decode_record, encode_record, key_of
-from understudy.protocol.wire import MESSAGE_BYTES_MAX, PREFIX, decode_frame, decode_prefix, encode_frame
+from understudy.protocol.membership.placement import STEPS_APART_MAX
+from understudy.protocol.wire.frames import MESSAGE_BYTES_MAX, PREFIX, decode_frame, decode_prefix, encode_frame
+from understudy.protocol.wire.messages import AnyMessage, Forward
+from understudy.protocol.wire.records import AnyRecord, decode_record, encode_record, key_of
 
 NEWS_S = 15.0
 """Within this time, without faults, the end of a tenure becomes known to who held it."""

@@ -19,19 +19,19 @@ from understudy.protocol.events import (
     DigestJob,
     Discard,
     ForwardJob,
-    HoldJob,
     InitialiseJob,
     Job,
     Keep,
+    LeaseJob,
     LossJob,
-    ReleaseHold,
+    ReleaseLease,
     ReleaseSnapshot,
     ReleaseStage,
     SnapshotJob,
 )
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.pipeline.updates import OWN_SKIPS_MAX
 from understudy.protocol.routing import Route, route
-from understudy.protocol.updates import OWN_SKIPS_MAX
 
 HEAD = 1_000_000
 """S0 counts a microbatch twice: in the embedding's sum, and offset by this in the head's."""
@@ -141,7 +141,7 @@ class SimNode:
                 return self._backward(job)
             case ApplyJob():
                 return self._apply(job)
-            case HoldJob(step):
+            case LeaseJob(step):
                 self._hold(step)
             case SnapshotJob() | DigestJob():
                 is_snapshot = isinstance(job, SnapshotJob)
@@ -285,7 +285,7 @@ class SimNode:
                 return hosting.applied[-1] if hosting.applied else None
         return None
 
-    def perform(self, action: Discard | Keep | ReleaseHold | ReleaseSnapshot | ReleaseStage) -> None:
+    def perform(self, action: Discard | Keep | ReleaseLease | ReleaseSnapshot | ReleaseStage) -> None:
         """Actions that only touch the body."""
         if isinstance(action, ReleaseStage):
             self.release()
@@ -293,7 +293,7 @@ class SimNode:
             self.snapshots[action.digest] = action.payload
         elif isinstance(action, ReleaseSnapshot):
             del self.snapshots[action.digest]
-        elif isinstance(action, ReleaseHold):
+        elif isinstance(action, ReleaseLease):
             self.holds.pop(action.step, None)
         elif self.hosting is not None:
             self.hosting.saved.pop((action.microbatch, action.attempt), None)

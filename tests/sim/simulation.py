@@ -52,7 +52,7 @@ from understudy.protocol.events import (
     Read,
     ReadText,
     RecordsRead,
-    ReleaseHold,
+    ReleaseLease,
     ReleaseSnapshot,
     ReleaseStage,
     Run,
@@ -66,8 +66,8 @@ from understudy.protocol.events import (
 )
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.messages import AnyMessage, Claim, FetchRequest, Forward, Grant, Refusal
-from understudy.protocol.records import AnyRecord, key_of
+from understudy.protocol.wire.messages import AnyMessage, Claim, FetchRequest, Forward, Grant, Refusal
+from understudy.protocol.wire.records import AnyRecord, key_of
 
 DHT_LATENCY_S = (0.005, 0.05)
 JOB_SECONDS = (0.004, 0.02)
@@ -227,7 +227,7 @@ class Simulation:
             case Stop():
                 node.is_stopped = True
                 self.judge.check_stopped(node, self.now, self.now - self._calm_since)
-            case Discard() | Keep() | ReleaseHold() | ReleaseSnapshot() | ReleaseStage():
+            case Discard() | Keep() | ReleaseLease() | ReleaseSnapshot() | ReleaseStage():
                 self._later(node, lambda: node.perform(action))
             case CancelFetches() | CloseLinks():
                 pass

@@ -12,10 +12,10 @@ from tests.sim.faults import Fault, Kill, Trigger
 from tests.sim.node import SimNode
 from tests.sim.schedules import LIMIT_S, schedule
 from tests.sim.simulation import Simulation, build, replace_settings, small_manifest
-from understudy.protocol.driving import Driver
 from understudy.protocol.events import MessageReceived, SendFailed
-from understudy.protocol.messages import Backward, DataMessage, Forward
-from understudy.protocol.pipeline import BlockStage
+from understudy.protocol.pipeline.driver import Driver
+from understudy.protocol.pipeline.stage import BlockStage
+from understudy.protocol.wire.messages import Backward, DataMessage, Forward
 
 NOTICED_S = 0.05
 """From the loss of a tensor until its sender knows."""

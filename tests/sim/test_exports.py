@@ -12,10 +12,10 @@ from tests.sim.faults import Kill, Trigger
 from tests.sim.node import Violation
 from tests.sim.schedules import LIMIT_S, schedule
 from tests.sim.simulation import build, small_manifest
-from understudy.protocol.export_actions import ExportWish
-from understudy.protocol.exporting import Exporter
-from understudy.protocol.holding import Holds
-from understudy.protocol.messages import Held
+from understudy.protocol.export.actions import ExportWish
+from understudy.protocol.export.exporter import Exporter
+from understudy.protocol.export.lease import SnapshotLeases
+from understudy.protocol.wire.messages import LeaseStatus
 
 CHUNK = 20
 SEEDS = range(20_000, 20_040)
@@ -124,7 +124,7 @@ def test_an_owner_lost_at_the_end_is_not_waited_for() -> None:
 # --- the guards ---
 
 
-def take_any_step(exporter: Exporter, peer: str, answer: Held) -> None:
+def take_any_step(exporter: Exporter, peer: str, answer: LeaseStatus) -> None:
     """An owner that is beyond the step is asked for the next one; the others give what they hold already."""
     part = exporter._parts[answer.stage]
     if answer.status == "passed":
@@ -136,7 +136,7 @@ def take_any_step(exporter: Exporter, peer: str, answer: Held) -> None:
 
 MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "an export takes the steps that it gets": (Exporter, "_on_held", take_any_step),
-    "an owner leaves with what is wanted": (Holds, "is_wanted", property(lambda holds: False)),
+    "an owner leaves with what is wanted": (SnapshotLeases, "is_wanted", property(lambda holds: False)),
 }
 
 

@@ -16,14 +16,14 @@ from tests.sim.schedules import hindered_schedule
 from tests.sim.simulation import Simulation, build, replace_settings, small_manifest
 from tests.sim.test_seeds import chunks, run_seed
 from tests.sim.transcripts import LIMIT_S, read
-from understudy.protocol.driving import Driver
-from understudy.protocol.edge_copies import PARTS, EdgeCopier, EdgeKeeper
 from understudy.protocol.events import Applied, SnapshotJob
-from understudy.protocol.messages import FetchRequest
-from understudy.protocol.pipeline import BlockStage
-from understudy.protocol.steps import StageLedger
-from understudy.protocol.tenancy import Tenancy
-from understudy.protocol.updates import OWN_SKIPS_MAX, Updates
+from understudy.protocol.pipeline.driver import Driver
+from understudy.protocol.pipeline.ledger import StageLedger
+from understudy.protocol.pipeline.stage import BlockStage
+from understudy.protocol.pipeline.updates import OWN_SKIPS_MAX, Updates
+from understudy.protocol.recovery.driver_backup import PARTS, DriverBackupHolder, DriverBackupSource
+from understudy.protocol.recovery.lifecycle import Lifecycle
+from understudy.protocol.wire.messages import FetchRequest
 
 SEEDS = {"checkfree": range(10_000, 10_050), "checkfree+": range(10_000, 10_050)}
 
@@ -77,7 +77,7 @@ def take_over_only_untouched(driver: Driver, step: int) -> None:
 def break_all(patch: pytest.MonkeyPatch) -> None:
     believe_every_driver(patch)
     patch.setattr(Driver, "take_over", take_over_only_untouched)
-    patch.setattr(Tenancy, "yield_if_apart", lambda tenancy: None)
+    patch.setattr(Lifecycle, "yield_if_apart", lambda lifecycle: None)
 
 
 def test_an_old_drivers_last_word_closes_nothing_that_is_done_again() -> None:
@@ -187,7 +187,7 @@ def note_apart(copier: Any, parts: tuple[Any, ...], copied: tuple[tuple[int, str
     copier._is_ordered = copier.is_head_due = parts == PARTS[:1]
 
 
-def forget_the_last_pair(keeper: EdgeKeeper, part: Any, copies: list[Any]) -> list[Any]:
+def forget_the_last_pair(keeper: DriverBackupHolder, part: Any, copies: list[Any]) -> list[Any]:
     return copies[-1:]
 
 
@@ -201,14 +201,17 @@ def say_nothing(updates: Updates, step: int, result: Applied) -> None:
     APPLIED(updates, step, Applied(result.squared_gradient_norm))
 
 
-SNAPSHOTS, APPLIED = EdgeCopier.on_snapshots, Updates.applied
+SNAPSHOTS, APPLIED = DriverBackupSource.on_snapshots, Updates.applied
 
 MUTANTS: dict[str, tuple[Callable[[int], Simulation], dict[tuple[type, str], Any]]] = {
     "the parts are copied apart": (
         dies_while_copying,
-        {(EdgeCopier, "advance"): copy_apart, (EdgeCopier, "on_snapshots"): note_apart},
+        {(DriverBackupSource, "advance"): copy_apart, (DriverBackupSource, "on_snapshots"): note_apart},
     ),
-    "a keeper forgets the last pair": (dies_while_copying, {(EdgeKeeper, "_worth_keeping"): forget_the_last_pair}),
+    "a keeper forgets the last pair": (
+        dies_while_copying,
+        {(DriverBackupHolder, "_worth_keeping"): forget_the_last_pair},
+    ),
     "a skipped update leaves the old norm": (skips_and_donates, {(Updates, "applied"): keep_the_old_norm}),
     "a skipped update is not said": (skips_and_donates, {(Updates, "applied"): say_nothing}),
 }

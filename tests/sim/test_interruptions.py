@@ -19,16 +19,16 @@ from tests.sim.schedules import (
 )
 from tests.sim.simulation import Simulation, build, small_manifest
 from tests.sim.test_seeds import Mutant, run_seed
-from understudy.protocol import membership
 from understudy.protocol.events import RecordsRead
 from understudy.protocol.ids import Tenure
-from understudy.protocol.membership import Membership
-from understudy.protocol.messages import Fenced
-from understudy.protocol.placement import Standing, supersedes
-from understudy.protocol.recognition import Recognition
-from understudy.protocol.records import StageRecord, stage_key
-from understudy.protocol.seats import Observation, Seat
-from understudy.protocol.tenancy import Tenancy
+from understudy.protocol.membership import view as membership
+from understudy.protocol.membership.gossip import MembershipGossip
+from understudy.protocol.membership.placement import Standing, supersedes
+from understudy.protocol.membership.seats import Observation, Seat
+from understudy.protocol.membership.view import Membership
+from understudy.protocol.recovery.lifecycle import Lifecycle
+from understudy.protocol.wire.messages import Fenced
+from understudy.protocol.wire.records import StageRecord, stage_key
 
 GENERATORS = {"brief": brief_schedule, "restart": restart_schedule, "split": split_schedule}
 SEEDS = {"brief": range(50_000, 50_030), "restart": range(50_000, 50_060), "split": range(50_000, 50_024)}
@@ -152,9 +152,9 @@ def let_a_claim_displace(view: Membership, known: Seat | None, seat: Seat, *, is
     return OBSERVE_OTHER(view, known, seat, is_direct=is_direct)
 
 
-def fence_for_a_claim(recognition: Recognition, tenure: Tenure) -> None:
-    known = recognition._state.membership.seats[tenure.stage]
-    recognition._state.send(tenure.peer, Fenced(known.stage, known.incarnation, known.peer, known.step))
+def fence_for_a_claim(gossip: MembershipGossip, tenure: Tenure) -> None:
+    known = gossip._state.membership.seats[tenure.stage]
+    gossip._state.send(tenure.peer, Fenced(known.stage, known.incarnation, known.peer, known.step))
 
 
 OBSERVE_OTHER = Membership._observe_other
@@ -176,14 +176,14 @@ BROKEN = {
         "brief",
         (
             Mutant(Membership, "_hear_displaced", lambda view, waiting, seat: Observation.OUTDATED),
-            Mutant(Recognition, "_fence", fence_for_a_claim),
+            Mutant(MembershipGossip, "_fence", fence_for_a_claim),
         ),
     ),
     "a higher incarnation wins whatever its step": Blindness(
         "split", (Mutant(membership.__name__, "supersedes", by_incarnation_alone),)
     ),
     "who was succeeded at the end waits for ever": Blindness(
-        "split", (Mutant(Tenancy, "is_beaten_to", lambda tenancy, end: False),)
+        "split", (Mutant(Lifecycle, "is_beaten_to", lambda lifecycle, end: False),)
     ),
 }
 

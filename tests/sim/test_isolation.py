@@ -10,7 +10,7 @@ from tests.sim.node import SimNode
 from tests.sim.schedules import harsh_schedule
 from tests.sim.simulation import Simulation
 from understudy.protocol.events import MessageReceived
-from understudy.protocol.messages import Grant
+from understudy.protocol.wire.messages import Grant
 
 BACK_S = 8.7
 """When the owner of S4 is back, and a little more."""

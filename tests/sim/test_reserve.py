@@ -12,8 +12,8 @@ from tests.sim.node import SimNode
 from tests.sim.schedules import Schedule, harsh_schedule, schedule
 from tests.sim.simulation import LogLine, Simulation, build, replace_settings, small_manifest
 from understudy.protocol.events import Action, Read, Store
-from understudy.protocol.placement import FRONT_MAX
-from understudy.protocol.records import SPARES_KEY, SpareRecord
+from understudy.protocol.membership.placement import FRONT_MAX
+from understudy.protocol.wire.records import SPARES_KEY, SpareRecord
 
 SPARES = 60
 SETTLED_S = 45.0
@@ -134,6 +134,6 @@ def test_the_reserve_learns_of_the_end() -> None:
 def test_no_schedule_breaks_an_invariant_when_all_spares_but_one_are_in_reserve(
     generator: Callable[[int, str], Schedule], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("understudy.protocol.placement.FRONT_MAX", 1)
+    monkeypatch.setattr("understudy.protocol.membership.placement.FRONT_MAX", 1)
     for seed in SEEDS:
         generator(seed, method).run()

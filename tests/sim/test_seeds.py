@@ -11,17 +11,17 @@ import pytest
 from tests.sim.faults import Weather
 from tests.sim.node import Violation
 from tests.sim.schedules import Schedule, harsh_schedule, schedule
-from understudy.protocol.donating import Donor
-from understudy.protocol.driving import Driver
 from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.ids import Attempt
-from understudy.protocol.membership import Membership
+from understudy.protocol.membership.seats import Observation, Seat
+from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.pipeline import BlockStage
-from understudy.protocol.recovery import weigh
-from understudy.protocol.seats import Observation, Seat
-from understudy.protocol.steps import DriverLedger, DriverPhase, StageLedger
-from understudy.protocol.tenancy import Tenancy
+from understudy.protocol.pipeline.driver import Driver
+from understudy.protocol.pipeline.ledger import DriverLedger, DriverPhase, StageLedger
+from understudy.protocol.pipeline.stage import BlockStage
+from understudy.protocol.recovery.ladder import weigh
+from understudy.protocol.recovery.lifecycle import Lifecycle
+from understudy.protocol.recovery.witness import Witness
 
 CHUNK = 25
 SEEDS = {"checkfree": range(10_000, 10_250), "checkfree+": range(10_000, 10_150)}
@@ -183,11 +183,13 @@ MUTANTS = {
     "the driver never repeats a commit": Mutant(Driver, "resend_commits", lambda driver: None),
     "the driver commits too early": Mutant(DriverLedger, "is_complete", property(lambda ledger: not ledger.in_flight)),
     "a lower incarnation deposes a higher one": Mutant(Membership, "_observe_other", observe_everybody),
-    "a fenced owner stays": Mutant(Tenancy, "lose", lambda tenancy, reason: None),
-    "a witness recognises everybody": Mutant(Donor, "_objection", lambda donor, claim, seat: None),
+    "a fenced owner stays": Mutant(Lifecycle, "lose", lambda lifecycle, reason: None),
+    "a witness recognises everybody": Mutant(Witness, "_objection", lambda donor, claim, seat: None),
     "a message of the next step implies nothing": Mutant(BlockStage, "_reach", lambda stage, step: None),
     "silence is never judged": Mutant(Membership, "_judge", lambda view, seat, now: False),
-    "the blend is uniform": Mutant("understudy.protocol.recovery", "weigh", lambda norms, exponent: WEIGH(norms, 0)),
+    "the blend is uniform": Mutant(
+        "understudy.protocol.recovery.ladder", "weigh", lambda norms, exponent: WEIGH(norms, 0)
+    ),
     "a lost driver's attempts stay": Mutant(StageLedger, "outdated_by", outdated_by_its_own_index),
     "a stopped node goes on": Mutant(NodeState, "is_stopped", property(lambda state: False, lambda state, value: None)),
 }

@@ -11,8 +11,8 @@ import pytest
 from tests.sim.faults import CALM, Fault, Kill, Trigger, Weather
 from tests.sim.schedules import LIMIT_S, WEATHERS, schedule
 from tests.sim.simulation import Simulation, build, small_manifest
+from understudy.protocol.membership.placement import CLAIM_PATIENCE_S
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.placement import CLAIM_PATIENCE_S
 from understudy.protocol.text_check import TEXT_RETRY_S
 
 STAGES, SPARES, STEPS = 5, 3, 12

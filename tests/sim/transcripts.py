@@ -39,7 +39,7 @@ from tests.sim.faults import (
 )
 from tests.sim.judgement import LogLine
 from tests.sim.simulation import Simulation, build, small_manifest
-from understudy.protocol.export_actions import ExportWish
+from understudy.protocol.export.actions import ExportWish
 
 RULE = "----\n"
 LIMIT_S = 300.0

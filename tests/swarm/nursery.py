@@ -154,8 +154,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     import understudy.bootstrap.__main__
     import understudy.bootstrap.seed
-    import understudy.node.export_view
-    import understudy.node.exporter
+    import understudy.node.export.exporter
+    import understudy.node.export.view
     import understudy.node.runtime  # noqa: F401
 
     _check_single_thread()
@@ -199,7 +199,7 @@ def _live(birth: Birth) -> None:
     from understudy.bootstrap.__main__ import bootstrap
     from understudy.node.__main__ import main as run_command
     from understudy.node.__main__ import node
-    from understudy.node.export_command import export
+    from understudy.node.export.command import export
 
     _arm(birth)
     sys.argv = [birth.command, *birth.arguments]
@@ -208,7 +208,7 @@ def _live(birth: Birth) -> None:
 
 def _arm(birth: Birth) -> None:
     """Wrap the work of the compute thread."""
-    from understudy.node.stage import StageHost
+    from understudy.node.compute.stage import StageHost
     from understudy.protocol.events import BackwardJob, BlendJob, ForwardJob, InitialiseJob, Job
 
     work = StageHost.work

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import psutil
 import pytest
 
-from understudy.node.daemon import SOCKET_FOLDER
+from understudy.node.p2p.daemon import SOCKET_FOLDER
 
 MARK = "UNDERSTUDY_TEST_MARK"
 """A variable in the environment, inherited by every descendant, orphans and new sessions included."""

@@ -16,18 +16,18 @@ import torch
 import uvloop
 
 from tests.swarm.processes import Brood
-from understudy.bootstrap.found import found, join_string
+from understudy.bootstrap.founding import found, join_string
+from understudy.node.compute.model import UnsplitModel
+from understudy.node.compute.optimizer import StageOptimizer
 from understudy.node.config import NodeConfig
-from understudy.node.data import Batches, open_corpus
-from understudy.node.export_folder import ExportFolder
-from understudy.node.exporter import ExportRun
-from understudy.node.generation import ExportedModel
-from understudy.node.identity import Identity
-from understudy.node.model import UnsplitModel
-from understudy.node.optimizer import StageOptimizer
+from understudy.node.data.corpus import Batches, open_corpus
+from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig
+from understudy.node.export.exporter import ExportRun
+from understudy.node.export.folder import ExportFolder
+from understudy.node.export.generation import ExportedModel
+from understudy.node.p2p.identity import Identity
 from understudy.node.runtime import Node
-from understudy.node.swarm import Swarm, SwarmConfig
-from understudy.protocol.export_actions import ExportWish
+from understudy.protocol.export.actions import ExportWish
 from understudy.protocol.manifest import (
     DataSettings,
     ModelSettings,
@@ -39,8 +39,8 @@ from understudy.protocol.manifest import (
     WireSettings,
     check,
 )
-from understudy.protocol.records import ManifestRecord
 from understudy.protocol.routing import route
+from understudy.protocol.wire.records import ManifestRecord
 
 STEPS = 10
 TIMEOUT_S = 100.0
@@ -127,16 +127,16 @@ async def train_in_swarm(manifest: RunManifest, folder: Path, brood: Brood) -> W
         nodes: list[Node] = []
         seeds: tuple[str, ...] = ()
         for stage in range(manifest.stage_count):
-            swarm = await stack.enter_async_context(opened(folder, stage, seeds))
-            seeds = seeds or swarm.addresses
-            charter: ManifestRecord = found(manifest, founder)
+            p2p = await stack.enter_async_context(opened(folder, stage, seeds))
+            seeds = seeds or p2p.addresses
+            signed_manifest: ManifestRecord = found(manifest, founder)
             config = NodeConfig(
                 join=join_string(manifest, founder, seeds),
                 identity_path=folder / f"stage-{stage}.key",
                 stage=stage,
                 events_path=folder / f"stage-{stage}.jsonl",
             )
-            nodes.append(Node(swarm, charter, config))
+            nodes.append(Node(p2p, signed_manifest, config))
         export_folder = stack.enter_context(ExportFolder.reserved(folder / "export", manifest.digest()))
         guest = await stack.enter_async_context(opened(folder, manifest.stage_count, seeds))
         export = ExportRun(guest, manifest, export_folder, ExportWish(is_last=True))
@@ -146,8 +146,8 @@ async def train_in_swarm(manifest: RunManifest, folder: Path, brood: Brood) -> W
             exporting = tasks.create_task(export.run())
         assert exporting.result() == folder / "export"
         assert [task.result() for task in running] == ["done"] * len(nodes)
-        assert [node._tally.microbatches for node in nodes] == [STEPS * manifest.step.microbatches] * len(nodes)
-        assert min(min(node._tally.bytes_in, node._tally.bytes_out) for node in nodes) > payload_bytes(manifest)
+        assert [node._counters.microbatches for node in nodes] == [STEPS * manifest.step.microbatches] * len(nodes)
+        assert min(min(node._counters.bytes_in, node._counters.bytes_out) for node in nodes) > payload_bytes(manifest)
         return [[parameter.detach().clone() for parameter in node._host.module.parameters()] for node in nodes]
 
 
@@ -158,11 +158,11 @@ def payload_bytes(manifest: RunManifest) -> int:
 
 
 @asynccontextmanager
-async def opened(folder: Path, stage: int, seeds: tuple[str, ...]) -> AsyncIterator[Swarm]:
+async def opened(folder: Path, stage: int, seeds: tuple[str, ...]) -> AsyncIterator[P2PNode]:
     identity = Identity.load_or_create(folder / f"stage-{stage}.key")
     identity.is_new = True  # nobody else uses it, so nobody needs to be asked
-    async with Swarm.open(SwarmConfig(LISTEN, initial_peers=seeds), identity) as swarm:
-        yield swarm
+    async with P2PNode.open(SwarmConfig(LISTEN, initial_peers=seeds), identity) as p2p:
+        yield p2p
 
 
 def train_unsplit(manifest: RunManifest) -> tuple[Weights, list[float], list[float]]:

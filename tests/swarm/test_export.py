@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from tests.swarm.nursery import Nursery
 from tests.swarm.processes import Brood
-from understudy.node.data import Batches, open_corpus
-from understudy.node.export_folder import ExportRecord, read_record
-from understudy.node.generation import ExportedModel
+from understudy.node.data.corpus import Batches, open_corpus
+from understudy.node.export.folder import ExportRecord, read_record
+from understudy.node.export.generation import ExportedModel
 from understudy.protocol.manifest import RunManifest, decode_manifest
 
 START_TIMEOUT_S = 60.0

@@ -19,13 +19,14 @@ import uvloop
 
 from tests.swarm.nursery import Nursery
 from tests.swarm.processes import Brood
-from understudy.node.addresses import JoinString, parse_join
-from understudy.node.identity import Identity
-from understudy.node.swarm import Swarm, SwarmConfig, dht_time
+from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig, dht_time
+from understudy.node.p2p.addresses import JoinString, parse_join
+from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import NetworkError
 from understudy.protocol.ids import Attempt, PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION
-from understudy.protocol.messages import (
+from understudy.protocol.wire.frames import PREFIX, decode_frame, encode_frame
+from understudy.protocol.wire.messages import (
     Announce,
     AnyMessage,
     Backward,
@@ -45,7 +46,7 @@ from understudy.protocol.messages import (
     TensorHeader,
     Withdraw,
 )
-from understudy.protocol.records import (
+from understudy.protocol.wire.records import (
     ManifestRecord,
     OfferRecord,
     ProgressRecord,
@@ -53,7 +54,6 @@ from understudy.protocol.records import (
     StageRecord,
     encode_record,
 )
-from understudy.protocol.wire import PREFIX, decode_frame, encode_frame
 
 SEED = 20250614
 ATTACK_TIMEOUT_S = 120.0
@@ -93,14 +93,14 @@ HEARTBEAT = encode_frame(Heartbeat(1, 1, "serving", 1))
 class Hostile:
     """A peer with an identity of its own and no manners."""
 
-    def __init__(self, swarm: Swarm, join: JoinString) -> None:
-        self.swarm = swarm
+    def __init__(self, p2p: P2PNode, join: JoinString) -> None:
+        self.p2p = p2p
         self.hello = encode_frame(Hello(PROTOCOL_VERSION, join.digest))
         self.run_id, self.digest = join.run_id, join.digest
         self._prefix = f"/understudy/{PROTOCOL_VERSION}/{join.run_id}"
 
     async def open(self, victim: PeerId, kind: str = "link") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await self.swarm.open_stream(victim, f"{self._prefix}/{kind}", 5.0)
+        return await self.p2p.open_stream(victim, f"{self._prefix}/{kind}", 5.0)
 
     async def is_closed_after(self, victim: PeerId, data: bytes, kind: str = "link") -> bool:
         """Send and wait: whether the victim ends the stream without an answer."""
@@ -338,9 +338,9 @@ async def flood(hostile: Hostile, victim: PeerId) -> None:
 
 
 async def store_forgeries(hostile: Hostile, victim: PeerId) -> None:
-    me = hostile.swarm.peer_id
+    me = hostile.p2p.peer_id
     for number, (key, value) in enumerate(forged_records(me, victim)):
-        await hostile.swarm.store(f"{hostile.run_id}/{key}", f"{number}", value, dht_time() + 600 + number)
+        await hostile.p2p.store(f"{hostile.run_id}/{key}", f"{number}", value, dht_time() + 600 + number)
 
 
 def identity_behind(peers: list[PeerId], folder: Path) -> Identity:
@@ -367,8 +367,8 @@ def test_a_swarm_under_siege_goes_on(brood: Brood, nursery: Nursery) -> None:
     async def main() -> None:
         config = SwarmConfig(("/ip4/127.0.0.1/tcp/0",), initial_peers=parse_join(join).addresses)
         async with asyncio.timeout(ATTACK_TIMEOUT_S):
-            async with Swarm.open(config, identity_behind(peers, brood.folder)) as swarm:
-                await besiege(Hostile(swarm, parse_join(join)), peers)
+            async with P2PNode.open(config, identity_behind(peers, brood.folder)) as p2p:
+                await besiege(Hostile(p2p, parse_join(join)), peers)
 
     uvloop.run(main())
     reached = committed(nursery)

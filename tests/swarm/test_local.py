@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.swarm.processes import Brood, until
-from understudy.bootstrap.local import EventTail
+from understudy.bootstrap.local.run import EventTail
 
 UNDERSTUDY = str(Path(sys.executable).with_name("understudy"))
 RUN_TIMEOUT_S = 200.0

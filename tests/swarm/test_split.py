@@ -15,7 +15,7 @@ import pytest
 from benchmarks.links.namespaces import Machine, check_here, open_links, parted
 from tests.swarm.processes import Brood
 from tests.swarm.test_local import Event, of
-from understudy.bootstrap.local import EventTail
+from understudy.bootstrap.local.run import EventTail
 from understudy.protocol.errors import SettingsError
 
 COMMAND = (sys.executable, "-P", "-m")

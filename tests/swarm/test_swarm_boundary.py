@@ -19,12 +19,12 @@ import psutil
 import pytest
 import uvloop
 
-from understudy.node import reunion
-from understudy.node import swarm as boundary
-from understudy.node.daemon import SOCKET_FOLDER, processors, sweep_stale_sockets
-from understudy.node.identity import Identity
-from understudy.node.swarm import Swarm, SwarmConfig, dht_time
-from understudy.node.swarm_config import reader_config
+from understudy.node.dht import hivemind_dht as boundary
+from understudy.node.dht import reconnect
+from understudy.node.dht.config import reader_config
+from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig, dht_time
+from understudy.node.p2p.daemon import SOCKET_FOLDER, processors, sweep_stale_sockets
+from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import LocalProtocolError, NetworkError, PeerRefusedError, RemoteProtocolError
 from understudy.protocol.ids import PeerId
 
@@ -37,8 +37,8 @@ import sys, time
 real_time, skew_s = time.time, float(sys.argv[3])
 time.time = lambda: real_time() + skew_s
 import asyncio, pathlib
-from understudy.node.identity import Identity
-from understudy.node.swarm import Swarm, SwarmConfig, quiet_libraries
+from understudy.node.p2p.identity import Identity
+from understudy.node.dht.hivemind_dht import Swarm, SwarmConfig, quiet_libraries
 from understudy.protocol.errors import NetworkError
 
 async def echo(peer, reader, writer):
@@ -77,14 +77,14 @@ def daemons() -> list[psutil.Process]:
 
 
 @asynccontextmanager
-async def opened(folder: Path, name: str, *initial_peers: str) -> AsyncIterator[Swarm]:
+async def opened(folder: Path, name: str, *initial_peers: str) -> AsyncIterator[P2PNode]:
     identity = Identity.load_or_create(folder / f"{name}.key")
-    async with Swarm.open(SwarmConfig(LOOPBACK, initial_peers=initial_peers), identity) as swarm:
-        yield swarm
+    async with P2PNode.open(SwarmConfig(LOOPBACK, initial_peers=initial_peers), identity) as p2p:
+        yield p2p
 
 
 @asynccontextmanager
-async def pair(folder: Path) -> AsyncIterator[tuple[Swarm, Swarm]]:
+async def pair(folder: Path) -> AsyncIterator[tuple[P2PNode, P2PNode]]:
     async with opened(folder, "a") as a, opened(folder, "b", *a.addresses) as b:
         yield a, b
 
@@ -129,7 +129,7 @@ def test_a_reader_reads_all_and_is_known_to_nobody(tmp_path: Path) -> None:
         async with pair(tmp_path) as (a, b):
             expiration = dht_time() + 20
             assert await a.store("key", "", b"value", expiration)
-            async with Swarm.open(reader_config(b.addresses), Identity.generate()) as reader:
+            async with P2PNode.open(reader_config(b.addresses), Identity.generate()) as reader:
                 (record,) = await reader.get("key")
                 assert (record.owner, record.value, record.expiration) == (a.peer_id, b"value", expiration)
                 with pytest.raises(LocalProtocolError, match="by a reader"):
@@ -185,8 +185,8 @@ def test_a_record_is_gone_when_it_expires(tmp_path: Path) -> None:
     run(main())
 
 
-async def _is_empty(swarm: Swarm, key: str) -> bool:
-    return await swarm.get(key) == []
+async def _is_empty(p2p: P2PNode, key: str) -> bool:
+    return await p2p.get(key) == []
 
 
 def test_a_signed_record_that_cannot_be_unpacked_hides_no_other(tmp_path: Path) -> None:
@@ -391,14 +391,14 @@ def test_one_reachable_seed_is_enough_and_a_late_one_is_waited_for(tmp_path: Pat
         is_joined = asyncio.Event()
 
         async def join_early() -> None:
-            async with Swarm.open(config, early) as swarm:
-                assert await swarm.store("key", "", b"here", dht_time() + 20)
+            async with P2PNode.open(config, early) as p2p:
+                assert await p2p.store("key", "", b"here", dht_time() + 20)
                 is_joined.set()
                 await asyncio.Event().wait()
 
         async with asyncio.TaskGroup() as group:
             joining = group.create_task(join_early())
-            async with Swarm.open(SwarmConfig((f"/ip4/127.0.0.1/tcp/{port}",)), identity) as late:
+            async with P2PNode.open(SwarmConfig((f"/ip4/127.0.0.1/tcp/{port}",)), identity) as late:
                 await is_joined.wait()
                 async with opened(tmp_path, "c", address.replace(str(port), "9"), address) as c:
                     assert [record.owner for record in await c.get("key")] == [early.peer_id]
@@ -414,7 +414,7 @@ def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path) -> None:
             listening = a.addresses[0].partition("/p2p/")[0]
             identity = Identity.load_or_create(tmp_path / "b.key")
             with raises_one_line(NetworkError, "is in use by another program"):
-                async with Swarm.open(SwarmConfig((listening,)), identity):
+                async with P2PNode.open(SwarmConfig((listening,)), identity):
                     pass
 
     run(main())
@@ -482,8 +482,8 @@ def test_peers_that_forgot_each_other_meet_again(tmp_path: Path, monkeypatch: py
         async with pair(tmp_path) as (a, b), asyncio.TaskGroup() as group:
             watching = group.create_task(a.watch_daemon())
             await until(lambda: _has_met(a, b))
-            for swarm in (a, b):
-                table = swarm._dht.protocol.routing_table
+            for p2p in (a, b):
+                table = p2p._dht.protocol.routing_table
                 for node in list(table.uid_to_peer_id):
                     del table[node]
             assert await b.store("key", "", b"alone", dht_time() + 20)
@@ -491,20 +491,20 @@ def test_peers_that_forgot_each_other_meet_again(tmp_path: Path, monkeypatch: py
             watching.cancel()
 
     met: set[PeerId] = set()
-    missing = reunion.Reunion._missing
+    missing = reconnect.Reconnector._missing
 
-    def noting(self: reunion.Reunion, now: float) -> list[Any]:
+    def noting(self: reconnect.Reconnector, now: float) -> list[Any]:
         result = missing(self, now)
         met.update(PeerId(str(peer)) for peer in self._last_met)
         return result
 
-    async def _has_met(swarm: Swarm, other: Swarm) -> bool:
+    async def _has_met(p2p: P2PNode, other: P2PNode) -> bool:
         return other.peer_id in met
 
-    async def _sees(swarm: Swarm, key: str) -> bool:
-        return bool(await swarm.get(key))
+    async def _sees(p2p: P2PNode, key: str) -> bool:
+        return bool(await p2p.get(key))
 
-    monkeypatch.setattr(reunion.Reunion, "_missing", noting)
+    monkeypatch.setattr(reconnect.Reconnector, "_missing", noting)
     run(main())
 
 
@@ -515,7 +515,7 @@ def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path, after_s: float
             identity = Identity.load_or_create(tmp_path / "b.key")
             try:
                 async with asyncio.timeout(after_s):
-                    async with Swarm.open(SwarmConfig(LOOPBACK, initial_peers=a.addresses), identity):
+                    async with P2PNode.open(SwarmConfig(LOOPBACK, initial_peers=a.addresses), identity):
                         await asyncio.Event().wait()
             except TimeoutError:
                 pass
@@ -556,8 +556,8 @@ def test_a_start_that_is_cancelled_while_hivemind_connects_leaves_nothing_open(
     run(main())
 
 
-async def _only_daemon(swarm: Swarm) -> bool:
-    return [child.pid for child in daemons()] == [swarm._daemon.process_id]
+async def _only_daemon(p2p: P2PNode) -> bool:
+    return [child.pid for child in daemons()] == [p2p._daemon.process_id]
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [(None, str(processors())), ("7", "7")])

@@ -21,15 +21,11 @@ IMPURE = {
 }  # fmt: skip
 """What protocol/ must not know of: everything that has a clock, a thread, a file or a mind of its own."""
 
-COMPUTE = {
-    "precision", "stage", "model", "optimizer", "weights", "data", "worker", "generation", "quantising", "capacity",
-    "suspicion",
-}  # fmt: skip
 CARRIERS = {
-    "arrival", "tensors", "framing", "links", "network", "transfer", "runtime", "config", "export_folder",
-    "initial_weights", "shards",
+    "runtime", "config", "data/corpus", "data/streamed", "links/framing", "links/link", "links/network",
+    "links/transfer", "export/folder", "export/generation", "export/initial_weights", "export/shards",
 }  # fmt: skip
-"""Who computes with torch, and who names its types on their way there. Nobody else knows of it."""
+"""Who names torch's types outside of node/compute, which computes with them. Nobody else knows of it."""
 
 HUB = {"datasets", "huggingface_hub", "pyarrow", "fsspec"}
 """The packages of the extra `hf`, which a node may lack."""
@@ -82,17 +78,18 @@ def test_the_core_is_pure(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hivemind_stands_behind_one_boundary(name: str) -> None:
-    assert "hivemind" not in packages(name) or name == "node/swarm.py"
+    assert "hivemind" not in packages(name) or name == "node/dht/hivemind_dht.py"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_torch_stays_with_the_weights(name: str) -> None:
-    assert "torch" not in packages(name) or name in {f"node/{module}.py" for module in COMPUTE | CARRIERS}
+    is_compute = name.startswith("node/compute/")
+    assert "torch" not in packages(name) or is_compute or name in {f"node/{module}.py" for module in CARRIERS}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_may_be_missing_is_imported_where_it_is_needed(name: str) -> None:
-    readers = {f"node/{module}.py" for module in ("dataset", "rows", "streamed_file", "tokens")}
+    readers = {f"node/data/{module}.py" for module in ("hf_dataset", "rows", "streamed_file", "tokenizer")}
     assert not packages(name) & HUB or name in readers
     at_once = [part for part in tree_of(name).body if isinstance(part, ast.Import | ast.ImportFrom)]
     assert not {module.partition(".")[0] for module in imported(ast.Module(list(at_once), []))} & HUB
@@ -101,7 +98,11 @@ def test_what_may_be_missing_is_imported_where_it_is_needed(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_threads_are_for_computing_and_for_reading(name: str) -> None:
     threads = {"threading", "concurrent", "multiprocessing", "queue"}
-    assert not packages(name) & threads or name in {"node/worker.py", "node/read_ahead.py", "node/streamed_data.py"}
+    assert not packages(name) & threads or name in {
+        "node/compute/worker.py",
+        "node/data/prefetch.py",
+        "node/data/streamed.py",
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -155,7 +156,7 @@ def test_nothing_is_global(name: str) -> None:
     assert not [part for part in ast.walk(tree_of(name)) if isinstance(part, ast.Global)]
 
 
-OWNERS = {"node/swarm.py": 1}
+OWNERS = {"node/dht/hivemind_dht.py": 1}
 """How many tasks belong to an object instead of a TaskGroup: hivemind's start must outlive a cancelled caller."""
 
 

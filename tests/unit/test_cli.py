@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 
 from tests.swarm.processes import Brood, until
 from understudy.bootstrap.__main__ import app
-from understudy.bootstrap.found import join_string, keep_founding, load_manifest
+from understudy.bootstrap.founding import join_string, keep_founding, load_manifest
 from understudy.node import joining
-from understudy.node.identity import Identity
-from understudy.protocol import exporting
+from understudy.node.p2p.identity import Identity
+from understudy.protocol.export import exporter as exporting
 from understudy.protocol.manifest import PROTOCOL_VERSION
 
 USAGE, FAILED = 2, 1
@@ -47,7 +47,7 @@ main()
 # As `understudy node`, until it says its first word: what is imported by then?
 FIRST_WORD = """
 import sys
-from understudy.node import telemetry
+from understudy.node.ui import telemetry
 def say(text, *values):
     print(text % values, sorted({"torch", "hivemind"} & set(sys.modules)))
     sys.exit()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.bootstrap.children import Child
+from understudy.bootstrap.local.children import Child
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -137,7 +137,7 @@ def test_the_command_is_ours_whatever_lies_in_the_current_folder() -> None:
     assert "Run a whole swarm on this machine" in done.stdout
 
 
-@pytest.mark.parametrize("module", ["understudy.node", "understudy.bootstrap", "understudy.node.export_command"])
+@pytest.mark.parametrize("module", ["understudy.node", "understudy.bootstrap", "understudy.node.export.command"])
 def test_the_children_of_a_local_swarm_are_ours_whatever_lies_there(squatted: Path, module: str) -> None:
     log = squatted / "log"
 
@@ -148,3 +148,9 @@ def test_the_children_of_a_local_swarm_are_ours_whatever_lies_there(squatted: Pa
 
     assert asyncio.run(main()) == 0, log.read_text(encoding="utf-8")
     assert "Usage: " in log.read_text(encoding="utf-8")
+
+
+def test_every_package_of_the_tree_is_installed(wheel: zipfile.ZipFile) -> None:
+    folders = [path.parent for top in ("protocol", "node", "bootstrap") for path in (ROOT / top).rglob("*.py")]
+    expected = {f"understudy/{folder.relative_to(ROOT)}/__init__.py" for folder in folders}
+    assert expected <= set(wheel.namelist())

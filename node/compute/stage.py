@@ -1,0 +1,285 @@
+"""The stage this node holds, and the jobs the compute thread does on it.
+
+Only the compute thread calls `StageHost.work`, one job at a time in the core's order. Gradients sum
+up in ``.grad``; a job that is not counted computes the input's gradient and leaves the sums alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from understudy.node.compute.model import EMBEDDING_NAMES, HEAD_NAMES, BlockStage, EdgeStage, blank_stage, build_stage
+from understudy.node.compute.optimizer import StageOptimizer
+from understudy.node.compute.precision import arithmetic
+from understudy.node.compute.suspicion import Suspicion
+from understudy.node.compute.tensors import from_wire, to_wire
+from understudy.node.compute.weights import HeldCopy, WeightsSnapshot, adopt, blend, snapshot
+from understudy.node.data.corpus import TrainingData
+from understudy.node.data.data_check import DriverText
+from understudy.protocol.errors import LocalProtocolError, WeightsError
+from understudy.protocol.events import (
+    Applied,
+    ApplyJob,
+    BackwardJob,
+    BlendJob,
+    DigestJob,
+    Discard,
+    ForwardJob,
+    InitialiseJob,
+    Job,
+    Keep,
+    LeaseJob,
+    LossJob,
+    ReleaseLease,
+    ReleaseSnapshot,
+    SnapshotJob,
+)
+from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.wire.messages import Part
+
+Key = tuple[Microbatch, Attempt]
+
+PART_NAMES: dict[Part, tuple[str, ...]] = {
+    "stage": (),
+    "embedding": EMBEDDING_NAMES,
+    "head": HEAD_NAMES,
+    "initial": (),
+}
+"""The parameters of each part; none named means all of them."""
+
+
+@dataclass(slots=True)
+class Saved:
+    """What a backward pass needs of its forward pass."""
+
+    source: Tensor | None
+    """The leaf whose gradient goes to the previous stage; None on S0."""
+    output: Tensor
+    labels: Tensor | None = None
+
+
+class StageHost:
+    """Weights, optimizer and saved activations of at most one stage."""
+
+    def __init__(self, manifest: RunManifest, device: str) -> None:
+        self._manifest = manifest
+        self._device = torch.device(device)
+        self._module: BlockStage | EdgeStage | None = None
+        self._optimizer: StageOptimizer | None = None
+        self.text = DriverText(manifest)
+        self._batches: TrainingData | None = None
+        self._saved: dict[Key, Saved] = {}
+        self._suspicion: Suspicion | None = None
+        """Since the last update was skipped."""
+        self.held: dict[str, WeightsSnapshot] = {}
+        """Snapshots and copies that others may fetch, by digest. Read by the event loop."""
+        self._leases: dict[int, HeldCopy] = {}
+        """What is held for exporters, by step."""
+
+    # --- jobs ---
+
+    def work(self, job: Job) -> Any:
+        """Do a job; see protocol/events.py for what each returns."""
+        match job:
+            case ForwardJob():
+                return self._forward(job)
+            case LossJob():
+                return self._loss(job)
+            case BackwardJob():
+                return self._backward(job)
+            case ApplyJob() | SnapshotJob():
+                return self._apply(job) if isinstance(job, ApplyJob) else self._snapshots(job.parts)
+            case LeaseJob() | DigestJob():
+                return self._hold(job.step) if isinstance(job, LeaseJob) else self._digest_more(job.step)
+            case InitialiseJob() | BlendJob():
+                return self._build(job)
+
+    def discard(self, discard: Discard) -> None:
+        """Free what an outdated attempt left."""
+        self._saved.pop((discard.microbatch, discard.attempt), None)
+
+    def keep(self, keep: Keep) -> None:
+        """Hold a copy that was fetched, to serve it in turn."""
+        self.held[keep.digest] = keep.payload
+
+    def release_snapshot(self, release: ReleaseSnapshot) -> None:
+        self.held.pop(release.digest, None)
+
+    def release_hold(self, release: ReleaseLease) -> None:
+        self._leases.pop(release.step, None)
+
+    def find_held(self, digest: str) -> WeightsSnapshot | None:
+        """What others may fetch under this digest. For the event loop."""
+        whole = (copy.whole for copy in tuple(self._leases.values()))
+        found = (snapshot for snapshot in whole if snapshot is not None and snapshot.digest == digest)
+        return self.held.get(digest) or next(found, None)
+
+    def release(self) -> None:
+        """Forget the stage."""
+        self._module = self._optimizer = self._batches = None
+        self.text.release()
+        self._leases.clear()
+        self._saved.clear()
+        self.held.clear()
+
+    def close(self) -> None:
+        """From any thread: let go of the text. A job that waits for it fails."""
+        self.text.close()
+
+    # --- building ---
+
+    def _install(self, module: BlockStage | EdgeStage, learning_rate_scale: float) -> None:
+        self._saved.clear()
+        self._suspicion = None
+        if isinstance(module, EdgeStage):
+            self._batches = self.text.open()
+        self._module = module.to(self._device)
+        self._optimizer = StageOptimizer(
+            list(self._module.parameters()),
+            self._manifest.optimizer,
+            learning_rate_scale,
+            self._manifest.recovery.learning_rate_decay_steps,
+        )
+
+    def _build(self, job: InitialiseJob | BlendJob) -> str | None:
+        """Build the stage from the seed or from donors' weights; the reason, if these cannot be used."""
+        try:
+            module = self._blended(job) if isinstance(job, BlendJob) else self._initialised(job)
+        except WeightsError as error:
+            return str(error)
+        self._install(module, job.learning_rate_scale)
+        return None
+
+    def _blended(self, job: BlendJob) -> BlockStage | EdgeStage:
+        """No weight is drawn that the blend replaces: for 200 MB that takes longer than the blend."""
+        module = blank_stage(self._manifest.model, job.stage)
+        adopt(module, blend([donor.tensors for donor in job.payloads], job.coefficients))
+        return module
+
+    def _initialised(self, job: InitialiseJob) -> BlockStage | EdgeStage:
+        """From the copies; what there is no copy of is drawn from the seed."""
+        module = blank_stage(self._manifest.model, job.stage)
+        names = {name for name, _ in module.named_parameters()}
+        covered = {name for part, _ in job.parts for name in PART_NAMES[part] or names}
+        if covered != names:
+            module = build_stage(self._manifest.model, job.stage, self._manifest.seed)
+        for part, copy in job.parts:
+            adopt(module, [tensor.clone() for tensor in copy.tensors], PART_NAMES[part])
+        return module
+
+    def _snapshots(self, parts: tuple[Part, ...]) -> tuple[tuple[int, str], ...]:
+        copies = [snapshot(self.module, PART_NAMES[part]) for part in parts]
+        self.held |= {copy.digest: copy for copy in copies}
+        return tuple((copy.payload_bytes, copy.digest) for copy in copies)
+
+    def _hold(self, step: int) -> None:
+        """A plain copy: this is all that training waits for when somebody exports."""
+        self._leases[step] = HeldCopy(self.module)
+
+    def _digest_more(self, step: int) -> tuple[int, str] | None:
+        copy = self._leases.get(step)
+        whole = copy.digest_next() if copy is not None else None
+        return None if whole is None else (whole.payload_bytes, whole.digest)
+
+    # --- microbatches ---
+
+    def _forward(self, job: ForwardJob) -> Tensor:
+        module = self.module
+        if isinstance(module, EdgeStage):
+            saved = self._embed(module, job.microbatch)
+        else:
+            source = from_wire(job.payload, self._device).requires_grad_()
+            with arithmetic(self._manifest, self._device):
+                saved = Saved(source, module(source))
+        self._suspect(saved.source, saved.output)
+        self._saved[job.microbatch, job.attempt] = saved
+        return to_wire(saved.output, self._manifest.wire.dtype)
+
+    def _embed(self, module: EdgeStage, microbatch: Microbatch) -> Saved:
+        if self._batches is None:
+            raise LocalProtocolError("S0 holds no data")
+        tokens, labels = self._batches.microbatch(microbatch.step, microbatch.index)
+        return Saved(None, module.embed(tokens.to(self._device)), labels.to(self._device))
+
+    def _loss(self, job: LossJob) -> tuple[float, Tensor]:
+        module = self.module
+        saved = self._saved.get((job.microbatch, job.attempt))
+        if not isinstance(module, EdgeStage) or saved is None or saved.labels is None:
+            raise LocalProtocolError(f"no labels for {job.microbatch}")
+        hidden = from_wire(job.payload, self._device).requires_grad_()
+        with arithmetic(self._manifest, self._device):
+            loss = module.loss(hidden, saved.labels)
+        gradient = _input_gradient(loss, hidden, None, is_counted=job.is_counted)
+        self._suspect(hidden, loss)
+        self._suspect(hidden, gradient)
+        return loss.item(), to_wire(gradient, self._manifest.wire.dtype)
+
+    def _backward(self, job: BackwardJob) -> Tensor | None:
+        saved = self._saved.pop((job.microbatch, job.attempt), None)
+        if saved is None:
+            raise LocalProtocolError(f"no saved activation for {job.microbatch} attempt {job.attempt}")
+        gradient = from_wire(job.payload, self._device)
+        if saved.source is None:
+            if job.is_counted:
+                torch.autograd.backward([saved.output], [gradient])
+            return None
+        passed_on = _input_gradient(saved.output, saved.source, gradient, is_counted=job.is_counted)
+        self._suspect(gradient, passed_on)
+        return to_wire(passed_on, self._manifest.wire.dtype)
+
+    def _suspect(self, came: Tensor | None, went: Tensor) -> None:
+        if self._suspicion is not None:
+            self._suspicion.look(came, went)
+
+    # --- the step ---
+
+    def _apply(self, job: ApplyJob) -> Applied:
+        """Update the weights; everything saved for this step and before is outdated."""
+        optimizer = self.optimizer
+        self._saved = {key: saved for key, saved in self._saved.items() if key[0].step > job.step}
+        norm = optimizer.apply(job.step, self._counts(job))
+        if norm is None or math.isfinite(norm):
+            self._suspicion = None
+            return Applied(norm)
+        is_own = self._suspicion is not None and self._suspicion.is_confirmed
+        self._suspicion = Suspicion()
+        return Applied(None, is_skipped=True, is_own=is_own)
+
+    def _counts(self, job: ApplyJob) -> int | list[int]:
+        """How many microbatches each parameter's sum is of: on S0, head and embedding are counted apart."""
+        if not isinstance(self.module, EdgeStage):
+            return job.counted
+        names = (name for name, _ in self.module.named_parameters())
+        return [job.head_counted if name in HEAD_NAMES else job.counted for name in names]
+
+    @property
+    def module(self) -> BlockStage | EdgeStage:
+        """The stage itself. Raises `LocalProtocolError` if none is held."""
+        if self._module is None:
+            raise LocalProtocolError("a job for a stage came to a node that holds none")
+        return self._module
+
+    @property
+    def optimizer(self) -> StageOptimizer:
+        """Of the stage. Raises `LocalProtocolError` if none is held."""
+        if self._optimizer is None:
+            raise LocalProtocolError("a commit came to a node without a stage")
+        return self._optimizer
+
+
+def _input_gradient(output: Tensor, source: Tensor, gradient: Tensor | None, *, is_counted: bool) -> Tensor:
+    """Back-propagate to the source; through the weights' sums only if the microbatch is counted here."""
+    if is_counted:
+        torch.autograd.backward([output], None if gradient is None else [gradient])
+        result = source.grad
+    else:
+        (result,) = torch.autograd.grad(output, [source], None if gradient is None else [gradient])
+    if result is None:
+        raise LocalProtocolError("the stage passed no gradient to its input")
+    return result

@@ -1,0 +1,51 @@
+"""How this peer takes part in a swarm: addresses, and what libp2p may do to be reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from understudy.node.p2p.addresses import is_loopback
+from understudy.node.p2p.daemon import DaemonSettings
+from understudy.node.p2p.identity import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmConfig:
+    """Where this peer listens, what it tells others, and whom it dials first."""
+
+    host_maddrs: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
+    """Addresses to listen on; port 0 is any free port."""
+    announce_maddrs: tuple[str, ...] = ()
+    """Addresses others are told instead of the ones found; empty: the ones found."""
+    initial_peers: tuple[str, ...] = ()
+    """Peers to dial, with /p2p/<PeerID>; empty: found a new swarm."""
+    uses_relay: bool = True
+    """Let peers behind NAT be reached through others."""
+    is_behind_nat: bool = False
+    """Look for relays to be reached through."""
+    join_patience_s: float = 0.0
+    """Seconds to go on dialling while none of the initial peers listens."""
+    is_reader: bool = False
+    """Only read: be unknown to the DHT's peers, keep nothing for them, sign nothing. Any identity will do."""
+
+    def daemon_settings(self, binary: Path, identity: Identity, reachable: tuple[str, ...]) -> DaemonSettings:
+        """p2pd's command line; what only makes sense beyond this machine is off on loopback."""
+        is_local = all(is_loopback(address) for address in self.host_maddrs)
+        return DaemonSettings(
+            binary=binary,
+            identity_path=None if self.is_reader else identity.path,
+            host_maddrs=self.host_maddrs,
+            announce_maddrs=self.announce_maddrs,
+            bootstrap_maddrs=reachable,
+            uses_nat_port_map=not is_local,
+            uses_auto_nat=not is_local,
+            uses_relay=self.uses_relay and (self.is_reader or not is_local),
+            uses_auto_relay=self.is_behind_nat,
+            is_dht_server=not self.is_reader,
+        )
+
+
+def reader_config(initial_peers: tuple[str, ...]) -> SwarmConfig:
+    """How to look at a swarm without being part of it: no port is open to the outside."""
+    return SwarmConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",), initial_peers=initial_peers, is_reader=True)

@@ -1,0 +1,129 @@
+"""Links: how messages get to peers.
+
+A link is a one-way stream that its sender opens (node/links/link.py). To each peer there is one for *control*, so that
+a heartbeat never queues behind a tensor, and there are `DATA_LINKS` that take activations and gradients in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+
+from torch import Tensor
+
+from understudy.node.links.framing import read_link_frame, read_message
+from understudy.node.links.link import HELLO_TIMEOUT_S, IDLE_TIMEOUT_S, LinkRules, Listener, OutLink, Streams
+from understudy.protocol.errors import NetworkError, RemoteProtocolError
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import PROTOCOL_VERSION
+from understudy.protocol.wire.messages import AnyMessage, Backward, Forward, Hello
+
+logger = logging.getLogger(__name__)
+
+DATA_LINKS = 4
+"""libp2p lets a stream have 256 KiB on its way until the reader's word is back, which waits behind other tensors where
+a line is slow: with one stream to a peer, lines of 100 Mbit/s were idle for a fifth of a step (docs/experiments.md)."""
+
+
+class Network:
+    """All links of a node."""
+
+    def __init__(self, streams: Streams, rules: LinkRules, listener: Listener) -> None:
+        self._streams, self._rules, self._listener = streams, rules, listener
+        self._tasks: asyncio.TaskGroup | None = None
+        self._links: dict[tuple[PeerId, int], tuple[OutLink, asyncio.Task[None]]] = {}
+        """By peer and number; 0 is control."""
+        self._tensors_sent: Counter[PeerId] = Counter()
+        self._last_closed: PeerId | None = None
+
+    @property
+    def protocol(self) -> str:
+        """The stream protocol that `receive` must be served under."""
+        return self._rules.protocol
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """From now on links run as tasks of this group."""
+        self._tasks = tasks
+
+    def send(self, peer: PeerId, message: AnyMessage, tensor: Tensor | None) -> None:
+        """Queue a message; the link is opened if need be."""
+        if self._tasks is None:
+            return
+        key = (peer, self._number(peer, message))
+        link, task = self._links.get(key, (None, None))
+        if link is None or task is None or task.done():
+            link = self._open(key)
+        link.put(message, tensor)
+
+    def _open(self, key: tuple[PeerId, int]) -> OutLink:
+        assert self._tasks is not None
+        link = OutLink(key[0], self._streams, self._rules, self._listener)
+        task = self._tasks.create_task(link.run(), name=f"link {link.peer[-8:]}")
+        task.add_done_callback(lambda _: link.end())
+        self._links[key] = (link, task)
+        return link
+
+    def _number(self, peer: PeerId, message: AnyMessage) -> int:
+        """Of the link that the message takes."""
+        if not isinstance(message, Forward | Backward):
+            return 0
+        self._tensors_sent[peer] += 1
+        return 1 + self._tensors_sent[peer] % DATA_LINKS
+
+    def close(self, peer: PeerId) -> None:
+        """Close the links to a peer and drop what is queued for it.
+
+        If that follows from what the peer just said, the stream that it said it on ends too.
+        """
+        self._last_closed = peer
+        for key in [key for key in self._links if key[0] == peer]:
+            self._links.pop(key)[1].cancel()
+        self._tensors_sent.pop(peer, None)
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until everything queued is sent, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                for link, _ in list(self._links.values()):
+                    await link.is_idle.wait()
+
+    def stop(self) -> None:
+        for _, task in self._links.values():
+            task.cancel()
+        self._links.clear()
+        self._tasks = None
+
+    async def receive(self, peer: PeerId, reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        """The receiving side of one link: check the hello, then deliver until the stream ends.
+
+        A peer that breaks a rule loses this stream, nothing else.
+        """
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                self._check_hello(await read_message(reader))
+            while True:
+                frame = await read_link_frame(reader, self._rules.activation, 2 * IDLE_TIMEOUT_S)
+                if frame is None:
+                    return
+                self._last_closed = None
+                self._listener.deliver(peer, *frame)
+                if self._last_closed == peer:
+                    return
+        except RemoteProtocolError as error:
+            logger.warning("peer %s broke the protocol, its link is closed: %s", peer, error)
+        except (NetworkError, TimeoutError, OSError) as error:
+            logger.debug("link from %s ended: %s", peer, error)
+
+    def _check_hello(self, hello: AnyMessage | None) -> None:
+        if hello is None:
+            raise NetworkError("it ended before its hello")
+        if not isinstance(hello, Hello):
+            raise RemoteProtocolError("a link did not begin with a hello")
+        if hello.protocol_version != PROTOCOL_VERSION:
+            raise RemoteProtocolError(
+                f"it speaks protocol version {hello.protocol_version}, this node {PROTOCOL_VERSION}"
+            )
+        if hello.manifest_digest != self._rules.manifest_digest:
+            raise RemoteProtocolError("it is of another run: its manifest has another digest")

@@ -1,0 +1,91 @@
+"""How a node looks to whoever sits in front of it: a small picture on a terminal, one line elsewhere."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from understudy.node.ui.history import StatusSample
+from understudy.protocol.observe.node_status import Neighbour
+
+_HEARING_STYLES = {"answers": "green", "recovering": "yellow", "silent": "bold yellow"}
+
+
+def own_view(sample: StatusSample) -> Table:
+    """Who and why, how far and how fast, who is beside us, what was recovered last."""
+    picture = Table.grid(padding=(0, 2))
+    picture.add_column(style="dim", no_wrap=True)
+    picture.add_column(overflow="fold")
+    picture.add_row("node", f"..{sample.view.peer[-8:]} of {sample.view.run_id}")
+    picture.add_row("stage", _standing(sample))
+    picture.add_row("progress", _progress(sample))
+    picture.add_row("traffic", f"{amount(sample.bytes_in)} in, {amount(sample.bytes_out)} out")
+    if sample.view.neighbours:
+        picture.add_row("neighbours", _neighbours(sample.view.neighbours))
+    if sample.view.missing:
+        names = ", ".join(f"S{stage}" for stage in sample.view.missing)
+        picture.add_row("waits for", Text(f"an owner of {names}", style="bold yellow"))
+    picture.add_row("recovery", sample.last_recovery or "none so far")
+    return picture
+
+
+def _standing(sample: StatusSample) -> Text:
+    view = sample.view
+    match view.role:
+        case "owner":
+            return Text(f"S{view.stage}, incarnation {view.incarnation} ({sample.why})", style="bold")
+        case "claimant":
+            return Text(f"claims S{view.stage}: {view.doing}", style="bold yellow")
+        case "gone":
+            return Text("saying goodbye", style="bold")
+        case "spare":
+            return Text(f"none, a spare ({sample.why})", style="bold")
+
+
+def _progress(sample: StatusSample) -> str:
+    view = sample.view
+    told = [f"step {view.step}" + (f" of {view.total_steps}" if view.total_steps else "")]
+    if view.loss is not None:
+        told.append(f"loss {view.loss:.3f}")
+    if sample.microbatches_per_minute is not None and view.role == "owner":
+        told.append(f"{sample.microbatches_per_minute:.0f} microbatches/min")
+    return ", ".join(told)
+
+
+def _neighbours(neighbours: tuple[Neighbour, ...]) -> Text:
+    text = Text()
+    for number, neighbour in enumerate(neighbours):
+        text.append("   " if number else "")
+        text.append(f"S{neighbour.stage} ")
+        text.append(neighbour.hearing, style=_HEARING_STYLES.get(neighbour.hearing, "bold red"))
+        if neighbour.hearing == "silent":
+            text.append(f" for {neighbour.silence_s:.0f} s")
+    return text
+
+
+def status_line(sample: StatusSample) -> str:
+    """The same as key=value, for a log."""
+    view = sample.view
+    told: dict[str, object] = {"role": view.role}
+    if view.stage is not None:
+        told |= {"stage": view.stage, "incarnation": view.incarnation}
+    told["step"] = view.step
+    if view.loss is not None:
+        told["loss"] = f"{view.loss:.4g}"
+    if sample.microbatches_per_minute is not None:
+        told["microbatches_per_minute"] = f"{sample.microbatches_per_minute:.0f}"
+    told |= {"bytes_in": sample.bytes_in, "bytes_out": sample.bytes_out}
+    if view.neighbours:
+        told["neighbours"] = ",".join(f"S{one.stage}:{one.hearing}" for one in view.neighbours)
+    if view.missing:
+        told["missing"] = ",".join(f"S{stage}" for stage in view.missing)
+    return " ".join(f"{key}={value}" for key, value in told.items())
+
+
+def amount(count: float) -> str:
+    """Bytes as people say them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,95 @@
+"""Reading the DHT: what records mean to an owner, and to a spare."""
+
+from __future__ import annotations
+
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.membership.failure_detector import FailureDetector
+from understudy.protocol.membership.gossip import MembershipGossip
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.recovery.lifecycle import Lifecycle
+from understudy.protocol.wire.records import (
+    SPARES_KEY,
+    AnyRecord,
+    OfferRecord,
+    ProgressRecord,
+    SpareRecord,
+    StageRecord,
+    stage_key,
+)
+
+
+class DhtReader:
+    """Takes in what was read under one key."""
+
+    def __init__(
+        self, state: NodeState, detector: FailureDetector, lifecycle: Lifecycle, gossip: MembershipGossip
+    ) -> None:
+        self._state, self._detector = state, detector
+        self._lifecycle, self._gossip = lifecycle, gossip
+
+    def on_records(self, key: str, records: tuple[AnyRecord, ...]) -> None:
+        tenures = [record for record in records if isinstance(record, StageRecord)]
+        for record in tenures:
+            if not self._state.is_stopped:
+                self._gossip.read(record)
+        self._note_missing(key, tenures)
+        spares = [record for record in records if isinstance(record, SpareRecord)]
+        if key == SPARES_KEY:
+            self._detector.note_spares(spares)
+            self._lifecycle.claimant.policy.note_spares(spares)
+        if self._state.tenure is None:
+            self._note_offers([record for record in records if isinstance(record, OfferRecord)])
+        for found in records:
+            if isinstance(found, ProgressRecord):
+                self._note_progress(found)
+        self._lifecycle.claimant.note_read(key)
+        if self._state.tenure is None and not self._state.is_stopped:
+            self._lifecycle.take_place()
+            self._lifecycle.claimant.consider()
+            self._lifecycle.say_spare()
+
+    def _note_missing(self, key: str, records: list[StageRecord]) -> None:
+        """A stage whose owner's record has expired is a hole to those who do not hear the owner."""
+        for stage, seat in self._state.membership.seats.items():
+            if stage_key(stage) == key and seat.peer not in {record.peer for record in records}:
+                if self._state.membership.record_missing(stage, self._state.now):
+                    self._gossip.on_seat_changed(stage)
+                return
+
+    def _note_offers(self, records: list[OfferRecord]) -> None:
+        """Witnesses say that a stage is lost, or is not any more.
+
+        Only who holds a stage is a witness. Who was cut off took the others for dead; its offers, and ours, outlast its
+        return, and it holds none any more.
+        """
+        membership, stages = self._state.membership, range(self._state.manifest.stage_count)
+        said = [r for r in records if r.for_stage in stages and membership.holds_a_seat(PeerId(r.peer))]
+        for record in said:
+            membership.note_step(PeerId(record.peer), record.stage, record.step)
+        lost = {(record.for_stage, record.lost_incarnation) for record in said if not record.is_taken_back}
+        for stage, incarnation in sorted(lost):
+            if membership.has_just_spoken(stage, self._state.now):
+                membership.raise_incarnation(stage, incarnation)
+            elif membership.mark_dead(stage, incarnation, self._state.now):
+                self._gossip.on_seat_changed(stage)
+        for stage, incarnation in sorted({(r.for_stage, r.lost_incarnation) for r in said if r.is_taken_back} - lost):
+            self._gossip.refute(stage, incarnation)
+
+    def _note_progress(self, record: ProgressRecord) -> None:
+        """The driver's news: how far the run is, for spares, and that it is done, for all who missed the end."""
+        if self._state.progress is None or record.step > self._state.progress.step:
+            self._state.progress = record
+        membership, total = self._state.membership, self._state.manifest.step.total_steps
+        is_end = 0 < total <= record.step
+        is_recent = record.incarnation >= membership.known_incarnation(DRIVER_STAGE)
+        is_drivers = membership.serving_peer(DRIVER_STAGE) == record.peer
+        is_successors = not membership.is_serving(DRIVER_STAGE) or self._lifecycle.is_alone
+        is_successors |= is_end and self._lifecycle.is_beaten_to(record)
+        if is_end:
+            self._lifecycle.take_over_end(record)
+        if record.peer == self._state.me or not (is_drivers or (is_successors and (is_recent or is_end))):
+            return
+        if self._state.tenure is None:
+            self._state.committed = min(record.step, total or record.step)
+        if is_end and (self._state.tenure is None or is_successors):
+            self._lifecycle.end_run(is_doubtful=not is_recent)

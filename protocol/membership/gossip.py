@@ -1,0 +1,160 @@
+"""Recognising owners: what their words, their silence and the words of others mean to us."""
+
+from __future__ import annotations
+
+from understudy.protocol.errors import RemoteProtocolError
+from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from understudy.protocol.membership.failure_detector import FailureDetector
+from understudy.protocol.membership.placement import Standing, supersedes
+from understudy.protocol.membership.seats import Observation, Seat, Status
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.recovery.lifecycle import Lifecycle
+from understudy.protocol.wire.messages import Alive, Claim, Fenced, Lost, Refusal, StageState
+from understudy.protocol.wire.records import StageRecord
+
+
+class MembershipGossip:
+    """Keeps the view of who owns what, and tells the lifecycle what a change means."""
+
+    def __init__(self, state: NodeState, detector: FailureDetector, lifecycle: Lifecycle) -> None:
+        self._state, self._detector, self._lifecycle = state, detector, lifecycle
+
+    def hear(self, tenure: Tenure, state: StageState, step: int) -> bool:
+        """An owner spoke to us. False: its tenure is over, and it is told so."""
+        if tenure.stage >= self._state.manifest.stage_count:
+            raise RemoteProtocolError(f"stage {tenure.stage} does not exist in this run")
+        match self._take_note(self._seat(tenure, state, step), is_direct=True):
+            case Observation.OUTDATED:
+                if state != "left":
+                    self._fence(tenure)
+                return False
+            case Observation.PREMATURE:
+                return False
+        return True
+
+    def _fence(self, tenure: Tenure) -> None:
+        """Tell an owner that another served its stage after it. A claim proves nothing: who waits behind it counts."""
+        known: Seat | None = self._state.membership.seats[tenure.stage]
+        if known is not None and known.state == "recovering":
+            known = known.displaced
+        if known is not None:
+            self._state.send(tenure.peer, Fenced(known.stage, known.incarnation, known.peer, known.step))
+
+    def read(self, record: StageRecord) -> None:
+        """The DHT holds an owner's record."""
+        if record.stage >= self._state.manifest.stage_count:
+            return
+        tenure = Tenure(record.stage, record.incarnation, PeerId(record.peer))
+        if record.peer != self._state.me:
+            self._take_note(self._seat(tenure, record.state, record.step), is_direct=False)
+        elif self._state.tenure != tenure:
+            self._lifecycle.recall(record)
+
+    def _seat(self, tenure: Tenure, state: StageState, step: int) -> Seat:
+        return Seat(tenure.stage, tenure.peer, tenure.incarnation, state, step, Status.ALIVE, self._state.now)
+
+    def _take_note(self, seat: Seat, *, is_direct: bool) -> Observation:
+        """Enter a tenure into the view and do what follows."""
+        membership = self._state.membership
+        before = membership.seats.get(seat.stage)
+        if self._state.tenure is not None and before is not None and before.peer == self._state.me:
+            before.step = max(before.step, self._state.committed)  # nobody tells us how far we are
+        observation = membership.observe(seat, is_direct=is_direct)
+        match observation:
+            case Observation.NEW_OWNER | Observation.SERVING:
+                self._on_new_owner(seat.stage)
+            case Observation.REVIVED:
+                self._on_revived(seat.stage, before, is_news=True)
+            case Observation.LEFT:
+                self._on_left(membership.seats[seat.stage])
+            case Observation.OVER:
+                self.declare_dead(membership.seats[seat.stage])
+            case Observation.WITHDRAWN:
+                self.on_seat_changed(seat.stage)
+        return observation
+
+    def _on_left(self, left: Seat) -> None:
+        """An owner said goodbye. If it held our stage, then it held it after us."""
+        self._state.emit_about("peer.left", left)
+        tenure = self._state.tenure
+        if tenure is not None and tenure.stage == left.stage:
+            self._lifecycle.lose(f"S{left.stage} was held by another peer under {left.incarnation}")
+        self.on_seat_changed(left.stage)
+        is_enough = left.stage == DRIVER_STAGE or self._state.tenure is None
+        if is_enough and 0 < self._state.manifest.step.total_steps <= left.step:
+            self._lifecycle.end_run()
+
+    def _on_new_owner(self, stage: int) -> None:
+        tenure = self._state.tenure
+        if tenure is not None and tenure.stage == stage and self._state.membership.seats[stage].peer != self._state.me:
+            self._lifecycle.lose(f"S{stage} is held by another peer")
+        elif self._lifecycle.host is not None and self._state.membership.is_serving(stage):
+            self._lifecycle.host.owner_changed(stage)
+        self.on_seat_changed(stage)
+
+    def _on_revived(self, stage: int, before: Seat | None, *, is_news: bool) -> None:
+        """An owner that was taken for dead is there. Whoever claimed its stage meanwhile must know, and so must all
+        who were told of the death, unless we have it from one of them.
+        """
+        owner = self._state.membership.seats[stage]
+        if is_news:
+            self._detector.take_back(owner)
+        if before is not None and before is not owner and self._state.is_serving:
+            self._state.send(before.peer, Refusal(stage, before.incarnation, before.incarnation, "owner alive"))
+        if self._lifecycle.host is not None and self._state.membership.is_serving(stage):
+            self._lifecycle.host.io.owner_revived(stage)
+        self.on_seat_changed(stage)
+
+    def on_seat_changed(self, stage: int) -> None:
+        """Somebody's tenure of this stage began, ended or moved on."""
+        self._state.is_view_changed = True
+        self._lifecycle.claimant.seat_changed(stage)
+
+    def declare_dead(self, seat: Seat) -> None:
+        """We ourselves found that this owner is gone."""
+        self._detector.declare_dead(seat)
+        self.on_seat_changed(seat.stage)
+
+    def on_claim_of_owner(self, peer: PeerId, claim: Claim) -> None:
+        """Who claims the stage that it holds, under a later incarnation, started again: its old tenure is over."""
+        seat = self._state.membership.seats.get(claim.stage)
+        if seat is None or seat.peer != peer or seat.state != "serving" or claim.incarnation <= seat.incarnation:
+            return
+        if self._state.membership.mark_dead(claim.stage, seat.incarnation, self._state.now):
+            self.declare_dead(seat)
+
+    def on_unreachable(self, peer: PeerId) -> None:
+        """The peer's machine refuses our connection: whatever it owned has no owner."""
+        for seat in self._state.membership.seats_of(peer):
+            if self._state.membership.mark_dead(seat.stage, seat.incarnation, self._state.now):
+                self.declare_dead(seat)
+
+    def on_gossip(self, peer: PeerId, message: Lost | Alive | Fenced) -> None:
+        """What one owner says of another. Only known owners are believed; others send us to the DHT."""
+        tenure, membership = self._state.tenure, self._state.membership
+        is_about_us = tenure is not None and tenure.stage == message.stage
+        if not membership.seats_of(peer):
+            self._detector.read()
+        elif isinstance(message, Fenced):
+            if is_about_us and message.owner != self._state.me and self._is_beaten_by(message):
+                membership.raise_incarnation(message.stage, message.incarnation)
+                self._lifecycle.lose(f"S{message.stage} is held by another peer under {message.incarnation}")
+        elif is_about_us:
+            return
+        elif isinstance(message, Lost):
+            if membership.suspect_by(message.stage, message.incarnation, peer, self._state.now):
+                self.on_seat_changed(message.stage)
+                if self._state.tenure is None:
+                    self._detector.read()
+        else:
+            self.refute(message.stage, message.incarnation)
+
+    def refute(self, stage: int, incarnation: int) -> None:
+        """Somebody who hears the owner says that it lives."""
+        before = self._state.membership.seats.get(stage)
+        if self._state.membership.refute(stage, incarnation, self._state.now):
+            self._on_revived(stage, before, is_news=False)
+
+    def _is_beaten_by(self, fence: Fenced) -> bool:
+        challenger = Standing(fence.incarnation, "serving", PeerId(fence.owner), fence.step)
+        return supersedes(challenger, self._state.my_seat().standing)

@@ -1,0 +1,163 @@
+"""Who holds which stage: which of two tenures wins, who is nearest to a hole, what a spare takes.
+
+Pure functions over small values; `membership` keeps the view they are asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+from zlib import crc32
+
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.wire.messages import StageState
+from understudy.protocol.wire.records import SpareRecord, StageRecord
+
+CLAIM_PATIENCE_S = 2.0
+"""How long a spare leaves a hole to the spare ranked before it."""
+FRONT_MAX = 16
+"""Spares that wait in front: they publish themselves and look for work all the time. All others are in reserve."""
+
+
+class Standing(NamedTuple):
+    """What decides between two tenures of one stage. ``step``: the last that its owner committed."""
+
+    incarnation: int
+    state: StageState
+    peer: PeerId
+    step: int
+
+
+STEPS_APART_MAX = 1
+"""The stages of one swarm are never further apart: nobody begins a step before all others closed the one before it.
+
+Who is further behind lived apart from the others, and what it holds is older than what they hold.
+"""
+
+
+def supersedes(challenger: Standing, holder: Standing) -> bool:
+    """Whether a tenure beats another of the same stage.
+
+    Of two that serve, one that is behind never beats one that is ahead (`STEPS_APART_MAX`): after a split the side that
+    got further goes on. Else a higher incarnation wins. Under one incarnation, who serves beats who is still
+    recovering, who beats one who gave the stage up; then the lower peer id wins.
+    """
+    if challenger.state == holder.state == "serving" and abs(challenger.step - holder.step) > STEPS_APART_MAX:
+        return challenger.step > holder.step
+    return _precedence(challenger) < _precedence(holder)
+
+
+_STATE_ORDER = {"serving": 0, "recovering": 1, "left": 2, "withdrawn": 3}
+
+
+def _precedence(tenure: Standing) -> tuple[int, int, PeerId]:
+    return (-tenure.incarnation, _STATE_ORDER[tenure.state], tenure.peer)
+
+
+def best_tenure(records: Iterable[StageRecord]) -> StageRecord | None:
+    """The tenure that wins among those of one stage, for onlookers; None if there is none but void ones.
+
+    By incarnation alone: who cannot judge a step by its own must not believe one, and an owner that was left behind
+    withdraws its record by itself.
+    """
+    valid = [record for record in records if record.state != "withdrawn"]
+    return min(valid, key=_precedence_of, default=None)
+
+
+def _precedence_of(record: StageRecord) -> tuple[int, int, PeerId]:
+    return _precedence(Standing(record.incarnation, record.state, PeerId(record.peer), record.step))
+
+
+def ring_walk(stage: int, stage_count: int, direction: int) -> Iterable[int]:
+    """The other stages in order of distance, going up (+1) or down (-1) and around."""
+    return ((stage + direction * distance) % stage_count for distance in range(1, stage_count))
+
+
+def dead_stretch(stage: int, stage_count: int, is_present: Callable[[int], bool]) -> list[int]:
+    """The stages without a living owner that lie between ``stage`` and its nearest survivors.
+
+    The owner of ``stage`` is a witness of exactly these: it is the nearest survivor on one of
+    their sides.
+    """
+    found: list[int] = []
+    for direction in (-1, +1):
+        for other in ring_walk(stage, stage_count, direction):
+            if is_present(other):
+                break
+            if other not in found:
+                found.append(other)
+    return found
+
+
+def nearest_survivors(stage: int, stage_count: int, is_present: Callable[[int], bool]) -> list[int]:
+    """The nearest stages with a living owner on each side, ascending: the witnesses of a claim.
+
+    Claimants ask in this fixed order, so that of two claimants at most one is recognised by all.
+    """
+    found = {
+        next((other for other in ring_walk(stage, stage_count, direction) if is_present(other)), None)
+        for direction in (-1, +1)
+    }
+    return sorted(survivor for survivor in found if survivor is not None)
+
+
+def watched(
+    stage: int, stage_count: int, neighbours: Collection[int], is_present: Callable[[int], bool]
+) -> frozenset[int]:
+    """The stages whose owners the owner of ``stage`` must know: a set that does not grow with the swarm.
+
+    Its neighbours on the routes, S0, itself, and on each side everything up to the nearest survivor.
+    """
+    return frozenset(
+        {stage, DRIVER_STAGE}
+        | set(neighbours)
+        | set(dead_stretch(stage, stage_count, is_present))
+        | set(nearest_survivors(stage, stage_count, is_present))
+    )
+
+
+def rank_spares(spares: Iterable[SpareRecord]) -> list[PeerId]:
+    """Waiting spares, the most capable first; equal capacity is decided by peer id."""
+    waiting = (spare for spare in spares if spare.state == "waiting")
+    return [PeerId(spare.peer) for spare in sorted(waiting, key=lambda spare: (-spare.capacity, spare.peer))]
+
+
+def is_in_front(me: SpareRecord, known: Iterable[SpareRecord]) -> bool:
+    """Whether this spare is among the first `FRONT_MAX` that wait, or the first of those that may take S0.
+
+    Without this, every spare would publish a record that every spare reads.
+    """
+    others = {spare.peer: spare for spare in known}
+    waiting = list({**others, me.peer: me}.values())
+    drivers = [spare for spare in waiting if spare.can_drive]
+    return me.peer in {*rank_spares(waiting)[:FRONT_MAX], *rank_spares(drivers)[:FRONT_MAX]}
+
+
+def jitter(peer: PeerId) -> float:
+    """A number from 0 to below 1, evenly spread over peers and always the same for one."""
+    return crc32(peer.encode()) / 2**32
+
+
+def rank_holes(lost: Collection[int], unowned: Collection[int]) -> list[int]:
+    """Stages without an owner, the most needed first.
+
+    S0 before all others, because without the driver nothing moves; then stages that were lost,
+    because a whole swarm waits for them; then stages that nobody ever held.
+    """
+    return sorted(set(lost) | set(unowned), key=lambda stage: (stage != DRIVER_STAGE, stage not in lost, stage))
+
+
+def choose_hole(
+    me: PeerId, ranking: Sequence[PeerId], holes: Sequence[int], waited_s: Mapping[int, float]
+) -> int | None:
+    """The hole that this spare should claim now, or None: the k-th spare takes the k-th hole.
+
+    Every `CLAIM_PATIENCE_S` that a hole stays open (``waited_s``, of each) lets one spare more have it, so a dead spare
+    ahead of us costs a moment, not the run. A hole that nobody can fill makes no spare leave its own.
+    """
+    if me not in ranking:
+        return None
+    rank = ranking.index(me)
+    if rank < len(holes):
+        return holes[rank]
+    return next((hole for place, hole in enumerate(holes) if rank - place <= waited_s[hole] / CLAIM_PATIENCE_S), None)

@@ -1,0 +1,241 @@
+"""How a microbatch moves: jobs to the compute thread, results to the next stage of its route.
+
+What both kinds of stage need (the queue, the route, messages that wait for an owner), and the block
+stage itself. protocol/pipeline/driver.py is the other kind, S0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from understudy.protocol.errors import RemoteProtocolError
+from understudy.protocol.events import (
+    ApplyJob,
+    BackwardJob,
+    Discard,
+    ForwardJob,
+    Job,
+    JobDone,
+    Payload,
+    Run,
+    SendFailed,
+)
+from understudy.protocol.export.lease import SnapshotLeases
+from understudy.protocol.ids import DRIVER_STAGE, Microbatch, PeerId
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.pipeline.dropping import dropped
+from understudy.protocol.pipeline.ledger import StageLedger
+from understudy.protocol.pipeline.queue import WorkQueue
+from understudy.protocol.pipeline.updates import Updates
+from understudy.protocol.routing import Route, following, preceding, route
+from understudy.protocol.wire.messages import Backward, Commit, CommitAck, DataMessage, Forward
+
+
+class StageIO:
+    """The way in and out of a stage: work queue, routes, and messages parked for a missing owner."""
+
+    def __init__(self, state: NodeState) -> None:
+        self._state = state
+        self.queue = WorkQueue()
+        self.holds = SnapshotLeases(state, self.queue)
+        self._parked: dict[int, dict[int, tuple[DataMessage, Payload]]] = {}
+        """By stage, the last message of each microbatch, in the order that they came."""
+
+    def route(self, index: int) -> Route:
+        manifest = self._state.manifest
+        return route(manifest.recovery.method, manifest.model.block_stages, index)
+
+    def is_on_route(self, message: DataMessage) -> bool:
+        """Whether the message comes from where its route says.
+
+        If not, it was meant for another stage that the sender takes us for, because we held it once.
+        Raises `RemoteProtocolError` for a microbatch that does not exist.
+        """
+        if message.index >= self._state.manifest.step.microbatches:
+            raise RemoteProtocolError(f"microbatch {message.index} of step {message.step} does not exist")
+        origin = preceding if isinstance(message, Forward) else following
+        return message.stage == origin(self.route(message.index), self._state.stage)
+
+    def deliver(self, stage: int, message: DataMessage, payload: Payload) -> None:
+        """Send to the owner of the stage, or keep it until there is one."""
+        peer = self._state.membership.serving_peer(stage)
+        if peer is not None:
+            self._state.send(peer, message, payload)
+            return
+        waiting = self._parked.setdefault(stage, {})
+        waiting.pop(message.index, None)
+        waiting[message.index] = (message, payload)
+
+    def owner_changed(self, stage: int) -> None:
+        """A new owner serves the stage: it has use for activations, but for no gradient of before.
+
+        A new driver has use for neither: all attempts of its predecessor are outdated.
+        """
+        parked = self._parked.pop(stage, {})
+        if stage != DRIVER_STAGE:
+            for message, payload in parked.values():
+                if isinstance(message, Forward):
+                    self.deliver(stage, message, payload)
+
+    def owner_revived(self, stage: int) -> None:
+        """The same owner speaks again."""
+        for message, payload in self._parked.pop(stage, {}).values():
+            self.deliver(stage, message, payload)
+
+    def forget_before(self, step: int) -> None:
+        """Nothing of an earlier step is wanted any more."""
+        self.queue.forget_before(step)
+        for stage, waiting in self._parked.items():
+            self._parked[stage] = {index: entry for index, entry in waiting.items() if entry[0].step >= step}
+
+    def forget_attempts(self, index: int) -> None:
+        """A newer attempt of the microbatch begins: drop what waits of older ones."""
+        self.queue.forget(index)
+        for waiting in self._parked.values():
+            waiting.pop(index, None)
+
+
+class BlockStage:
+    """The host of one of S1..Sn: receives activations and gradients, computes, passes on, commits."""
+
+    def __init__(self, state: NodeState) -> None:
+        self._state = state
+        self._ledger = StageLedger(state.committed + 1, state.manifest.step.microbatches)
+        self._first_step = self._ledger.step
+        self._updates = Updates(state)
+        self.io = StageIO(state)
+
+    @property
+    def has_counted_all(self) -> bool:
+        return self._ledger.is_full
+
+    @property
+    def step(self) -> int:
+        """The step being accumulated; all before are committed, their update queued or applied."""
+        return self._ledger.step
+
+    @property
+    def can_close(self) -> bool:
+        """The step may be decided as far as we know: every microbatch passed us, or some did before our time.
+
+        If not, whoever says that it is decided speaks of a step that others made without us, after a split.
+        """
+        return self._ledger.is_full or self._ledger.step == self._first_step
+
+    def owner_changed(self, stage: int) -> None:
+        """Another stage has a new owner."""
+        self.io.owner_changed(stage)
+
+    # --- messages ---
+
+    def on_forward(self, message: Forward, payload: Payload) -> None:
+        if self._ledger.is_outdated(message.attempt.driver_incarnation):
+            return
+        self._reach(message.step)
+        if message.step == self._state.committed:
+            self._tell_driver()
+        outdated = self._ledger.outdated_by(message.index, message.attempt)
+        if message.step != self._ledger.step or not self._ledger.accept_forward(message.index, message.attempt):
+            return
+        for index, attempt in outdated:
+            self.io.forget_attempts(index)
+            self._state.act(Discard(Microbatch(message.step, index), attempt))
+        self.io.queue.push(ForwardJob(message.microbatch, message.attempt, payload))
+        self.pump()
+
+    def on_backward(self, message: Backward, payload: Payload) -> None:
+        if message.step != self._ledger.step or not self._ledger.accept_backward(message.index, message.attempt):
+            return
+        self.io.queue.push(BackwardJob(message.microbatch, message.attempt, payload, is_counted=False))
+        self.pump()
+
+    def on_send_failed(self, event: SendFailed) -> None:
+        """What we passed on was lost. If it matters still, another owner gets it, or S0 issues the microbatch again.
+
+        A new owner has no use for a gradient: it did not see the activation, and S0 issues everything again anyway.
+        """
+        lost, is_gradient = event.message, isinstance(event.message, Backward)
+        if lost.step != self._ledger.step or not self._ledger.has_sent(
+            lost.index, lost.attempt, is_gradient=is_gradient
+        ):
+            return
+        towards = preceding if is_gradient else following
+        stage = towards(self.io.route(lost.index), self._state.stage)
+        owner = self._state.membership.serving_peer(stage)
+        if owner == event.peer:
+            self._state.send_to_stage(DRIVER_STAGE, dropped(lost))
+        elif owner is None or not is_gradient:
+            self.io.deliver(stage, lost, event.payload)
+
+    def on_commit(self, peer: PeerId, message: Commit) -> None:
+        """The driver's word. It is acknowledged once applied, and again if the driver asks again.
+
+        If a later driver does our step again, the word of the one before is over, although it was true: who
+        followed it alone would leave the step that all others are at.
+        """
+        if self._ledger.is_outdated(message.incarnation):
+            return
+        self._reach(message.step + 1)
+        if message.step <= self._state.committed:
+            self._acknowledge(peer)
+
+    def on_neighbour_step(self, step: int) -> None:
+        """A neighbour committed ``step``: if all our microbatches are counted, the commit reached us late."""
+        if step == self._ledger.step and self._ledger.is_full:
+            self._reach(step + 1)
+
+    def on_end(self, last_step: int) -> None:
+        """The driver left with the last step decided: no commit comes any more, and what we counted of it is all."""
+        if last_step == self._ledger.step:
+            self._reach(last_step + 1)
+
+    def _reach(self, step: int) -> None:
+        """A message of step s + 1 implies that s is committed. No stage can be two steps behind."""
+        if step != self._ledger.step + 1 or not self.can_close:
+            return
+        closing = self._ledger.step
+        counted = self._ledger.advance()
+        self.io.forget_before(self._ledger.step)
+        self.io.queue.push(ApplyJob(closing, counted))
+        self.io.holds.closed(closing)
+        self.pump()
+
+    def _tell_driver(self) -> None:
+        """The step is applied here. A new driver may not know that its predecessor decided it, and do it again."""
+        driver = self._state.membership.serving_peer(DRIVER_STAGE)
+        if driver is not None:
+            self._acknowledge(driver)
+
+    def _acknowledge(self, driver: PeerId) -> None:
+        self._state.send(driver, CommitAck(self._state.stage, self._state.incarnation, self._state.committed))
+
+    # --- work ---
+
+    def pump(self) -> None:
+        """Keep the compute thread busy."""
+        while (job := self.io.queue.pop()) is not None:
+            if isinstance(job, BackwardJob):
+                job = replace(job, is_counted=self._ledger.count(job.microbatch.index))
+            self._state.act(Run(job))
+
+    def on_job_done(self, done: JobDone) -> None:
+        self.io.queue.finished()
+        match done.job:
+            case ForwardJob() | BackwardJob():
+                self._pass_on(done.job, done.result)
+            case ApplyJob(step=step):
+                self._updates.applied(step, done.result)
+                self._tell_driver()
+        self.pump()
+
+    def _pass_on(self, job: Job, result: Payload) -> None:
+        assert isinstance(job, ForwardJob | BackwardJob)
+        microbatch, attempt = job.microbatch, job.attempt
+        is_forward = isinstance(job, ForwardJob)
+        finish = self._ledger.finish_forward if is_forward else self._ledger.finish_backward
+        if microbatch.step != self._ledger.step or not finish(microbatch.index, attempt):
+            return
+        kind, towards = (Forward, following) if is_forward else (Backward, preceding)
+        message = kind(microbatch.step, microbatch.index, attempt, self._state.stage, self._state.incarnation)
+        stage = towards(self.io.route(microbatch.index), self._state.stage)
+        self.io.deliver(stage, message, result)

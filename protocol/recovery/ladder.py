@@ -1,0 +1,259 @@
+"""From what a lost stage is rebuilt: donors, coefficients, and the ladder of methods.
+
+CheckFree (arXiv 2506.15461, Algorithm 1) rebuilds stage i from its neighbours::
+
+    W(i) = ( w(i-1) W(i-1) + w(i+1) W(i+1) ) / ( w(i-1) + w(i+1) )
+
+where w is the squared L2 norm of a neighbour's last gradient. We measure it before clipping and raise
+it to ``norm_exponent / 2``, so exponent 2 is the paper's text, 1 its reference code's plain norm and 0 a
+plain average. This file holds the formula's coefficients, once; node/compute/weights.py `blend` applies them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.manifest import RecoverySettings, RunManifest
+from understudy.protocol.routing import partners
+from understudy.protocol.wire.messages import Donation, Part
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedDonations:
+    """A nearest survivor that recognised a claim, with the weights that it offers, if any."""
+
+    stage: int
+    peer: PeerId
+    step: int
+    donations: tuple[Donation, ...] = ()
+
+
+NO_STAGE = -1
+"""The founder's seed holds no stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One donation to fetch, and from whom. ``stage`` is the donor's own."""
+
+    stage: int
+    peer: PeerId
+    donation: Donation
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a stage is rebuilt from, and why."""
+
+    method: str
+    reason: str
+    step: int
+    """The last committed step that the rebuilt stage stands at."""
+    sources: tuple[Source, ...] = ()
+    coefficients: tuple[float, ...] = ()
+    """Of a blend, one for each source; a copy has the coefficient 1; the parts of S0 have none."""
+    learning_rate_scale: float = 1.0
+
+    @property
+    def donors(self) -> list[int]:
+        """The stages that the weights come from; none for what the run began with."""
+        return [source.stage for source in self.sources if source.stage != NO_STAGE]
+
+    @property
+    def payload_bytes(self) -> int:
+        return sum(source.donation.payload_bytes for source in self.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class Weighting:
+    """Coefficients that sum to one; ``fallback`` says why they are uniform although the norms should decide."""
+
+    coefficients: tuple[float, ...]
+    fallback: str | None = None
+
+
+def weigh(squared_norms: Sequence[float | None], exponent: int) -> Weighting:
+    """Blend coefficients from the donors' squared gradient norms.
+
+    Each is norm**exponent over the sum of all. If a norm is missing or not finite, or all are zero,
+    the average is uniform and the reason is given.
+    """
+    count = len(squared_norms)
+    uniform = (1.0 / count,) * count
+    if exponent == 0:
+        return Weighting(uniform)
+    if any(norm is None or not math.isfinite(norm) or norm < 0 for norm in squared_norms):
+        return Weighting(uniform, "a donor's gradient norm is missing or not finite")
+    weights = [norm ** (exponent / 2) for norm in squared_norms if norm is not None]
+    total = sum(weights)
+    if total == 0:
+        return Weighting(uniform, "all gradient norms are zero")
+    if not math.isfinite(total):
+        return Weighting(uniform, "the gradient norms are too large to add")
+    return Weighting(tuple(weight / total for weight in weights))
+
+
+def initial_source(manifest: RunManifest, stage: int) -> Source | None:
+    """The stage's initial weights with the founder, if the run has any."""
+    if not manifest.initial.digests:
+        return None
+    payload_bytes = manifest.model.stage_bytes(stage)
+    donation = Donation("initial", stage, 0, None, payload_bytes, manifest.initial.digests[stage])
+    return Source(NO_STAGE, PeerId(manifest.initial.peer), donation)
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryCase:
+    """A lost stage and what its nearest survivors offer."""
+
+    stage: int
+    block_stages: int
+    witnesses: tuple[GrantedDonations, ...]
+    settings: RecoverySettings
+    initial: Source | None = None
+    """The weights that the run began with, if it did not begin with the seed's and they can still be had."""
+    is_initial_lost: bool = False
+    """The run began with weights of its own, but its founder does not deliver them."""
+
+    @property
+    def step(self) -> int:
+        """Where the rebuilt stage will stand: at the step of the weights that it comes from, if it comes from any."""
+        offered = [donation.step for w in self.witnesses for donation in w.donations if donation.part == "stage"]
+        known = [witness.step for witness in self.witnesses]
+        return max(known if self.stage == DRIVER_STAGE else offered or known, default=0)
+
+    def sources(self, part: Part) -> list[Source]:
+        """All donations of this part, in order of the donors' stages, the latest last.
+
+        Weights of another step are no donation: a blend of two steps is neither's.
+        """
+        found = [
+            Source(witness.stage, witness.peer, donation)
+            for witness in self.witnesses
+            for donation in witness.donations
+            if donation.part == part and (part != "stage" or donation.step == self.step)
+        ]
+        return sorted(found, key=lambda source: (source.stage, source.donation.step))
+
+    def block_sources(self) -> list[Source]:
+        """The nearest block stage with weights below the lost one and the nearest above it."""
+        offered = [] if self.stage == DRIVER_STAGE else self.sources("stage")
+        below = [source for source in offered if source.stage < self.stage]
+        above = [source for source in offered if source.stage > self.stage]
+        return [*below[-1:], *above[:1]]
+
+
+Rung = Callable[[RecoveryCase], Plan | None]
+
+
+def _before_training(case: RecoveryCase) -> Plan | None:
+    """Nothing was trained yet: what the run begins with is exact."""
+    if case.step > 0:
+        return None
+    return _from_the_start(case, "no step is committed yet, so", ("are exact", "is exact"))
+
+
+def _from_the_start(case: RecoveryCase, why: str, verdicts: tuple[str, str] = ("", "")) -> Plan:
+    """What the run began with: the weights that its manifest names, or the seed's. ``verdicts`` are on the two."""
+    if case.initial is not None:
+        return Plan("initial", f"{why} the run's initial weights {verdicts[0]}".strip(), case.step, (case.initial,))
+    if case.is_initial_lost:
+        return Plan(
+            "seed", f"{why} the seed's initialisation, as the founder does not deliver the initial weights", case.step
+        )
+    return Plan("seed", f"{why} the seed's initialisation {verdicts[1]}".strip(), case.step)
+
+
+def _edge_copies(case: RecoveryCase) -> Plan | None:
+    """S0 from the copies that its neighbours keep, both as of the same commit if there is one."""
+    if case.stage != DRIVER_STAGE:
+        return None
+    embeddings, heads = case.sources("embedding"), case.sources("head")
+    commits = {_commit(source) for source in embeddings} & {_commit(source) for source in heads}
+    if commits:
+        commit = max(commits)
+        # Of several keepers the nearest to where the part is used: so the two parts come side by side.
+        chosen = [next(s for s in parts if _commit(s) == commit) for parts in (embeddings, heads[::-1])]
+        return Plan("edge copy", f"embedding and head as of step {commit[1]}, exactly", case.step, tuple(chosen))
+    latest = [max(parts, key=_commit) for parts in (embeddings, heads) if parts]
+    if not latest:
+        return None
+    said = " and ".join(f"the {s.donation.part} as of step {s.donation.step}" for s in latest)
+    if len(latest) > 1:
+        return Plan("edge copy", said, case.step, tuple(latest))
+    rest = "the seed" if case.initial is None else "the run's initial weights"
+    # What is loaded later wins, so the copy goes behind the weights that it replaces a part of.
+    sources = (*filter(None, (case.initial,)), *latest)
+    return Plan("edge copy", f"{said}, the rest from {rest} because its copy was lost too", case.step, sources)
+
+
+def _commit(copy: Source) -> tuple[int, int]:
+    """What a copy of S0 is as of: a rebuilt S0 may hold other weights at a step than its predecessor held."""
+    return (copy.donation.incarnation, copy.donation.step)
+
+
+def _mirror(case: RecoveryCase) -> Plan | None:
+    """CheckFree+: the swapped partner has learned to stand in, so an edge stage is a copy of it.
+
+    The other stage of a swapped pair is a copy as well if the run says so (``swapped_pairs``); where it
+    has two partners (the middle one of three) it is averaged.
+    """
+    if case.stage == DRIVER_STAGE:
+        return None
+    learned = partners(case.settings.method, case.block_stages, case.stage)
+    is_edge = case.stage in (1, case.block_stages)
+    if len(learned) != 1 or not (is_edge or case.settings.swapped_pairs == "mirror"):
+        return None
+    (partner,) = learned
+    sources = [source for source in case.sources("stage") if source.stage == partner]
+    if not sources:
+        return None
+    reason = f"S{partner} changes places with it on odd microbatches and has learned to stand in"
+    return Plan("mirror", reason, case.step, tuple(sources[-1:]), (1.0,), case.settings.learning_rate_scale)
+
+
+def _checkfree(case: RecoveryCase) -> Plan | None:
+    """Both sides have weights: the gradient-weighted average."""
+    sources = case.block_sources()
+    if len(sources) < 2:
+        return None
+    exponent = case.settings.norm_exponent
+    weighting = weigh([source.donation.squared_gradient_norm for source in sources], exponent)
+    sides = " and ".join(f"S{source.stage}" for source in sources)
+    reason = f"weights of {sides} by gradient norm to the power {exponent}"
+    if weighting.fallback:
+        reason = f"uniform average of {sides}: {weighting.fallback}"
+    scale = case.settings.learning_rate_scale
+    return Plan("checkfree", reason, case.step, tuple(sources), weighting.coefficients, scale)
+
+
+def _copy(case: RecoveryCase) -> Plan | None:
+    """Only one side has weights: a copy of it."""
+    sources = case.block_sources()
+    if not sources:
+        return None
+    reason = f"S{sources[0].stage} is the only neighbour with weights"
+    return Plan("copy", reason, case.step, tuple(sources[:1]), (1.0,), case.settings.learning_rate_scale)
+
+
+def _seed(case: RecoveryCase) -> Plan | None:
+    """The last rung: begin the stage anew."""
+    if case.stage == DRIVER_STAGE:
+        return _from_the_start(case, "no copy of S0 is left, neither of its embedding nor of its head:")
+    return _from_the_start(case, "no survivor holds weights for this stage:")
+
+
+LADDER: tuple[Rung, ...] = (_before_training, _edge_copies, _mirror, _checkfree, _copy, _seed)
+"""Sources of a lost stage, best first. Later rungs are added here and nowhere else."""
+
+
+def plan_recovery(case: RecoveryCase, first_rung: int = 0) -> tuple[Plan, int]:
+    """The best plan from ``first_rung`` on, and its rung: where a failed attempt goes on below it."""
+    for number, rung in enumerate(LADDER[first_rung:], start=first_rung):
+        plan = rung(case)
+        if plan is not None:
+            return plan, number
+    return Plan("seed", "all better sources failed", case.step), len(LADDER)

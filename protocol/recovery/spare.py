@@ -1,0 +1,90 @@
+"""A spare's policy: what it has read, which holes it sees, and which of them is its to take."""
+
+from __future__ import annotations
+
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.membership.placement import choose_hole, is_in_front, rank_holes, rank_spares
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.wire.records import SpareRecord, stage_key
+
+REFUSAL_PAUSE_S = 1.0
+"""After a refusal we look again before we claim the same stage."""
+
+
+class SparePolicy:
+    """Watches for a stage without an owner."""
+
+    def __init__(self, state: NodeState, capacity: float, wanted_stage: int | None) -> None:
+        self._state = state
+        self._capacity = capacity
+        self._wanted_stage = wanted_stage
+        self._spares: dict[PeerId, SpareRecord] = {}
+        self._keys_unread: set[str] = set()
+        self._holes_since: dict[int, float] = {}
+        self._refused_until: dict[int, float] = {}
+        self.look_again()
+
+    def my_record(self) -> SpareRecord:
+        """How we present ourselves to the swarm."""
+        return SpareRecord(self._state.me, self._capacity, can_drive=self._state.may_drive)
+
+    def note_spares(self, records: list[SpareRecord]) -> None:
+        self._spares = {PeerId(record.peer): record for record in records}
+
+    def look_again(self) -> None:
+        """Decide nothing before every stage was looked up from now on: what we knew may be old."""
+        self._keys_unread = {stage_key(stage) for stage in range(self._state.manifest.stage_count)}
+
+    def note_read(self, key: str) -> None:
+        self._keys_unread.discard(key)
+
+    def note_refusal(self, stage: int) -> None:
+        """Our claim came to nothing: leave the stage alone for a moment."""
+        self._refused_until[stage] = self._state.now + REFUSAL_PAUSE_S
+
+    @property
+    def has_looked_around(self) -> bool:
+        """Every stage was looked up since we began to look."""
+        return not self._keys_unread
+
+    @property
+    def is_dispensable(self) -> bool:
+        """There is nothing to do for us, and enough spares that come before us wait for work already."""
+        return self.has_looked_around and not self._holes() and not is_in_front(self.my_record(), self._spares.values())
+
+    def _holes(self) -> list[int]:
+        """The stages without an owner that we may take."""
+        membership = self._state.membership
+        takeable = [s for s in range(membership.stage_count) if s != DRIVER_STAGE or self._state.may_drive]
+        return [stage for stage in takeable if not membership.is_present(stage)]
+
+    def choose(self) -> tuple[int, str] | None:
+        """The stage to claim now, and why."""
+        if not self.has_looked_around:
+            return None
+        membership = self._state.membership
+        holes = self._holes()
+        self._holes_since = {hole: self._holes_since.get(hole, self._state.now) for hole in holes}
+        allowed = [stage for stage in holes if self._refused_until.get(stage, 0.0) <= self._state.now]
+        if self._wanted_stage is not None and not membership.is_present(self._wanted_stage):
+            return (self._wanted_stage, "asked for") if self._wanted_stage in allowed else None
+        self._wanted_stage = None
+        return self._choose_needed(allowed)
+
+    def _choose_needed(self, holes: list[int]) -> tuple[int, str] | None:
+        if not holes:
+            return None
+        membership = self._state.membership
+        lost = [stage for stage in holes if membership.known_incarnation(stage) > 0]
+        ranked = rank_holes(lost, [stage for stage in holes if stage not in lost])
+        idle = {peer: spare for peer, spare in self._spares.items() if not membership.holds_a_seat(peer)}
+        idle[self._state.me] = self.my_record()
+        is_driver_wanted = ranked[0] == DRIVER_STAGE
+        ranking = rank_spares(spare for spare in idle.values() if spare.can_drive or not is_driver_wanted)
+        waited_s = {hole: self._state.now - since for hole, since in self._holes_since.items()}
+        stage = choose_hole(self._state.me, ranking, ranked, waited_s)
+        if stage is None:
+            return None
+        if stage == DRIVER_STAGE:
+            return stage, "S0 is needed most: nothing moves without the driver"
+        return stage, f"S{stage} was lost" if stage in lost else f"S{stage} was never owned"

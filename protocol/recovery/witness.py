@@ -1,0 +1,211 @@
+"""The witness's side of a recovery: declare, offer weights, recognise one claimant.
+
+The owner of a stage is a witness of every dead stage between itself and its nearest survivors. A
+witness recognises at most one peer for each (stage, incarnation), for good. Claimants ask the
+witnesses of a stage in ascending order and need all of them, and a witness refuses a claim that leaves
+out another witness it knows of; so of two claimants at most one is recognised. This is what keeps two
+peers from serving one stage under one incarnation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from understudy.protocol.events import ReleaseSnapshot, SnapshotJob, Store
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.membership.placement import dead_stretch, nearest_survivors
+from understudy.protocol.membership.seats import Seat, Status
+from understudy.protocol.node_state import NodeState
+from understudy.protocol.pipeline.queue import WorkQueue
+from understudy.protocol.recovery.driver_backup import DriverBackupHolder, keeping_stages
+from understudy.protocol.wire.messages import Claim, Donation, FetchRequest, Grant, Refusal, RefusalReason
+from understudy.protocol.wire.records import OfferRecord
+
+
+@dataclass(frozen=True, slots=True)
+class WitnessSnapshot:
+    """A snapshot of our weights that we hold still for claimants."""
+
+    step: int
+    payload_bytes: int
+    digest: str
+
+
+class Witness:
+    """What a serving node does for the lost stages next to it."""
+
+    def __init__(self, state: NodeState, queue: WorkQueue) -> None:
+        self._state = state
+        self.keeper = DriverBackupHolder(state, self.review)
+        self._queue = queue
+        self._held: WitnessSnapshot | None = None
+        self._is_snapshot_due = False
+        self._offered: dict[int, tuple[int, int]] = {}
+        """Per lost stage: (lost incarnation, step of the weights) of the offer that stands."""
+        self._unanswered: dict[int, tuple[PeerId, int]] = {}
+        """Per lost stage: the recognised claimant whose grant waits for the snapshot."""
+
+    def lost_stages(self) -> list[int]:
+        """The stages that we witness as lost: served once, without a serving owner now."""
+        membership = self._state.membership
+        stretch = dead_stretch(self._state.stage, membership.stage_count, membership.is_serving)
+        return [stage for stage in stretch if self._state.membership.lost_incarnation(stage) > 0]
+
+    def review(self) -> None:
+        """Offer what is lost, and stop offering what is not."""
+        if self._state.is_run_done:
+            return
+        lost = self.lost_stages()
+        for stage in [stage for stage in self._offered if stage not in lost]:
+            self._take_back(stage)
+        for stage in [stage for stage in self._unanswered if stage not in lost]:
+            del self._unanswered[stage]
+        if self._held is not None and not lost and not self._is_snapshot_due:
+            self._state.act(ReleaseSnapshot(self._held.digest))
+            self._held = None
+        if any(self._can_copy_for(stage) for stage in lost):
+            self._hold_weights()
+        for stage in lost:
+            self._offer(stage)
+
+    def _take_back(self, stage: int) -> None:
+        """The offer outlives its reason: if the owner itself is back, say so, or spares go on taking it for lost."""
+        incarnation, _ = self._offered.pop(stage)
+        seat = self._state.membership.seats.get(stage)
+        if seat is not None and seat.is_serving and seat.incarnation <= incarnation:
+            record = OfferRecord(self._state.me, stage, seat.incarnation, self._state.stage, 0, None, 0, "", True)
+            self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
+
+    def refresh(self) -> None:
+        """Store the standing offers again before they expire."""
+        for stage, (lost_incarnation, _) in self._offered.items():
+            self._store_offer(stage, lost_incarnation)
+
+    def _can_copy_for(self, stage: int) -> bool:
+        """Stages are equal in shape, S0 excepted; weights that were never trained are no donation."""
+        return DRIVER_STAGE not in (stage, self._state.stage) and self._state.committed > 0
+
+    def _hold_weights(self) -> None:
+        is_held = self._held is not None and self._held.step == self._state.committed
+        if not is_held and not self._is_snapshot_due:
+            self._is_snapshot_due = True
+            self._queue.push(SnapshotJob(self._state.committed))
+
+    def on_snapshot(self, payload_bytes: int, digest: str) -> None:
+        """The compute thread holds a copy of the weights as they stand after the last commit."""
+        self._is_snapshot_due = False
+        if self._held is not None and self._held.digest != digest:
+            self._state.act(ReleaseSnapshot(self._held.digest))
+        self._held = WitnessSnapshot(self._state.committed, payload_bytes, digest)
+        for stage, (claimant, incarnation) in list(self._unanswered.items()):
+            del self._unanswered[stage]
+            if self._is_recognised(claimant, stage, incarnation):
+                self._grant(claimant, stage, incarnation)
+        self.review()
+
+    def _offer(self, stage: int) -> None:
+        lost_incarnation = self._state.membership.lost_incarnation(stage)
+        if not self._is_ready_for(stage):
+            return
+        donations = self._donations_for(stage)
+        step = max((donation.step for donation in donations), default=self._state.committed)
+        if self._offered.get(stage) == (lost_incarnation, step):
+            return
+        self._offered[stage] = (lost_incarnation, step)
+        self._store_offer(stage, lost_incarnation)
+        if donations:
+            self._state.emit(
+                "weights.published",
+                for_stage=stage,
+                bytes=donations[-1].payload_bytes,
+                squared_gradient_norm=donations[-1].squared_gradient_norm,
+            )
+
+    def _is_ready_for(self, stage: int) -> bool:
+        """Whether we hold still what we can give for the stage."""
+        if not self._can_copy_for(stage):
+            return True
+        return self._held is not None and self._held.step == self._state.committed
+
+    def _store_offer(self, stage: int, lost_incarnation: int) -> None:
+        donation = next(reversed(self._donations_for(stage)), None)
+        record = OfferRecord(
+            peer=self._state.me,
+            for_stage=stage,
+            lost_incarnation=lost_incarnation,
+            stage=self._state.stage,
+            step=self._state.committed,
+            squared_gradient_norm=donation.squared_gradient_norm if donation else None,
+            payload_bytes=donation.payload_bytes if donation else 0,
+            digest=donation.digest if donation else "",
+        )
+        self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
+
+    def _donations_for(self, stage: int) -> tuple[Donation, ...]:
+        """What we have for whoever takes the stage: our weights, or our copies of S0's."""
+        if stage == DRIVER_STAGE:
+            return self.keeper.donations()
+        held = self._held
+        if held is None or not self._can_copy_for(stage):
+            return ()
+        norm = self._state.squared_gradient_norm
+        return (Donation("stage", self._state.stage, held.step, norm, held.payload_bytes, held.digest),)
+
+    # --- claims ---
+
+    def on_claim(self, peer: PeerId, claim: Claim) -> None:
+        """Recognise the claimant, or say why not."""
+        seat = self._state.membership.seats.get(claim.stage)
+        is_recognised = self._is_recognised(peer, claim.stage, claim.incarnation)
+        reason = self._objection(claim, seat) if not is_recognised else None
+        if is_recognised and not self._is_witness_of(claim.stage):
+            reason = "not a witness"
+            self._state.membership.withdraw(claim.stage, peer, claim.incarnation)
+        if reason is not None:
+            known = self._state.membership.known_incarnation(claim.stage)
+            self._state.send(peer, Refusal(claim.stage, claim.incarnation, known, reason))
+            return
+        if not is_recognised:
+            claimed = Seat(claim.stage, peer, claim.incarnation, "recovering", 0, Status.ALIVE, self._state.now)
+            self._state.membership.observe(claimed, is_direct=True)
+        self._grant(peer, claim.stage, claim.incarnation)
+
+    def _is_recognised(self, peer: PeerId, stage: int, incarnation: int) -> bool:
+        """We granted this claim, and it is still one: who serves already has nothing to claim."""
+        seat = self._state.membership.seats.get(stage)
+        return seat is not None and seat.is_tenure(peer, incarnation) and seat.state == "recovering" and seat.is_present
+
+    def _objection(self, claim: Claim, seat: Seat | None) -> RefusalReason | None:
+        if self._state.is_run_done:
+            return "run is done"
+        if claim.stage == self._state.stage or (seat is not None and seat.is_serving):
+            return "owner alive"
+        if claim.incarnation <= self._state.membership.known_incarnation(claim.stage):
+            return "superseded"
+        if seat is not None and seat.is_present:
+            return "owner alive"
+        if not self._is_witness_of(claim.stage):
+            return "not a witness"
+        membership = self._state.membership
+        survivors = nearest_survivors(claim.stage, membership.stage_count, membership.is_serving)
+        return None if set(survivors) <= set(claim.witnesses) else "asks too few"
+
+    def _is_witness_of(self, stage: int) -> bool:
+        membership = self._state.membership
+        if stage == DRIVER_STAGE and self._state.stage in keeping_stages(self._state.manifest):
+            return not membership.is_serving(stage)
+        return stage in dead_stretch(self._state.stage, membership.stage_count, membership.is_serving)
+
+    def _grant(self, peer: PeerId, stage: int, incarnation: int) -> None:
+        if not self._is_ready_for(stage):
+            self._unanswered[stage] = (peer, incarnation)
+            self._hold_weights()
+            return
+        self._state.send(peer, Grant(stage, incarnation, self._state.committed, self._donations_for(stage)))
+
+    def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
+        """Whether the peer is the claimant that we recognise, asking for the weights that we hold."""
+        seat = self._state.membership.seats.get(request.stage)
+        if seat is None or request.digest not in {d.digest for d in self._donations_for(request.stage)}:
+            return False
+        return (seat.peer, seat.incarnation, seat.state) == (peer, request.incarnation, "recovering")

@@ -1,0 +1,151 @@
+"""What peers publish in the DHT, under which keys, and how it is checked when read.
+
+Every record is signed by the peer it speaks of: the DHT layer (node/dht/hivemind_dht.py) hands us only
+values whose signature and owner it verified, and `decode` checks that the record names that
+owner and fits the key it was found under. Values are msgpack; keys are per stage, so none grows
+with the swarm.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from understudy.protocol.errors import RemoteProtocolError
+from understudy.protocol.ids import PeerId
+from understudy.protocol.wire.messages import (
+    ByteCount,
+    Digest,
+    Incarnation,
+    PeerText,
+    StageNumber,
+    StageState,
+    StepNumber,
+)
+
+RECORD_BYTES_MAX = 4096
+MANIFEST_RECORD_BYTES_MAX = 24 * 1024
+RECORDS_PER_KEY_MAX = 256
+"""Records read from one key at most; a key flooded beyond it is cut off, never our memory."""
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Base of all records. ``peer`` is the signer."""
+
+    peer: PeerText
+
+
+class StageRecord(Record, frozen=True, tag="stage"):
+    """`{run}/stage/{i}`: this peer's tenure of the stage, and the last step that it committed."""
+
+    stage: StageNumber
+    incarnation: Incarnation
+    state: StageState
+    step: StepNumber
+    microbatches_per_second: Annotated[float, Meta(ge=0)] = 0.0
+    """What the owner's compute thread can do, measured at work; 0 if it is not known yet. For people."""
+
+
+class SpareRecord(Record, frozen=True, tag="spare"):
+    """`{run}/spares`: a peer without a stage; ``capacity`` is measured, larger is better."""
+
+    capacity: Annotated[float, Meta(ge=0)]
+    state: Literal["waiting", "left"] = "waiting"
+    can_drive: bool = True
+    """It has the run's text, so it may take S0."""
+
+
+class OfferRecord(Record, frozen=True, tag="offer"):
+    """`{run}/weights/{i}`: a neighbour of the lost stage ``for_stage`` holds weights for whoever takes it.
+
+    ``is_taken_back``: the owner of ``lost_incarnation`` speaks again.
+    """
+
+    for_stage: StageNumber
+    lost_incarnation: Incarnation
+    stage: StageNumber
+    step: StepNumber
+    squared_gradient_norm: float | None
+    payload_bytes: ByteCount
+    digest: Digest
+    is_taken_back: bool = False
+
+
+class ProgressRecord(Record, frozen=True, tag="progress"):
+    """`{run}/progress`: the driver's news."""
+
+    incarnation: Incarnation
+    step: StepNumber
+    loss: float | None
+    tokens: Annotated[int, Meta(ge=0)]
+    tokens_per_second: float
+
+
+class ManifestRecord(Record, frozen=True, tag="manifest"):
+    """`{run}/manifest`: the canonical manifest, signed by the founder.
+
+    Published by the founder and by whoever drives, so that it outlives the founder's machine.
+    """
+
+    manifest: Annotated[bytes, Meta(max_length=16 * 1024)]
+    founder_key: Annotated[bytes, Meta(max_length=2048)]
+    signature: Annotated[bytes, Meta(max_length=2048)]
+
+
+AnyRecord = StageRecord | SpareRecord | OfferRecord | ProgressRecord | ManifestRecord
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AnyRecord)
+
+
+def stage_key(stage: int) -> str:
+    """Key, below the run's prefix, of the tenures of one stage."""
+    return f"stage/{stage}"
+
+
+def weights_key(stage: int) -> str:
+    """Key, below the run's prefix, of the offers for one lost stage."""
+    return f"weights/{stage}"
+
+
+SPARES_KEY = "spares"
+PROGRESS_KEY = "progress"
+MANIFEST_KEY = "manifest"
+
+
+def key_of(record: AnyRecord) -> str:
+    """The key that a record belongs under."""
+    match record:
+        case StageRecord():
+            return stage_key(record.stage)
+        case OfferRecord():
+            return weights_key(record.for_stage)
+        case SpareRecord():
+            return SPARES_KEY
+        case ProgressRecord():
+            return PROGRESS_KEY
+        case ManifestRecord():
+            return MANIFEST_KEY
+
+
+def encode_record(record: AnyRecord) -> bytes:
+    """The value stored in the DHT."""
+    return _encoder.encode(record)
+
+
+def decode_record(key: str, owner: PeerId, value: bytes) -> AnyRecord:
+    """Decode what ``owner`` signed under ``key``. Raises `RemoteProtocolError` if it does not fit."""
+    limit = MANIFEST_RECORD_BYTES_MAX if key == MANIFEST_KEY else RECORD_BYTES_MAX
+    if len(value) > limit:
+        raise RemoteProtocolError(f"a record of {len(value)} bytes under {key}; at most {limit} are allowed")
+    try:
+        record: AnyRecord = _decoder.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"a malformed record under {key}: {error}") from error
+    if record.peer != owner:
+        raise RemoteProtocolError(f"a record under {key} speaks of {record.peer} but was signed by {owner}")
+    if key_of(record) != key:
+        raise RemoteProtocolError(f"a {type(record).__name__} does not belong under {key}")
+    return record

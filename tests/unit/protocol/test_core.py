@@ -1,0 +1,681 @@
+"""One node, fed by hand: what the core does about what it is told, and what it never does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.sim.simulation import small_manifest
+from understudy.protocol.core import Core
+from understudy.protocol.events import (
+    Action,
+    Applied,
+    ApplyJob,
+    BlendJob,
+    CloseLinks,
+    Emit,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    InitialiseJob,
+    Job,
+    JobDone,
+    MessageReceived,
+    PeerUnreachable,
+    Read,
+    ReadText,
+    RecordsRead,
+    ReleaseStage,
+    Run,
+    Send,
+    Started,
+    Stop,
+    StopRequested,
+    Store,
+    TextRead,
+    TimerFired,
+)
+from understudy.protocol.ids import Attempt, PeerId
+from understudy.protocol.membership.placement import FRONT_MAX
+from understudy.protocol.text_check import TEXT_RETRY_S
+from understudy.protocol.wire.messages import (
+    Announce,
+    AnyMessage,
+    Backward,
+    Claim,
+    Commit,
+    CommitAck,
+    Donation,
+    Fenced,
+    FetchEnd,
+    FetchRequest,
+    Forward,
+    Grant,
+    Heartbeat,
+    Hello,
+    Lost,
+    Refusal,
+    Withdraw,
+)
+from understudy.protocol.wire.records import (
+    PROGRESS_KEY,
+    SPARES_KEY,
+    AnyRecord,
+    ManifestRecord,
+    ProgressRecord,
+    SpareRecord,
+    StageRecord,
+    stage_key,
+)
+
+ME, OTHER = PeerId("me"), PeerId("other")
+MANIFEST = small_manifest(stages=5, steps=10, microbatches=2, method="checkfree")
+SIGNED_MANIFEST = ManifestRecord("founder", b"manifest", b"key", b"signature")
+FIRST = Attempt(1, 0)
+T = TypeVar("T")
+
+
+def peer(stage: int) -> PeerId:
+    return PeerId(f"peer-{stage}")
+
+
+class Node:
+    """A core with a clock of its own."""
+
+    def __init__(self) -> None:
+        self.core = Core(ME, MANIFEST, signed_manifest=SIGNED_MANIFEST)
+        self.now = 100.0
+
+    def do(self, event: Any) -> list[Action]:
+        return self.core.handle(event, self.now)
+
+    def hear(self, sender: PeerId, message: AnyMessage, payload: Any = None) -> list[Action]:
+        return self.do(MessageReceived(sender, message, payload))
+
+    def read(self, records: Sequence[AnyRecord]) -> list[Action]:
+        """Read every key of the run, as found with these records."""
+        actions: list[Action] = []
+        for stage in range(MANIFEST.stage_count):
+            found = tuple(r for r in records if isinstance(r, StageRecord) and r.stage == stage)
+            actions += self.do(RecordsRead(stage_key(stage), found))
+        return actions
+
+    def wait(self, seconds: float) -> list[Action]:
+        """Let time pass tick by tick."""
+        actions, until = [], self.now + seconds
+        while self.now < until:
+            self.now += 0.25
+            actions += self.do(TimerFired())
+        return actions
+
+
+def of(kind: type[T], actions: Sequence[Action]) -> list[T]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def said(kind: type[T], actions: Sequence[Action]) -> list[T]:
+    return [send.message for send in of(Send, actions) if isinstance(send.message, kind)]
+
+
+def names(actions: Sequence[Action]) -> list[str]:
+    return [emit.name for emit in of(Emit, actions)]
+
+
+def jobs(kind: type[T], actions: Sequence[Action]) -> list[T]:
+    return [run.job for run in of(Run, actions) if isinstance(run.job, kind)]
+
+
+def served(*stages: int, step: int = 5) -> list[StageRecord]:
+    return [StageRecord(peer(stage), stage, 1, "serving", step) for stage in stages]
+
+
+def donation(stage: int, norm: float = 1.0) -> Donation:
+    return Donation("stage", stage, 5, norm, 8, f"weights of S{stage}")
+
+
+def spare() -> Node:
+    """A spare of a swarm in which S2's owner left, and which is about to be asked to take it."""
+    node = Node()
+    node.do(Started())
+    return node
+
+
+def claimant() -> tuple[Node, list[Action]]:
+    """A spare that has found S2 lost and asks the first witness."""
+    node = spare()
+    left = StageRecord(peer(2), 2, 1, "left", 5)
+    return node, node.read([*served(0, 1, 3, 4), left])
+
+
+def gathering() -> tuple[Node, list[Action]]:
+    """A claimant that both witnesses recognised, with norms 1 and 3."""
+    node, _ = claimant()
+    node.hear(peer(1), Grant(2, 2, 5, (donation(1, 1.0),)))
+    return node, node.hear(peer(3), Grant(2, 2, 5, (donation(3, 3.0),)))
+
+
+def owner() -> Node:
+    """The owner of S2/2 at step 5, rebuilt from S1 and S3."""
+    node, _ = gathering()
+    for stage in (1, 3):
+        actions = node.do(Fetched((2, 2), peer(stage), f"weights of S{stage}", f"W{stage}"))
+    (job,) = jobs(BlendJob, actions)
+    node.do(JobDone(job))
+    assert node.core.state.is_serving
+    return node
+
+
+def forward(index: int = 0, step: int = 6, attempt: Attempt = FIRST) -> Forward:
+    return Forward(step, index, attempt, 1, 1)
+
+
+def backward(index: int = 0, step: int = 6, attempt: Attempt = FIRST) -> Backward:
+    return Backward(step, index, attempt, 3, 1)
+
+
+# --- a spare ---
+
+
+def test_a_node_begins_by_saying_that_it_is_there_and_looking_around() -> None:
+    actions = Node().do(Started())
+    assert [store.record for store in of(Store, actions)] == [SpareRecord(ME, 1.0)]
+    assert of(Read, actions)
+
+
+def test_a_spare_does_nothing_before_it_has_looked_everywhere() -> None:
+    node = spare()
+    actions = node.do(RecordsRead(stage_key(2), (StageRecord(peer(2), 2, 1, "left", 5),)))
+    assert names(actions) == ["peer.left"]
+    assert of(Send, actions) == []
+
+
+def test_a_spare_with_nothing_to_do_says_so_once() -> None:
+    node = spare()
+    assert names(node.read(served(0, 1, 2, 3, 4))) == ["peer.spare"]
+    assert names(node.read(served(0, 1, 2, 3, 4))) == []
+
+
+def test_a_claimant_asks_one_witness_after_the_other() -> None:
+    node, actions = claimant()
+    assert [(send.peer, send.message) for send in of(Send, actions)] == [(peer(1), Claim(2, 2, (1, 3)))]
+    actions = node.hear(peer(1), Grant(2, 2, 5, (donation(1),)))
+    assert [(send.peer, send.message) for send in of(Send, actions)] == [(peer(3), Claim(2, 2, (1, 3)))]
+
+
+def test_a_claim_is_public_only_when_every_witness_recognised_it() -> None:
+    node, _ = claimant()
+    partly = node.hear(peer(1), Grant(2, 2, 5, (donation(1),)))
+    assert of(Store, partly) == []
+    fully = node.hear(peer(3), Grant(2, 2, 5, (donation(3),)))
+    assert [store.record for store in of(Store, fully)] == [StageRecord(ME, 2, 2, "recovering", 0)]
+    assert "stage.claimed" in names(fully)
+
+
+@pytest.mark.parametrize("sender", [peer(3), OTHER])
+def test_a_grant_that_was_not_asked_for_counts_for_nothing(sender: PeerId) -> None:
+    node, _ = claimant()
+    assert node.hear(sender, Grant(2, 2, 5, (donation(1),))) == []
+
+
+@pytest.mark.parametrize(("stage", "incarnation"), [(3, 2), (2, 3)])
+def test_who_recognises_a_claim_that_is_not_made_any_more_is_told_so(stage: int, incarnation: int) -> None:
+    """The last copy of the claim came late: the witness would keep the stage for us until it missed our heartbeats."""
+    node, _ = claimant()
+    (sent,) = node.hear(peer(1), Grant(stage, incarnation, 5, (donation(1),)))
+    assert sent == Send(peer(1), Withdraw(stage, incarnation))
+
+
+def test_a_grant_that_comes_twice_withdraws_nothing() -> None:
+    node = owner()
+    assert node.hear(peer(1), Grant(2, 2, 5, (donation(1),))) == []
+
+
+def test_a_refused_claimant_gives_up_and_knows_better_next_time() -> None:
+    node, _ = claimant()
+    actions = node.hear(peer(1), Refusal(2, 2, 7, "superseded"))
+    assert said(Claim, actions) == []
+    assert [claim.incarnation for claim in said(Claim, node.wait(1.5))] == [8]
+
+
+def test_whoever_heard_of_a_claim_is_told_that_it_is_withdrawn() -> None:
+    """Not so the witness that refused: it would take the incarnation for spent, and refuse our next claim as well."""
+    node, _ = claimant()
+    node.hear(peer(1), Grant(2, 2, 5, (donation(1),)))
+    actions = node.hear(peer(3), Refusal(2, 2, 2, "superseded"))
+    assert [(send.peer, send.message) for send in of(Send, actions)] == [(peer(1), Withdraw(2, 2))]
+    assert names(actions) == ["claim.withdrawn"]
+
+
+def test_donations_are_fetched_side_by_side() -> None:
+    _, actions = gathering()
+    assert [(fetch.donor, fetch.digest) for fetch in of(Fetch, actions)] == [
+        (peer(1), "weights of S1"),
+        (peer(3), "weights of S3"),
+    ]
+
+
+def test_the_blend_waits_for_all_donors_and_keeps_their_order() -> None:
+    node, _ = gathering()
+    assert jobs(BlendJob, node.do(Fetched((2, 2), peer(3), "weights of S3", "W3"))) == []
+    actions = node.do(Fetched((2, 2), peer(1), "weights of S1", "W1"))
+    assert jobs(BlendJob, actions) == [BlendJob(2, 2, ("W1", "W3"), (0.25, 0.75), 1.1)]
+
+
+def test_a_donor_that_fails_is_asked_anew_and_then_given_up() -> None:
+    node, _ = gathering()
+    for digest in ("weights of S3", "newer", "newest"):
+        actions = node.do(FetchFailed((2, 2), peer(3), digest, "cut off"))
+        assert names(actions) == ["fetch.failed"]
+        asked = [(send.peer, send.message) for send in of(Send, actions)]
+        if digest != "newest":
+            assert asked == [(peer(3), Claim(2, 2, (1, 3)))]
+            renewed = {"weights of S3": "newer", "newer": "newest"}[digest]
+            actions = node.hear(peer(3), Grant(2, 2, 5, (Donation("stage", 3, 5, 3.0, 8, renewed),)))
+            assert (peer(3), renewed) in [(fetch.donor, fetch.digest) for fetch in of(Fetch, actions)]
+    assert asked == [(peer(4), Claim(2, 2, (1, 4)))]
+
+
+def test_a_failure_that_nobody_waits_for_is_ignored() -> None:
+    node, _ = gathering()
+    assert node.do(FetchFailed((2, 2), peer(3), "weights of long ago", "cut off")) == []
+    node.do(Fetched((2, 2), peer(3), "weights of S3", "W3"))
+    assert node.do(FetchFailed((2, 2), peer(3), "weights of S3", "cut off")) == []
+
+
+def test_a_witness_that_lives_but_never_answers_ends_the_claim() -> None:
+    node, _ = claimant()
+    actions: list[Action] = []
+    for _ in range(70):
+        node.hear(peer(1), Heartbeat(1, 1, "serving", 5))
+        actions += node.wait(1.0)
+    assert {claim.incarnation for claim in said(Claim, actions)} == {2}
+    assert len(said(Claim, actions)) < 70
+
+
+def test_who_is_no_witness_does_not_keep_a_recognised_claimant_waiting() -> None:
+    node = owner()
+    node.hear(peer(1), Lost(4, 1))
+    node.hear(OTHER, Announce(4, 2, "recovering", 0))
+    assert [refusal.reason for refusal in said(Refusal, node.hear(OTHER, Claim(4, 2, (0, 2))))] == ["not a witness"]
+
+
+def test_a_donor_that_dies_is_not_waited_for() -> None:
+    node, _ = gathering()
+    actions = node.do(PeerUnreachable(peer(3)))
+    assert "fetch.failed" in names(actions)
+    assert [claim.witnesses for claim in said(Claim, actions)] == [(1, 4)]
+
+
+def test_a_donor_that_dies_after_it_delivered_is_not_missed() -> None:
+    node, _ = gathering()
+    node.do(Fetched((2, 2), peer(3), "weights of S3", "W3"))
+    assert "fetch.failed" not in names(node.do(PeerUnreachable(peer(3))))
+    assert jobs(BlendJob, node.do(Fetched((2, 2), peer(1), "weights of S1", "W1")))
+
+
+def test_weights_of_another_claim_are_ignored() -> None:
+    node, _ = gathering()
+    assert node.do(Fetched((2, 1), peer(1), "weights of S1", "W1")) == []
+
+
+def test_unusable_weights_lead_to_the_next_source() -> None:
+    node, _ = gathering()
+    for stage in (1, 3):
+        actions = node.do(Fetched((2, 2), peer(stage), f"weights of S{stage}", f"W{stage}"))
+    (job,) = jobs(BlendJob, actions)
+    actions = node.do(JobDone(job, "tensor 0 holds NaN"))
+    assert names(actions) == ["blend.failed"]
+    assert jobs(BlendJob, actions) == [BlendJob(2, 2, ("W1",), (1.0,), 1.1)]
+
+
+def test_a_recovery_is_reported_with_donors_and_coefficients() -> None:
+    node, _ = gathering()
+    for stage in (1, 3):
+        actions = node.do(Fetched((2, 2), peer(stage), f"weights of S{stage}", f"W{stage}"))
+    actions = node.do(JobDone(jobs(BlendJob, actions)[0]))
+    (recovered,) = [emit.fields for emit in of(Emit, actions) if emit.name == "stage.recovered"]
+    assert (recovered["method"], recovered["donors"], recovered["coefficients"]) == ("checkfree", [1, 3], [0.25, 0.75])
+    assert (recovered["stage"], recovered["incarnation"], recovered["step"]) == (2, 2, 5)
+    assert said(Announce, actions)[0] == Announce(2, 2, "serving", 5)
+
+
+def test_a_peer_that_holds_a_seat_is_no_rival_for_the_next_hole() -> None:
+    node = spare()
+    node.do(RecordsRead("spares", (SpareRecord("peer-1", 9.0), SpareRecord("peer-3", 9.0), SpareRecord("me", 1.0))))
+    left = StageRecord(peer(2), 2, 1, "left", 5)
+    assert said(Claim, node.read([*served(0, 1, 3, 4), left])) == [Claim(2, 2, (1, 3))]
+
+
+def front() -> tuple[SpareRecord, ...]:
+    """As many spares as it takes, all before us."""
+    return tuple(SpareRecord(f"spare-{number}", 9.0) for number in range(FRONT_MAX))
+
+
+def reserve() -> Node:
+    """A spare of a whole swarm that many others are ranked before."""
+    node = spare()
+    node.read(served(0, 1, 2, 3, 4))
+    node.do(RecordsRead(SPARES_KEY, front()))
+    return node
+
+
+def test_a_spare_in_reserve_publishes_nothing_and_reads_two_keys() -> None:
+    actions = reserve().wait(60.0)
+    assert of(Store, actions) == []
+    reads = of(Read, actions)
+    assert {read.keys for read in reads} == {(SPARES_KEY, PROGRESS_KEY)}
+    assert 60.0 / (2 * MANIFEST.timing.record_refresh_s) <= len(reads) <= 60.0 / MANIFEST.timing.record_refresh_s
+
+
+@pytest.mark.parametrize("still_there", [FRONT_MAX - 1, 0])
+def test_a_spare_in_reserve_moves_up_and_looks_around_before_it_decides(still_there: int) -> None:
+    node = reserve()
+    actions = node.do(RecordsRead(SPARES_KEY, front()[:still_there]))
+    assert [store.record for store in of(Store, actions)] == [SpareRecord(ME, 1.0)]
+    assert {stage_key(stage) for stage in range(5)} <= set(of(Read, actions)[0].keys)
+    gone = StageRecord(peer(2), 2, 1, "left", 5)
+    assert said(Claim, node.do(RecordsRead(stage_key(2), (gone,)))) == []
+    claims = said(Claim, node.read([*served(0, 1, 3, 4), gone]))
+    assert claims == ([] if still_there else [Claim(2, 2, (1, 3))])
+
+
+def test_whoever_cannot_drive_is_no_rival_for_s0() -> None:
+    node = spare()
+    rivals = tuple(SpareRecord(f"spare-{number}", 9.0, can_drive=False) for number in range(3))
+    node.do(RecordsRead(SPARES_KEY, rivals))
+    left = StageRecord(peer(0), 0, 1, "left", 5)
+    assert of(ReadText, node.read([left, *served(1, 2, 3, 4)])) == [ReadText(6)]
+    assert [claim.stage for claim in said(Claim, node.do(TextRead(6)))] == [0]
+
+
+def test_s0_is_claimed_with_the_text_of_the_step_that_is_due_and_not_without() -> None:
+    node = spare()
+    left = StageRecord(peer(0), 0, 1, "left", 5)
+    node.read([left, *served(1, 2, 3, 4)])
+    assert said(Claim, node.wait(3.0)) == [], "before it is known"
+    actions = node.do(TextRead(6, "row 7 of a.jsonl"))
+    assert said(Claim, actions) == []
+    assert [store.record for store in of(Store, actions)] == [SpareRecord(ME, 1.0, can_drive=False)]
+    assert [dict(emit.fields) for emit in of(Emit, actions)] == [{"peer": ME, "step": 6, "reason": "row 7 of a.jsonl"}]
+    assert of(ReadText, node.wait(TEXT_RETRY_S - 2.0)) == []
+    assert of(ReadText, node.wait(4.0)) == [ReadText(6)], "the text may be there again"
+    assert [claim.stage for claim in said(Claim, node.do(TextRead(6)))] == [0]
+
+
+def test_a_claim_on_s0_whose_text_fails_is_withdrawn() -> None:
+    """It was there when it was tried, and gone when the stage was built."""
+    node = spare()
+    node.read([StageRecord(peer(0), 0, 1, "left", 5), *served(1, 2, 3, 4)])
+    (claim,) = said(Claim, node.do(TextRead(6)))
+    node.hear(peer(1), Grant(0, claim.incarnation, 5, ()))
+    assert len(jobs(InitialiseJob, node.hear(peer(4), Grant(0, claim.incarnation, 5, ())))) == 1
+    actions = node.do(TextRead(6, "gone"))
+    assert len(said(Withdraw, actions)) == 2
+    assert [store.record.can_drive for store in of(Store, actions) if isinstance(store.record, SpareRecord)] == [False]
+    assert names(actions) == ["text.failed", "claim.withdrawn"]
+
+
+def test_the_witnesses_know_better_which_text_is_due() -> None:
+    node = spare()
+    node.read([StageRecord(peer(0), 0, 1, "left", 5), *served(1, 2, 3, 4)])
+    (claim,) = said(Claim, node.do(TextRead(6)))
+    node.hear(peer(1), Grant(0, claim.incarnation, 8, ()))
+    actions = node.hear(peer(4), Grant(0, claim.incarnation, 8, ()))
+    assert (of(ReadText, actions), jobs(InitialiseJob, actions)) == ([ReadText(9)], [])
+    assert len(jobs(InitialiseJob, node.do(TextRead(9)))) == 1
+
+
+def test_a_stage_that_was_never_owned_is_built_from_the_seed_when_nobody_objects() -> None:
+    node = Node()
+    node.do(Started(3))
+    actions = node.read([])
+    assert [store.record for store in of(Store, actions)] == [StageRecord(ME, 3, 1, "recovering", 0)]
+    node.wait(1.0)
+    actions = node.do(RecordsRead(stage_key(3), (StageRecord(ME, 3, 1, "recovering", 0),)))
+    assert jobs(InitialiseJob, actions) == [InitialiseJob(3, 1)]
+
+
+# --- an owner ---
+
+
+def test_an_owner_passes_an_activation_on() -> None:
+    node = owner()
+    (job,) = jobs(Job.__args__[0], node.hear(peer(1), forward(), "tokens"))  # type: ignore[attr-defined]
+    actions = node.do(JobDone(job, "activation"))
+    assert of(Send, actions) == [Send(peer(3), Forward(6, 0, FIRST, 2, 2), "activation")]
+
+
+def test_a_repeated_message_makes_no_work() -> None:
+    node = owner()
+    assert len(of(Run, node.hear(peer(1), forward(), "tokens"))) == 1
+    assert of(Run, node.hear(peer(1), forward(), "tokens")) == []
+
+
+@pytest.mark.parametrize("step", [4, 5, 9])
+def test_a_message_of_another_step_makes_no_work(step: int) -> None:
+    assert of(Run, owner().hear(peer(1), forward(step=step), "tokens")) == []
+
+
+def test_a_message_of_the_next_step_implies_the_commit() -> None:
+    node = owner()
+    actions = node.hear(peer(1), forward(step=7), "tokens")
+    assert jobs(ApplyJob, actions) == [ApplyJob(6, 0)]
+
+
+def test_a_commit_is_acknowledged_when_it_is_applied() -> None:
+    node = owner()
+    (job,) = jobs(ApplyJob, node.hear(peer(0), Commit(1, 6)))
+    assert said(CommitAck, node.do(JobDone(job, Applied(2.0)))) == [CommitAck(2, 2, 6)]
+    assert said(CommitAck, node.hear(peer(0), Commit(1, 6))) == [CommitAck(2, 2, 6)]
+
+
+def test_a_gradient_of_an_attempt_that_we_do_not_know_makes_no_work() -> None:
+    assert of(Run, owner().hear(peer(3), backward(), "gradient")) == []
+
+
+def test_an_outdated_owner_is_fenced_and_makes_no_work() -> None:
+    node = owner()
+    node.hear(OTHER, Announce(1, 2, "serving", 5))
+    actions = node.hear(peer(1), forward(), "tokens")
+    assert of(Send, actions) == [Send(peer(1), Fenced(1, 2, OTHER, 5))]
+    assert of(Run, actions) == []
+
+
+def test_who_speaks_to_a_stage_that_we_do_not_hold_is_told_what_we_hold() -> None:
+    node = owner()
+    actions = node.hear(peer(4), Forward(6, 0, FIRST, 4, 1), "tokens")
+    assert of(Send, actions) == [Send(peer(4), Announce(2, 2, "serving", 5))]
+
+
+@pytest.mark.parametrize(
+    ("sender", "message"),
+    [
+        (peer(1), Forward(6, 2, FIRST, 1, 1)),
+        (OTHER, Heartbeat(5, 1, "serving", 0)),
+        (OTHER, Claim(5, 1, (0,))),
+        (OTHER, CommitAck(900, 1, 1)),
+        (OTHER, Hello(1, "digest")),
+        (OTHER, FetchEnd()),
+    ],
+)
+def test_who_breaks_the_rules_loses_its_connection_and_nothing_else_happens(
+    sender: PeerId, message: AnyMessage
+) -> None:
+    actions = owner().hear(sender, message)
+    assert of(CloseLinks, actions) == [CloseLinks(sender)]
+    assert names(actions) == ["peer.misbehaved"]
+    assert of(Run, actions) == []
+
+
+def test_a_fenced_owner_forgets_its_stage_and_becomes_a_spare() -> None:
+    node = owner()
+    actions = node.hear(peer(1), Fenced(2, 3, OTHER, 5))
+    assert names(actions) == ["peer.retired"]
+    assert of(ReleaseStage, actions)
+    assert SpareRecord(ME, 1.0) in [store.record for store in of(Store, actions)]
+    assert node.core.state.tenure is None
+
+
+@pytest.mark.parametrize(
+    ("sender", "message"),
+    [
+        (OTHER, Fenced(2, 3, OTHER, 5)),
+        (peer(1), Fenced(2, 1, OTHER, 5)),
+        (peer(1), Fenced(2, 2, ME, 5)),
+        (peer(1), Fenced(2, 3, OTHER, 3)),
+        (peer(1), Lost(2, 2)),
+    ],
+)
+def test_an_owner_does_not_believe_everything(sender: PeerId, message: AnyMessage) -> None:
+    node = owner()
+    node.hear(sender, message)
+    assert node.core.state.is_serving
+
+
+def test_an_owner_whose_successor_has_left_retires_all_the_same() -> None:
+    node = owner()
+    node.do(RecordsRead(stage_key(2), (StageRecord(OTHER, 2, 3, "left", 6),)))
+    assert node.core.state.tenure is None
+
+
+def test_a_claim_of_a_living_stage_is_refused() -> None:
+    assert said(Refusal, owner().hear(OTHER, Claim(3, 2, (2, 4)))) == [Refusal(3, 2, 1, "owner alive")]
+
+
+def lose_a_neighbour(node: Node) -> None:
+    """S3 is refused; the snapshot for whoever takes it is done."""
+    actions = node.do(PeerUnreachable(peer(3)))
+    for job in [run.job for run in of(Run, actions)]:
+        node.do(JobDone(job, ((8, "weights of S2"),)))
+
+
+@pytest.mark.parametrize(
+    ("claim", "reason"),
+    [
+        (Claim(3, 1, (2, 4)), "superseded"),
+        (Claim(3, 2, (2,)), "asks too few"),
+        (Claim(0, 2, (1, 4)), "owner alive"),
+        (Claim(2, 3, (1, 3)), "owner alive"),
+    ],
+)
+def test_a_claim_that_breaks_a_rule_is_refused(claim: Claim, reason: str) -> None:
+    node = owner()
+    lose_a_neighbour(node)
+    assert [refusal.reason for refusal in said(Refusal, node.hear(OTHER, claim))] == [reason]
+
+
+def test_one_claimant_is_recognised_for_good() -> None:
+    node = owner()
+    lose_a_neighbour(node)
+    claim = Claim(3, 2, (2, 4))
+    assert [(grant.step, len(grant.donations)) for grant in said(Grant, node.hear(OTHER, claim))] == [(5, 1)]
+    assert [refusal.reason for refusal in said(Refusal, node.hear(PeerId("third"), claim))] == ["superseded"]
+    assert said(Grant, node.hear(OTHER, claim)), "the first one may ask again"
+
+
+def test_only_the_recognised_claimant_may_fetch_what_was_offered() -> None:
+    node = owner()
+    lose_a_neighbour(node)
+    node.hear(OTHER, Claim(3, 2, (2, 4)))
+    asked = FetchRequest(3, 2, "weights of S2", 0)
+    assert node.core.may_fetch(OTHER, asked)
+    assert not node.core.may_fetch(PeerId("third"), asked)
+    assert not node.core.may_fetch(OTHER, FetchRequest(3, 1, "weights of S2", 0))
+    assert not node.core.may_fetch(OTHER, FetchRequest(3, 2, "other weights", 0))
+
+
+def test_an_owner_publishes_the_manifest_while_nobody_drives() -> None:
+    """Otherwise no newcomer could take S0 once the founder is gone."""
+    node, refresh_s = owner(), MANIFEST.timing.record_refresh_s
+    assert not [store for store in of(Store, node.wait(refresh_s)) if isinstance(store.record, ManifestRecord)]
+    node.hear(peer(1), Lost(0, 1))
+    published = [store.record for store in of(Store, node.wait(refresh_s)) if isinstance(store.record, ManifestRecord)]
+    assert published == [
+        ManifestRecord(ME, SIGNED_MANIFEST.manifest, SIGNED_MANIFEST.founder_key, SIGNED_MANIFEST.signature)
+    ]
+
+
+def test_silence_is_reported_and_then_declared() -> None:
+    node = owner()
+    found = names(node.wait(5.0))
+    assert found.count("peer.suspected") == found.count("peer.dead") == 2, "S1 and S3"
+    assert found.index("peer.suspected") < found.index("peer.dead")
+
+
+def test_an_owner_says_what_it_knows_and_repeats_it_in_time() -> None:
+    actions = owner().wait(6.0)
+    lifetimes = [store.lifetime_s for store in of(Store, actions) if isinstance(store.record, StageRecord)]
+    assert lifetimes == [15.0]
+    assert len(said(Heartbeat, actions)) >= 6
+
+
+# --- the end ---
+
+
+def test_who_is_asked_to_stop_says_goodbye() -> None:
+    actions = owner().do(StopRequested())
+    assert set(said(Announce, actions)) == {Announce(2, 2, "left", 5)}
+    assert StageRecord(ME, 2, 2, "left", 5) in [store.record for store in of(Store, actions)]
+    assert actions[-1] == Stop("asked")
+
+
+def test_a_spare_learns_that_the_run_is_over_and_claims_nothing_more() -> None:
+    node = spare()
+    node.read(served(0, 1, 3, 4))
+    actions = node.do(RecordsRead("progress", (ProgressRecord("peer-0", 1, 10, 1.0, 1, 1.0),)))
+    assert actions[-1] == Stop("done")
+
+
+EVENTS = st.sampled_from(
+    [
+        TimerFired(),
+        Started(),
+        StopRequested(),
+        PeerUnreachable(peer(1)),
+        MessageReceived(peer(1), forward(), "tokens"),
+        MessageReceived(peer(0), Commit(1, 6)),
+        RecordsRead(stage_key(1), (StageRecord(OTHER, 1, 9, "serving", 6),)),
+        Fetched((2, 2), peer(1), "weights of S1", "W1"),
+    ]
+)
+
+
+@given(st.lists(EVENTS, max_size=10))
+@settings(max_examples=50)
+def test_who_stopped_does_nothing_whatever_happens(events: list[Any]) -> None:
+    node = owner()
+    node.do(StopRequested())
+    assert [node.do(event) for event in events] == [[]] * len(events)
+
+
+TEXTS = st.sampled_from(["me", "other", "peer-0", "peer-1", "peer-3"])
+STAGES, INCARNATIONS, STEPS = st.integers(0, 6), st.integers(1, 4), st.integers(4, 8)
+STATES = st.sampled_from(["recovering", "serving", "left"])
+MESSAGES = st.one_of(
+    st.builds(Heartbeat, STAGES, INCARNATIONS, STATES, STEPS),
+    st.builds(Announce, STAGES, INCARNATIONS, STATES, STEPS),
+    st.builds(Lost, STAGES, INCARNATIONS),
+    st.builds(Fenced, STAGES, INCARNATIONS, TEXTS),
+    st.builds(Claim, STAGES, INCARNATIONS, st.tuples(STAGES, STAGES)),
+    st.builds(Withdraw, STAGES, INCARNATIONS),
+    st.builds(Commit, INCARNATIONS, STEPS),
+    st.builds(CommitAck, STAGES, INCARNATIONS, STEPS),
+    st.builds(Grant, STAGES, INCARNATIONS, STEPS, st.just((donation(1),))),
+    st.builds(Forward, STEPS, st.integers(0, 3), st.builds(Attempt, INCARNATIONS, STEPS), STAGES, INCARNATIONS),
+    st.builds(Backward, STEPS, st.integers(0, 3), st.builds(Attempt, INCARNATIONS, STEPS), STAGES, INCARNATIONS),
+)
+
+
+@given(st.lists(st.tuples(TEXTS.map(PeerId), MESSAGES), max_size=25))
+@settings(max_examples=200)
+def test_no_message_from_anybody_breaks_the_core(words: list[tuple[PeerId, AnyMessage]]) -> None:
+    for node in (spare(), claimant()[0], gathering()[0], owner()):
+        for sender, message in words:
+            if sender != ME:
+                node.now += 0.3
+                node.hear(sender, message, "payload")
+        node.wait(1.0)

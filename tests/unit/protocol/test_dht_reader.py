@@ -1,0 +1,52 @@
+"""What a spare makes of offers: news of a death or of a return, as long as their author holds a stage."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from understudy.protocol.core import Core
+from understudy.protocol.events import RecordsRead, Started
+from understudy.protocol.ids import PeerId
+from understudy.protocol.manifest import preset
+from understudy.protocol.wire.records import OfferRecord, StageRecord, stage_key, weights_key
+
+ME, OWNER, WITNESS, RETIRED = PeerId("QmMe"), PeerId("QmOwner"), PeerId("QmWitness"), PeerId("QmRetired")
+
+
+def offer_by(peer: PeerId) -> OfferRecord:
+    return OfferRecord(peer, 1, 1, stage=2, step=3, squared_gradient_norm=None, payload_bytes=0, digest="")
+
+
+def spare() -> Core:
+    core = Core(ME, preset("tiny"))
+    core.handle(Started(None), 0.0)
+    core.handle(RecordsRead(stage_key(1), (StageRecord(OWNER, 1, 1, "serving", 3),)), 0.1)
+    core.handle(RecordsRead(stage_key(2), (StageRecord(WITNESS, 2, 1, "serving", 3),)), 0.1)
+    assert core.state.membership.is_serving(1)
+    return core
+
+
+@pytest.mark.parametrize(("author", "is_believed"), [(WITNESS, True), (RETIRED, False), (ME, False)])
+def test_who_holds_no_stage_any_more_kills_nobody_by_an_offer_of_before(author: PeerId, is_believed: bool) -> None:
+    """Cut off, it took the others for dead; the offer outlasts its return by seconds."""
+    core = spare()
+    core.handle(RecordsRead(weights_key(1), (offer_by(author),)), 0.2)
+    assert core.state.membership.is_serving(1) is not is_believed
+
+
+@pytest.mark.parametrize("incarnation", [1, 2])
+def test_an_offer_that_is_taken_back_brings_the_owner_back(incarnation: int) -> None:
+    core = spare()
+    core.handle(RecordsRead(weights_key(1), (offer_by(WITNESS),)), 0.2)
+    taken_back = msgspec.structs.replace(offer_by(WITNESS), is_taken_back=True, lost_incarnation=incarnation)
+    core.handle(RecordsRead(weights_key(1), (taken_back,)), 0.3)
+    assert core.state.membership.is_serving(1) is (incarnation == 1)
+
+
+def test_of_two_witnesses_the_one_that_hears_nothing_counts() -> None:
+    core = spare()
+    core.handle(RecordsRead(stage_key(0), (StageRecord(RETIRED, 0, 1, "serving", 3),)), 0.1)
+    taken_back = msgspec.structs.replace(offer_by(RETIRED), is_taken_back=True)
+    core.handle(RecordsRead(weights_key(1), (offer_by(WITNESS), taken_back)), 0.3)
+    assert not core.state.membership.is_serving(1)
