@@ -113,6 +113,11 @@ def test_another_index_for_torch_is_asked_for_torch_alone(tmp_path: Path) -> Non
     assert words[-3:] == ["torch", "--extra-index-url", "https://index.example/cpu"]
 
 
+def test_the_image_says_the_version_of_the_package() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert re.findall(r"^ARG VERSION=(.+)$", text, re.MULTILINE) == [PROJECT["version"]]
+
+
 # --- names in the current folder ---------------------------------------------------------------
 
 
