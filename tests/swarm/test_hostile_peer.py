@@ -1,6 +1,6 @@
 """A peer of the run's own DHT sends whatever bytes it likes: it loses its streams, the swarm goes on.
 
-Not tried here: a peer that speaks the protocol well and lies (see the assumptions in the README).
+Not tried here: a peer that speaks the protocol well and lies (see docs/reference/limits.md).
 """
 
 from __future__ import annotations
