@@ -207,7 +207,7 @@ class Driver:
     def _take_over_what_is_known(self) -> None:
         """A stage that committed our first step may have left since, or died: its record still says so."""
         if self._ledger.step == self._first_step:
-            for seat in list(self._state.membership.seats.values()):
+            for seat in self._state.membership.seats():
                 if seat.stage != DRIVER_STAGE:
                     self.take_over(seat.step)
 

@@ -225,9 +225,9 @@ class Lifecycle:
 
         For a while only: a neighbour that counted less than the whole step needs a new S0, which may never come.
         """
-        driver = self._state.membership.seats.get(DRIVER_STAGE)
+        driver = self._state.membership.seat(DRIVER_STAGE)
         horizon = self._state.now - self._state.manifest.timing.record_lifetime_s
-        seats = (self._state.membership.seats.get(stage) for stage in self._state.neighbours() - {DRIVER_STAGE})
+        seats = (self._state.membership.seat(stage) for stage in self._state.neighbours() - {DRIVER_STAGE})
         is_lost = driver is not None and driver.status is Status.DEAD and driver.died_at > horizon
         return is_lost and any(
             seat is not None and seat.is_serving and seat.step < self._state.committed for seat in seats

@@ -13,6 +13,7 @@ from tests.sim.node import Violation
 from tests.sim.schedules import Schedule, harsh_schedule, schedule
 from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.ids import Attempt
+from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Observation, Seat
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
@@ -133,8 +134,8 @@ def move_whatever_attempt(ledger: DriverLedger, index: int, attempt: Attempt, be
     return entry is not None and MOVE(ledger, index, entry.attempt, before)
 
 
-def observe_everybody(view: Membership, known: Seat | None, seat: Seat, *, is_direct: bool) -> Observation:
-    view.seats[seat.stage] = seat
+def observe_everybody(view: Membership, group: Group | None, seat: Seat, *, is_direct: bool) -> Observation:
+    view.groups[seat.stage] = Group([seat])
     return Observation.NEW_OWNER
 
 

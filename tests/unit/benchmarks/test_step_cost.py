@@ -12,6 +12,7 @@ import pytest
 from understudy.protocol.events import Action, Applied, ApplyJob, BackwardJob, ForwardJob, JobDone, LossJob, Run, Send
 from understudy.protocol.ids import Attempt, PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
+from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
@@ -55,7 +56,7 @@ def node(stage: int, microbatches: int) -> NodeState:
     state = NodeState(ME, run, Membership(run.stage_count, run.timing), now=10.0)
     state.tenure, state.tenure_state = Tenure(stage, 1, ME), "serving"
     for other in {0, 1, 2} - {stage}:
-        state.membership.seats[other] = Seat(other, PeerId(f"{other}"), 1, "serving", 0, Status.ALIVE, 10.0)
+        state.membership.groups[other] = Group([Seat(other, PeerId(f"{other}"), 1, "serving", 0, Status.ALIVE, 10.0)])
     return state
 
 
@@ -123,7 +124,7 @@ def test_what_waits_for_a_stage_costs_the_same_when_much_of_it_waits() -> None:
     def park(waiting: int) -> Callable[[], None]:
         state = node(1, waiting)
         stage = BlockStage(state)
-        state.membership.seats[2].status = Status.DEAD
+        state.membership.groups[2].first.status = Status.DEAD
         for index in range(waiting):
             stage.on_forward(Forward(1, index, Attempt(1, 0), 0, 1), "activation")
             stage.io.deliver(2, Forward(1, index, Attempt(1, 0), 1, 1), "activation")

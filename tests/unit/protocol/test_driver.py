@@ -21,6 +21,7 @@ from understudy.protocol.events import (
 )
 from understudy.protocol.ids import Attempt, PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
+from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
@@ -47,7 +48,9 @@ class Swarm:
         self.state = NodeState(ME, run, Membership(run.stage_count, run.timing), now=10.0)
         self.state.tenure, self.state.tenure_state = Tenure(0, incarnation, ME), "serving"
         for stage in (1, 2):
-            self.state.membership.seats[stage] = Seat(stage, PeerId(f"{stage}"), 1, "serving", 0, Status.ALIVE, 10.0)
+            self.state.membership.groups[stage] = Group(
+                [Seat(stage, PeerId(f"{stage}"), 1, "serving", 0, Status.ALIVE, 10.0)]
+            )
         self._finished = self._seen = 0
         self.driver = Driver(self.state)
         self.driver.advance()
@@ -86,7 +89,7 @@ class Swarm:
 
     def set_status(self, status: Status) -> None:
         """Of S1's owner."""
-        self.state.membership.seats[1].status = status
+        self.state.membership.groups[1].first.status = status
         self.driver.advance()
 
     def reissued(self) -> list[str]:
@@ -263,7 +266,7 @@ def test_the_first_driver_has_no_predecessor_to_take_over_from() -> None:
 
 def test_a_new_driver_takes_over_what_the_record_of_a_stage_that_left_says() -> None:
     swarm = Swarm(incarnation=2)
-    swarm.state.membership.seats[2].step = 1
+    swarm.state.membership.groups[2].first.step = 1
     swarm.set_status(Status.ALIVE)
     assert swarm.driver.step == 2
 

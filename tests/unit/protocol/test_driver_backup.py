@@ -9,6 +9,7 @@ import pytest
 from understudy.protocol.events import Emit, Fetch, Fetched, ReleaseSnapshot, Send, SnapshotJob
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RecoverySettings, RunManifest
+from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
@@ -68,7 +69,7 @@ class Copying:
         self.copier = DriverBackupSource(self.state, self.queue)
 
     def serve(self, stage: int, owner: PeerId) -> None:
-        self.state.membership.seats[stage] = Seat(stage, owner, 1, "serving", 0, Status.ALIVE, 10.0)
+        self.state.membership.groups[stage] = Group([Seat(stage, owner, 1, "serving", 0, Status.ALIVE, 10.0)])
 
     def commit(self, step: int) -> None:
         self.state.committed = step
@@ -87,7 +88,7 @@ class Copying:
     def keep(self, stage: int, *digests: str) -> None:
         for digest in digests:
             part: Part = "embedding" if digest.startswith("e") else "head"
-            self.copier.on_kept(self.state.membership.seats[stage].peer, EdgeCopyKept(part, 1, digest))
+            self.copier.on_kept(self.state.membership.groups[stage].first.peer, EdgeCopyKept(part, 1, digest))
 
     def taken(self, kind: type) -> list[Any]:
         found = [act for act in self.state.actions if isinstance(act, kind)]

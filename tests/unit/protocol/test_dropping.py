@@ -9,6 +9,7 @@ import pytest
 from understudy.protocol.events import JobDone, Run, Send, SendFailed
 from understudy.protocol.ids import Attempt, PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
+from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
@@ -45,7 +46,7 @@ class Middle:
         self._finish()
 
     def set_owner(self, stage: int, peer: str, status: Status = Status.ALIVE) -> None:
-        self.state.membership.seats[stage] = Seat(stage, PeerId(peer), 1, "serving", 0, status, 10.0)
+        self.state.membership.groups[stage] = Group([Seat(stage, PeerId(peer), 1, "serving", 0, status, 10.0)])
 
     def fail(self, peer: str, message: DataMessage) -> list[Any]:
         """It is told that the message did not reach the peer: what does it send?"""
