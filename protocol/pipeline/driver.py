@@ -26,6 +26,7 @@ from understudy.protocol.ids import DRIVER_STAGE, Attempt, Microbatch, PeerId
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.dropping import Drops, dropped
 from understudy.protocol.pipeline.ledger import DriverLedger, DriverPhase
+from understudy.protocol.pipeline.paths import choose_path
 from understudy.protocol.pipeline.stage import StageIO
 from understudy.protocol.pipeline.updates import Updates
 from understudy.protocol.pipeline.window import Window
@@ -126,7 +127,11 @@ class Driver:
             self._state.act(Discard(microbatch, self._ledger.attempt_of(index)))
             self.io.forget_attempts(index)
         timeout_s = self._state.manifest.step.microbatch_timeout_s
+        path = choose_path(
+            self._state.me, self.io.route(index), self._state.membership.serving_peers, self._ledger.path_of(index)
+        )
         attempt = self._ledger.issue(index, self._state.now, timeout_s, is_late=is_late)
+        self._ledger.set_path(index, path)
         if reason is not None:
             self._state.emit(
                 "microbatch.reissued",
@@ -184,6 +189,7 @@ class Driver:
     def on_forward(self, message: Forward, payload: Payload) -> None:
         """The last stage's activation."""
         if message.step == self._ledger.step and self._move(message, DriverPhase.OUTBOUND):
+            self._ledger.set_path(message.index, message.path)  # of those who have it, whoever was to have it
             self.io.queue.push(LossJob(message.microbatch, message.attempt, payload, is_counted=False))
             self.pump()
 
@@ -258,13 +264,15 @@ class Driver:
         return job.microbatch.step == self._ledger.step and self._ledger.move(job.microbatch.index, attempt, phase)
 
     def _send_out(self, microbatch: Microbatch, attempt: Attempt, activation: Payload) -> None:
-        message = Forward(microbatch.step, microbatch.index, attempt, self._state.stage, self._state.incarnation)
+        path = self._ledger.path_of(microbatch.index)
+        message = Forward(microbatch.step, microbatch.index, attempt, self._state.stage, self._state.incarnation, path)
         self.io.deliver(self.io.route(microbatch.index)[0], message, activation)
 
     def _send_back(self, microbatch: Microbatch, attempt: Attempt, result: tuple[float, Payload]) -> None:
         loss, gradient = result
         self._ledger.losses[microbatch.index] = loss
-        message = Backward(microbatch.step, microbatch.index, attempt, self._state.stage, self._state.incarnation)
+        path = self._ledger.path_of(microbatch.index)
+        message = Backward(microbatch.step, microbatch.index, attempt, self._state.stage, self._state.incarnation, path)
         self.io.deliver(self.io.route(microbatch.index)[-1], message, gradient)
 
     def _came_home(self) -> None:

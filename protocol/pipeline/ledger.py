@@ -13,6 +13,7 @@ from enum import Enum, auto
 
 from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.ids import Attempt
+from understudy.protocol.pipeline.paths import Path
 
 
 class Phase(Enum):
@@ -28,6 +29,7 @@ class Phase(Enum):
 class StageEntry:
     attempt: Attempt
     phase: Phase
+    path: Path = ()
 
 
 class StageLedger:
@@ -55,6 +57,9 @@ class StageLedger:
         entry = self._entries.get(index)
         return entry.attempt if entry else None
 
+    def path_of(self, index: int) -> Path:
+        return self._entries[index].path
+
     def is_current(self, index: int, attempt: Attempt) -> bool:
         return self.attempt_of(index) == attempt
 
@@ -68,7 +73,7 @@ class StageLedger:
         current = self.attempt_of(index)
         return [] if current is None else [(index, current)]
 
-    def accept_forward(self, index: int, attempt: Attempt) -> bool:
+    def accept_forward(self, index: int, attempt: Attempt, path: Path = ()) -> bool:
         """Whether an activation is of a newer attempt than all before; if so it is the current one."""
         current = self.attempt_of(index)
         if attempt.driver_incarnation < self._driver_incarnation or (current is not None and attempt <= current):
@@ -76,7 +81,7 @@ class StageLedger:
         if attempt.driver_incarnation > self._driver_incarnation:
             self._driver_incarnation = attempt.driver_incarnation
             self._entries = {}
-        self._entries[index] = StageEntry(attempt, Phase.FORWARD_DUE)
+        self._entries[index] = StageEntry(attempt, Phase.FORWARD_DUE, path)
         return True
 
     def finish_forward(self, index: int, attempt: Attempt) -> bool:
@@ -143,6 +148,7 @@ class DriverEntry:
     phase: DriverPhase
     deadline: float
     times_late: int
+    path: Path = ()
 
 
 class DriverLedger:
@@ -194,6 +200,15 @@ class DriverLedger:
 
     def attempt_of(self, index: int) -> Attempt:
         return self._entries[index].attempt
+
+    def path_of(self, index: int) -> Path:
+        """The peers that its current attempt visits, or the last one did; empty before the first."""
+        entry = self._entries.get(index)
+        return entry.path if entry is not None else ()
+
+    def set_path(self, index: int, path: Path) -> None:
+        """Where the current attempt is sent, or has been."""
+        self._entries[index].path = path
 
     def is_current(self, index: int, attempt: Attempt) -> bool:
         entry = self._entries.get(index)

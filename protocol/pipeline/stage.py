@@ -25,6 +25,7 @@ from understudy.protocol.ids import DRIVER_STAGE, Microbatch, PeerId
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.dropping import dropped
 from understudy.protocol.pipeline.ledger import StageLedger
+from understudy.protocol.pipeline.paths import joined, peer_at
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.updates import Updates
 from understudy.protocol.routing import Route, following, preceding, route
@@ -57,10 +58,11 @@ class StageIO:
         return message.stage == origin(self.route(message.index), self._state.stage)
 
     def deliver(self, stage: int, message: DataMessage, payload: Payload) -> None:
-        """Send to the owner of the stage, or keep it until there is one."""
-        peer = self._state.membership.serving_peer(stage)
-        if peer is not None:
-            self._state.send(peer, message, payload)
+        """Send to whom the message's path names, else to whoever serves the stage, or keep it until somebody does."""
+        serving = self._state.membership.serving_peers(stage)
+        if serving:
+            named = peer_at(message.path, self.route(message.index), stage)
+            self._state.send(named if named in serving else serving[0], message, payload)
             return
         waiting = self._parked.setdefault(stage, {})
         waiting.pop(message.index, None)
@@ -135,7 +137,8 @@ class BlockStage:
         if message.step == self._state.committed:
             self._tell_driver()
         outdated = self._ledger.outdated_by(message.index, message.attempt)
-        if message.step != self._ledger.step or not self._ledger.accept_forward(message.index, message.attempt):
+        path = joined(message.path, self.io.route(message.index), self._state.stage, self._state.me)
+        if message.step != self._ledger.step or not self._ledger.accept_forward(message.index, message.attempt, path):
             return
         for index, attempt in outdated:
             self.io.forget_attempts(index)
@@ -236,6 +239,7 @@ class BlockStage:
         if microbatch.step != self._ledger.step or not finish(microbatch.index, attempt):
             return
         kind, towards = (Forward, following) if is_forward else (Backward, preceding)
-        message = kind(microbatch.step, microbatch.index, attempt, self._state.stage, self._state.incarnation)
+        path = self._ledger.path_of(microbatch.index)
+        message = kind(microbatch.step, microbatch.index, attempt, self._state.stage, self._state.incarnation, path)
         stage = towards(self.io.route(microbatch.index), self._state.stage)
         self.io.deliver(stage, message, result)
