@@ -221,13 +221,17 @@ class DriverLedger:
         return entry is not None and entry.attempt == attempt and entry.phase is phase
 
     def issue(self, index: int, now: float, timeout_s: float, *, is_late: bool = False) -> Attempt:
-        """Start the next attempt of a microbatch. The time allowed doubles whenever one was late."""
+        """Start the next attempt of a microbatch.
+
+        The time allowed doubles with every second one that was late: what was lost looks like what is slow, until it
+        is tried again with the same time.
+        """
         previous = self._entries.get(index)
         if previous is not None and previous.phase is DriverPhase.DONE:
             raise LocalProtocolError(f"microbatch {index} of step {self.step} is done: there is nothing to re-issue")
         attempt = Attempt(self.incarnation, previous.attempt.counter + 1 if previous else 0)
         times_late = (previous.times_late if previous else 0) + is_late
-        deadline = now + timeout_s * 2 ** min(times_late, DOUBLINGS_MAX)
+        deadline = now + timeout_s * 2 ** min((times_late + 1) // 2, DOUBLINGS_MAX)
         self._entries[index] = DriverEntry(attempt, DriverPhase.EMBED_DUE, deadline, times_late)
         self._in_flight[index] = None
         return attempt

@@ -21,6 +21,9 @@ from understudy.protocol.recovery.driver_backup import DriverBackupHolder, keepi
 from understudy.protocol.wire.messages import Claim, Donation, FetchRequest, Grant, Refusal, RefusalReason
 from understudy.protocol.wire.records import OfferRecord
 
+ALONE_MIN = 2
+"""Of so many others the last owner waits for a word before it vouches for anybody alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class WitnessSnapshot:
@@ -154,7 +157,9 @@ class Witness:
     # --- claims ---
 
     def on_claim(self, peer: PeerId, claim: Claim) -> None:
-        """Recognise the claimant, or say why not."""
+        """Recognise the claimant, or say why not. It asks again while it hears nothing."""
+        if self._has_just_lost_everybody():
+            return
         seat = self._state.membership.seat(claim.stage)
         is_recognised = self._is_recognised(peer, claim.stage, claim.incarnation)
         reason = self._objection(claim, seat) if not is_recognised else None
@@ -169,6 +174,15 @@ class Witness:
             claimed = Seat(claim.stage, peer, claim.incarnation, "recovering", 0, Status.ALIVE, self._state.now)
             self._state.membership.observe(claimed, is_direct=True)
         self._grant(peer, claim.stage, claim.incarnation)
+
+    def _has_just_lost_everybody(self) -> bool:
+        """Several owners died for us at once, and nobody is left: it may be we who were cut off, and whether we were
+        shows as soon as one of them speaks. As the only witness we would let their stages be built a second time.
+        """
+        seats = [seat for seat in self._state.membership.seats() if seat.stage != self._state.stage]
+        if len(seats) < ALONE_MIN or any(seat.is_present for seat in seats):
+            return False
+        return self._state.now - max(seat.died_at for seat in seats) <= self._state.manifest.timing.suspect_after_s
 
     def _is_recognised(self, peer: PeerId, stage: int, incarnation: int) -> bool:
         """We granted this claim, and it is still one: who serves already has nothing to claim."""

@@ -196,7 +196,9 @@ def test_only_what_is_in_flight_is_overdue() -> None:
     assert ledger.overdue(15.0) == [0, 2]
 
 
-@pytest.mark.parametrize(("lateness", "deadline"), [(0, 10.0), (1, 20.0), (2, 40.0), (6, 640.0), (20, 640.0)])
+@pytest.mark.parametrize(
+    ("lateness", "deadline"), [(0, 10.0), (1, 20.0), (2, 20.0), (3, 40.0), (4, 40.0), (11, 640.0), (30, 640.0)]
+)
 def test_a_late_microbatch_is_given_more_time_within_reason(lateness: int, deadline: float) -> None:
     ledger = DriverLedger(1, 1, incarnation=1)
     issue(ledger, 0)
