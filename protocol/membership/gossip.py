@@ -108,7 +108,7 @@ class MembershipGossip:
         if before is not None and before is not owner and self._state.is_serving:
             self._state.send(before.peer, Refusal(stage, before.incarnation, before.incarnation, "owner alive"))
         if self._lifecycle.host is not None and self._state.membership.is_serving(stage):
-            self._lifecycle.host.io.owner_revived(stage)
+            self._lifecycle.host.owner_revived(stage)
         self.on_seat_changed(stage)
 
     def on_seat_changed(self, stage: int) -> None:

@@ -7,6 +7,7 @@ flight, not the step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from understudy.protocol.events import (
@@ -22,16 +23,16 @@ from understudy.protocol.events import (
     SendFailed,
     Store,
 )
-from understudy.protocol.ids import DRIVER_STAGE, Attempt, Microbatch, PeerId
+from understudy.protocol.ids import DRIVER_STAGE, Attempt, Microbatch
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.dropping import Drops, dropped
+from understudy.protocol.pipeline.host import Host
 from understudy.protocol.pipeline.ledger import DriverLedger, DriverPhase
+from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.paths import choose_path
-from understudy.protocol.pipeline.stage import StageIO
-from understudy.protocol.pipeline.updates import Updates
+from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.window import Window
-from understudy.protocol.recovery.driver_backup import DriverBackupSource
-from understudy.protocol.wire.messages import Backward, Commit, Dropped, EdgeCopyKept, Forward
+from understudy.protocol.wire.messages import Backward, Commit, Dropped, Forward
 from understudy.protocol.wire.records import ProgressRecord
 
 PROGRESS_PERIOD_S = 1.0
@@ -40,15 +41,12 @@ FINAL_PROGRESS_LIFETIME_S = 3600.0
 """The last progress record stays longer, for those who come back late: the run is done."""
 
 
-class Driver:
+class Driver(Host):
     """The host of S0."""
 
-    def __init__(self, state: NodeState) -> None:
-        self._state = state
-        self.io = StageIO(state)
-        self._updates = Updates(state)
+    def __init__(self, state: NodeState, queue: WorkQueue, observers: Sequence[StepObserver] = ()) -> None:
+        super().__init__(state, queue, observers)
         self._ledger = self._open_step(state.committed + 1)
-        self.copier = DriverBackupSource(state, self.io.queue)
         self._first_step = state.committed + 1
         self._unacknowledged: set[int] = set()
         self._waiting_for: list[int] | None = None
@@ -151,7 +149,8 @@ class Driver:
             self._reissue_dropped()
         if self._state.now - self._commit_sent >= self._state.manifest.timing.heartbeat_s:
             self.resend_commits()
-        self.copier.advance()
+        for observer in self._observers:
+            observer.on_tick()
         self.advance()
         self.pump()
 
@@ -178,10 +177,9 @@ class Driver:
             self._send_commit(stage)
 
     def owner_changed(self, stage: int) -> None:
-        """A stage has a new owner, who knows of nothing in flight."""
+        """The stage's new owner knows of nothing in flight: everything is issued again."""
         self._is_stranded = True
-        self.io.owner_changed(stage)
-        self.copier.keeper_changed(stage)
+        super().owner_changed(stage)
         self.advance()
 
     # --- messages ---
@@ -198,11 +196,6 @@ class Driver:
         if message.step == self._ledger.step and self._move(message, DriverPhase.RETURNING):
             self.io.queue.push(BackwardJob(message.microbatch, message.attempt, payload, is_counted=False))
             self.pump()
-
-    def on_copy_kept(self, peer: PeerId, message: EdgeCopyKept) -> None:
-        """A neighbour holds a copy of our weights."""
-        self.copier.on_kept(peer, message)
-        self.pump()
 
     def on_stage_step(self, stage: int, step: int) -> None:
         """A stage says which step it committed last."""
@@ -255,8 +248,7 @@ class Driver:
                 if self._is_due(done.job, attempt, DriverPhase.BACKWARD_DUE):
                     self._came_home()
             case ApplyJob(step=step):
-                self._updates.applied(step, done.result)
-                self.copier.committed(step)
+                self._on_applied(step, done.result)
         self.pump()
 
     def _is_due(self, job: Job, attempt: Attempt, phase: DriverPhase) -> bool:
@@ -298,8 +290,7 @@ class Driver:
 
     def _close_step(self) -> None:
         """Apply our own part, tell the stages, open the next step."""
-        self.io.queue.push(ApplyJob(self._ledger.step, self._ledger.counted, self._ledger.head_counted))
-        self.io.holds.closed(self._ledger.step)
+        self._close(ApplyJob(self._ledger.step, self._ledger.counted, self._ledger.head_counted))
         self._ledger = self._open_step(self._ledger.step + 1)
         self.io.forget_before(self._ledger.step)
         self._step_began = self._state.now

@@ -1,7 +1,6 @@
 """The stage that a node holds: how it comes by it, what runs on it, and how it ends.
 
-A node without a stage is a spare and has a `Claimant`; an owner has a host (`Driver` or `BlockStage`) and a
-`GrantedDonations` for the stages that it witnesses.
+A node without a stage is a spare and has a `Claimant`; an owner has an `OwnedStage`.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from typing import Literal
 
 import msgspec
 
-from understudy.protocol.events import ApplyJob, DigestJob, JobDone, LeaseJob, ReleaseStage, SnapshotJob, Stop, Store
-from understudy.protocol.ids import DRIVER_STAGE
+from understudy.protocol.events import ApplyJob, Fetched, FetchFailed, JobDone, ReleaseStage, Stop, Store, TextRead
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.seats import Status
 from understudy.protocol.node_state import NodeState
@@ -19,9 +18,19 @@ from understudy.protocol.pipeline.driver import FINAL_PROGRESS_LIFETIME_S, Drive
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.claimant import Claimant, OpenClaim
 from understudy.protocol.recovery.ladder import Plan
+from understudy.protocol.recovery.owned_stage import OwnedStage
 from understudy.protocol.recovery.spare import SparePolicy
-from understudy.protocol.recovery.witness import Witness
-from understudy.protocol.wire.messages import Announce
+from understudy.protocol.wire.messages import (
+    Announce,
+    Claim,
+    EdgeCopy,
+    EdgeCopyKept,
+    FetchRequest,
+    LeaseRelease,
+    LeaseRequest,
+    LeaseStatus,
+    Refusal,
+)
 from understudy.protocol.wire.records import AnyRecord, ManifestRecord, ProgressRecord, SpareRecord, StageRecord
 
 
@@ -33,9 +42,13 @@ class Lifecycle:
         self._capacity, self._signed_manifest = 1.0, signed_manifest
         self._is_known_spare = False
         self.claimant = Claimant(state, SparePolicy(state, self._capacity, None))
-        self.host: BlockStage | Driver | None = None
+        self._owned: OwnedStage | None = None
         self._alone_ahead_since: float | None = None
-        self.donor: Witness | None = None
+
+    @property
+    def host(self) -> BlockStage | Driver | None:
+        """What trains our stage, if we have one."""
+        return None if self._owned is None else self._owned.host
 
     def start(self, wanted_stage: int | None, capacity: float) -> None:
         """We are on the network."""
@@ -66,35 +79,87 @@ class Lifecycle:
             self._is_known_spare = True
             self._state.emit("peer.spare")
 
-    def on_job_done(self, event: JobDone) -> None:
-        if isinstance(event.job, SnapshotJob) and self.donor is not None and self.host is not None:
-            self.host.io.queue.finished()
-            if event.job.parts == ("stage",):
-                self.donor.on_snapshot(*event.result[0])
-            elif isinstance(self.host, Driver):
-                self.host.copier.on_snapshots(event.job.parts, event.result)
-            self.host.pump()
-        elif isinstance(event.job, LeaseJob | DigestJob) and self.host is not None:
-            self.host.io.queue.finished()
-            self.host.io.holds.on_job_done(event.job, event.result)
-            self.host.pump()
-        elif self.host is not None:
-            self.host.on_job_done(event)
-            self._state.is_view_changed |= isinstance(event.job, ApplyJob)
-            if self._state.failure is not None:
-                self.leave("failed")
+    def on_tick(self) -> None:
+        """What time brings to a claim or a stage, and whether it is time to go."""
+        if self._owned is None:
+            self.claimant.on_tick()
         else:
+            self._owned.on_tick()
+        self.yield_if_apart()
+        self.finish_if_done()
+
+    def on_job_done(self, event: JobDone) -> None:
+        if self._owned is None:
             built = self.claimant.on_job_done(event)
             if built is not None:
                 self._begin_serving(built)
+            return
+        self._owned.on_job_done(event)
+        self._state.is_view_changed |= isinstance(event.job, ApplyJob)
+        if self._state.failure is not None:
+            self.leave("failed")
+
+    # --- what others ask of an owner ---
+
+    def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
+        """Whether the peer may have the weights that we hold."""
+        return self._owned is not None and self._owned.may_fetch(peer, request)
+
+    def on_claim(self, peer: PeerId, claim: Claim) -> None:
+        """A claimant asks for our recognition."""
+        if self._owned is None:
+            known = self._state.membership.known_incarnation(claim.stage)
+            self._state.send(peer, Refusal(claim.stage, claim.incarnation, known, "not serving"))
+            return
+        self._owned.witness.on_claim(peer, claim)
+        self._state.is_view_changed = True
+
+    def on_copy_message(self, peer: PeerId, message: EdgeCopy | EdgeCopyKept) -> None:
+        """A word about copies of S0's weights."""
+        if self._owned is not None:
+            self._owned.on_copy_message(peer, message)
+
+    def on_lease_message(self, peer: PeerId, message: LeaseRequest | LeaseRelease) -> None:
+        """An exporter wants our weights held still, or needs them no more."""
+        if self._owned is not None:
+            self._owned.on_lease_message(peer, message)
+        elif isinstance(message, LeaseRequest):
+            tenure = (message.stage, message.incarnation)
+            self._state.send(peer, LeaseStatus(*tenure, message.step, "not mine", self._state.committed))
+
+    def on_fetch_ended(self, event: Fetched | FetchFailed) -> None:
+        """Fetches of an owner are copies of S0's weights; all others are of our claim."""
+        if self._owned is not None:
+            self._owned.on_fetch_ended(event)
+        elif isinstance(event, Fetched):
+            self.claimant.on_fetched(event)
+        else:
+            self.claimant.on_fetch_failed(event)
+
+    # --- beginning and end ---
+
+    def on_text_read(self, event: TextRead) -> None:
+        """Who may drive depends on it; a driver that cannot read its text gives S0 up before others wait for it."""
+        self._state.text.note(event.step, self._state.now, is_read=event.failure is None)
+        self._state.is_view_changed = True
+        if event.failure is None:
+            self.claimant.on_text_read()
+            return
+        self._state.emit("text.failed", step=event.step, reason=event.failure)
+        claim = self.claimant.claim
+        if isinstance(self.host, Driver):
+            self.hand_back("the text cannot be read")
+        elif claim is not None and claim.stage == DRIVER_STAGE:
+            self.claimant.abandon("the text cannot be read")
+        else:
+            self.refresh()
 
     def _begin_serving(self, claim: OpenClaim) -> None:
         state, plan = self._state, claim.plan
         assert plan is not None
         state.tenure_state, state.committed, state.squared_gradient_norm = "serving", plan.step, None
         state.membership.observe(state.my_seat(), is_direct=True)
-        self.host = Driver(state) if claim.stage == DRIVER_STAGE else BlockStage(state)
-        self.donor = Witness(state, self.host.io.queue)
+        self._owned = OwnedStage(state)
         if claim.incarnation > 1 or plan.step > 0:
             self._emit_origin("stage.recovered", claim, plan)
         elif state.manifest.initial.digests:
@@ -131,7 +196,7 @@ class Lifecycle:
         if self._state.membership.serving_peer(stage) == self._state.me:
             self._state.membership.give_up(stage)
         self._state.tenure, self._state.is_recognised = None, False
-        self.host = self.donor = self._alone_ahead_since = None
+        self._owned = self._alone_ahead_since = None
         self._state.act(ReleaseStage())
         self._state.membership.forget_deaths()
         self.claimant = Claimant(self._state, SparePolicy(self._state, self._capacity, None))
@@ -192,8 +257,8 @@ class Lifecycle:
 
     def refresh(self) -> None:
         """Store again what must not expire, say again what was not acknowledged."""
-        if self.donor is not None:
-            self.donor.refresh()
+        if self._owned is not None:
+            self._owned.witness.refresh()
         if self._is_manifest_publisher and self._signed_manifest is not None:
             self._store(msgspec.structs.replace(self._signed_manifest, peer=self._state.me))
         if self._state.tenure is None and not self._state.is_in_reserve:
@@ -210,7 +275,7 @@ class Lifecycle:
         self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
 
     def finish_if_done(self) -> None:
-        if self.host is None or not self._state.is_run_done or self.host.io.holds.is_wanted:
+        if self._owned is None or not self._state.is_run_done or self._owned.is_wanted:
             return
         if isinstance(self.host, Driver):
             is_over = self.host.is_done
@@ -299,9 +364,8 @@ class Lifecycle:
         if not self._state.is_view_changed or self._state.is_stopped:
             return
         self._state.is_view_changed = False
-        if self.donor is not None and self.host is not None:
-            self.donor.review()
-            self.host.pump()
+        if self._owned is not None:
+            self._owned.review()
         if isinstance(self.host, Driver):
             self.host.advance()
         if self._state.tenure is None:

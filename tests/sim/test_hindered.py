@@ -169,22 +169,22 @@ def skips_and_donates(seed: int) -> Simulation:
     return simulation
 
 
-def copy_apart(copier: Any) -> None:
+def copy_apart(source: Any) -> None:
     """Copy the embedding, and the head a moment later: an update may fall between."""
-    if getattr(copier, "is_head_due", False):
-        copier.is_head_due = False
-        copier._queue.push(SnapshotJob(copier._state.committed, PARTS[1:]))
-    elif copier._is_due and not copier._is_ordered and not copier._offered:
-        copier._is_due, copier._is_ordered = False, True
-        copier._queue.push(SnapshotJob(copier._state.committed, PARTS[:1]))
+    if getattr(source, "is_head_due", False):
+        source.is_head_due = False
+        source._queue.push(SnapshotJob(source._state.committed, PARTS[1:]))
+    elif source._is_due and not source._is_ordered and not source._offered:
+        source._is_due, source._is_ordered = False, True
+        source._queue.push(SnapshotJob(source._state.committed, PARTS[:1]))
 
 
-def note_apart(copier: Any, parts: tuple[Any, ...], copied: tuple[tuple[int, str], ...]) -> None:
-    others = {part: copy for part, copy in copier._held.items() if part not in parts}
-    copier._held = {part: copy for part, copy in copier._held.items() if part in parts}
-    SNAPSHOTS(copier, parts, copied)
-    copier._held |= others
-    copier._is_ordered = copier.is_head_due = parts == PARTS[:1]
+def note_apart(source: Any, parts: tuple[Any, ...], copied: tuple[tuple[int, str], ...]) -> None:
+    others = {part: copy for part, copy in source._held.items() if part not in parts}
+    source._held = {part: copy for part, copy in source._held.items() if part in parts}
+    SNAPSHOTS(source, parts, copied)
+    source._held |= others
+    source._is_ordered = source.is_head_due = parts == PARTS[:1]
 
 
 def forget_the_last_pair(keeper: DriverBackupHolder, part: Any, copies: list[Any]) -> list[Any]:

@@ -17,6 +17,7 @@ from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.driver import Driver
+from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.wire.messages import Backward, Forward
 
@@ -69,7 +70,7 @@ def taken(state: NodeState) -> list[Action]:
 def drive(microbatches: int) -> Callable[[], None]:
     """A driver's whole step. The stages answer at once."""
     state = node(0, microbatches)
-    driver = Driver(state)
+    driver = Driver(state, WorkQueue())
 
     def work() -> None:
         driver.advance()
@@ -92,7 +93,7 @@ def drive(microbatches: int) -> Callable[[], None]:
 def host(microbatches: int) -> Callable[[], None]:
     """A block stage's whole step, each microbatch sent twice as after a loss."""
     state = node(1, microbatches)
-    stage = BlockStage(state)
+    stage = BlockStage(state, WorkQueue())
 
     def work() -> None:
         for index in range(microbatches):
@@ -123,7 +124,7 @@ def test_what_waits_for_a_stage_costs_the_same_when_much_of_it_waits() -> None:
 
     def park(waiting: int) -> Callable[[], None]:
         state = node(1, waiting)
-        stage = BlockStage(state)
+        stage = BlockStage(state, WorkQueue())
         state.membership.groups[2].first.status = Status.DEAD
         for index in range(waiting):
             stage.on_forward(Forward(1, index, Attempt(1, 0), 0, 1), "activation")

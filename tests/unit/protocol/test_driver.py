@@ -17,7 +17,6 @@ from understudy.protocol.events import (
     Run,
     Send,
     SendFailed,
-    SnapshotJob,
 )
 from understudy.protocol.ids import Attempt, PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
@@ -26,6 +25,7 @@ from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.driver import Driver
+from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.window import Window
 from understudy.protocol.wire.messages import Backward, Commit, Dropped, Forward
 
@@ -37,7 +37,6 @@ RESULTS: dict[type, object] = {
     LossJob: (1.0, "gradient"),
     BackwardJob: None,
     ApplyJob: Applied(1.0),
-    SnapshotJob: ((4, "embedding"), (4, "head")),
 }
 
 
@@ -52,7 +51,7 @@ class Swarm:
                 [Seat(stage, PeerId(f"{stage}"), 1, "serving", 0, Status.ALIVE, 10.0)]
             )
         self._finished = self._seen = 0
-        self.driver = Driver(self.state)
+        self.driver = Driver(self.state, WorkQueue())
         self.driver.advance()
 
     def _finish(self, kind: type[J]) -> J:

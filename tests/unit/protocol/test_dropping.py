@@ -14,6 +14,7 @@ from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.dropping import PAUSE_S, Drops, dropped
+from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.wire.messages import Backward, DataMessage, Dropped, Forward
 
@@ -32,7 +33,7 @@ class Middle:
         self.state.tenure, self.state.tenure_state = Tenure(2, 1, ME), "serving"
         for stage in (0, 1, 3):
             self.set_owner(stage, f"{stage}")
-        self.host = BlockStage(self.state)
+        self.host = BlockStage(self.state, WorkQueue())
         self.host.on_forward(Forward(1, 0, FIRST, 1, 1), "in")
         self._finish()
 
