@@ -33,7 +33,6 @@ from understudy.protocol.membership.gossip import MembershipGossip
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.observe.node_status import SelfView, self_view
-from understudy.protocol.pipeline.driver import Driver
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.lifecycle import Lifecycle
 from understudy.protocol.wire.messages import (
@@ -182,10 +181,10 @@ class Core:
         host = self._lifecycle.host
         if not is_known or host is None or message.state != "serving":
             return
-        if isinstance(host, Driver):
-            host.on_stage_step(message.stage, message.step)
-        else:
+        if isinstance(host, BlockStage):
             host.on_neighbour_step(message.step)
+        elif self._lifecycle.coordinator is not None:
+            self._lifecycle.coordinator.on_stage_step(message.stage, message.step)
 
     def _on_data(self, peer: PeerId, message: DataMessage, payload: Payload) -> None:
         """A tensor for our stage: from whoever owns the stage before or after it on the route."""
@@ -210,14 +209,15 @@ class Core:
         committed = max(0, message.step - 1) if isinstance(message, Dropped) else message.step
         if not self._gossip.hear(Tenure(stage, message.incarnation, peer), "serving", committed):
             return
-        match message, self._lifecycle.host:
-            case Commit(), BlockStage() as host:
+        host, coordinator = self._lifecycle.host, self._lifecycle.coordinator
+        match message:
+            case Commit() if isinstance(host, BlockStage):
                 host.on_commit(peer, message)
-            case CommitAck(), Driver() as host:
-                host.on_stage_step(message.stage, message.step)
-            case Dropped(), Driver() as host:
-                host.on_dropped(message)
-            case EdgeCopy(), _:
+            case CommitAck() if coordinator is not None:
+                coordinator.on_stage_step(message.stage, message.step)
+            case Dropped() if coordinator is not None:
+                coordinator.on_dropped(message)
+            case EdgeCopy():
                 self._lifecycle.on_copy_message(peer, message)
 
     def _on_claim_message(self, peer: PeerId, message: Claim | Withdraw | Grant | Refusal) -> None:

@@ -1,4 +1,4 @@
-"""What the two kinds of stage have in common: `BlockStage` (stage.py) and `Driver` (driver.py)."""
+"""What the two kinds of stage have in common: `BlockStage` (stage.py) and `EdgeHost` (edge_host.py)."""
 
 from __future__ import annotations
 

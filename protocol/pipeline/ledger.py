@@ -1,8 +1,8 @@
 """The accounts of one optimizer step: what was counted, which attempt is current.
 
-Two ledgers, one for a block stage and one for the driver. They decide and remember; they neither
-send nor compute. The rule that both keep: **the gradient of (step, index) is counted at most once,
-whatever the attempt**, and nothing of an older attempt changes anything.
+One ledger for a block stage, one for an edge host, and the coordinator's of the whole step. They decide and
+remember; they neither send nor compute. The rule that they keep: **the gradient of (step, index) is counted at most
+once, whatever the attempt**, and nothing of an older attempt changes anything.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ DOUBLINGS_MAX = 6
 """A microbatch is given at most 64 times its first time, or one bad hour would cost days."""
 
 
-class DriverPhase(Enum):
+class EdgePhase(Enum):
     """Where a microbatch's current attempt stands on S0."""
 
     EMBED_DUE = auto()
@@ -139,31 +139,32 @@ class DriverPhase(Enum):
     DONE = auto()
 
 
-DRIVER_ORDER = dict(zip(list(DriverPhase), list(DriverPhase)[1:], strict=False))
+EDGE_ORDER = dict(zip(list(EdgePhase), list(EdgePhase)[1:], strict=False))
 
 
 @dataclass(slots=True)
-class DriverEntry:
+class EdgeEntry:
     attempt: Attempt
-    phase: DriverPhase
+    phase: EdgePhase
     deadline: float
     times_late: int
     path: Path = ()
 
 
-class DriverLedger:
-    """S0's account of a step: what is in flight, what came back, what was lost.
+class EdgeLedger:
+    """An edge host's account of the microbatches of a step that it issued: which attempt is where.
 
     S0 has two sums, the head's (counted with the loss) and the embedding's (counted when the
     gradient has come home); each counts a microbatch once.
     """
 
-    def __init__(self, step: int, microbatches: int, incarnation: int) -> None:
+    def __init__(self, step: int, incarnation: int) -> None:
         self.step = step
         self.incarnation = incarnation
         self.losses: dict[int, float] = {}
-        self._microbatches = microbatches
-        self._entries: dict[int, DriverEntry] = {}
+        """Of each microbatch's last attempt that came so far."""
+        self.has_reissued = False
+        self._entries: dict[int, EdgeEntry] = {}
         self._in_flight: dict[int, None] = {}
         """Invariant: the indexes whose entry is not done, in the order of their first issue."""
         self._head_counted: set[int] = set()
@@ -172,31 +173,6 @@ class DriverLedger:
     @property
     def in_flight(self) -> list[int]:
         return list(self._in_flight)
-
-    @property
-    def in_flight_count(self) -> int:
-        return len(self._in_flight)
-
-    @property
-    def next_index(self) -> int | None:
-        """The next microbatch that was not issued yet."""
-        issued = len(self._entries)
-        return issued if issued < self._microbatches else None
-
-    @property
-    def is_complete(self) -> bool:
-        """Every microbatch of the step has come back."""
-        return self.next_index is None and not self._in_flight
-
-    @property
-    def mean_loss(self) -> float | None:
-        """Over the latest loss of each microbatch; None if one of them is not finite."""
-        return None if self.not_finite else math.fsum(self.losses.values()) / len(self.losses)
-
-    @property
-    def not_finite(self) -> list[int]:
-        """The microbatches whose loss is not finite."""
-        return [index for index, loss in self.losses.items() if not math.isfinite(loss)]
 
     def attempt_of(self, index: int) -> Attempt:
         return self._entries[index].attempt
@@ -217,7 +193,7 @@ class DriverLedger:
     def is_under_way(self, index: int, attempt: Attempt, *, is_gradient: bool) -> bool:
         """Whether the current attempt is among the stages, on the way that was named."""
         entry = self._entries.get(index)
-        phase = DriverPhase.RETURNING if is_gradient else DriverPhase.OUTBOUND
+        phase = EdgePhase.RETURNING if is_gradient else EdgePhase.OUTBOUND
         return entry is not None and entry.attempt == attempt and entry.phase is phase
 
     def issue(self, index: int, now: float, timeout_s: float, *, is_late: bool = False) -> Attempt:
@@ -227,12 +203,13 @@ class DriverLedger:
         is tried again with the same time.
         """
         previous = self._entries.get(index)
-        if previous is not None and previous.phase is DriverPhase.DONE:
+        if previous is not None and previous.phase is EdgePhase.DONE:
             raise LocalProtocolError(f"microbatch {index} of step {self.step} is done: there is nothing to re-issue")
+        self.has_reissued |= previous is not None
         attempt = Attempt(self.incarnation, previous.attempt.counter + 1 if previous else 0)
         times_late = (previous.times_late if previous else 0) + is_late
         deadline = now + timeout_s * 2 ** min((times_late + 1) // 2, DOUBLINGS_MAX)
-        self._entries[index] = DriverEntry(attempt, DriverPhase.EMBED_DUE, deadline, times_late)
+        self._entries[index] = EdgeEntry(attempt, EdgePhase.EMBED_DUE, deadline, times_late)
         self._in_flight[index] = None
         return attempt
 
@@ -240,13 +217,13 @@ class DriverLedger:
         """Microbatches in flight whose deadline has passed."""
         return [index for index in self._in_flight if self._entries[index].deadline <= now]
 
-    def move(self, index: int, attempt: Attempt, before: DriverPhase) -> bool:
+    def move(self, index: int, attempt: Attempt, before: EdgePhase) -> bool:
         """Move the current attempt on from a phase. False: it is outdated, repeated or unknown."""
         entry = self._entries.get(index)
         if entry is None or entry.attempt != attempt or entry.phase is not before:
             return False
-        entry.phase = DRIVER_ORDER[before]
-        if entry.phase is DriverPhase.DONE:
+        entry.phase = EDGE_ORDER[before]
+        if entry.phase is EdgePhase.DONE:
             del self._in_flight[index]
         return True
 
@@ -271,3 +248,43 @@ class DriverLedger:
     def head_counted(self) -> int:
         """Microbatches in the head's sum: as many, unless the step is closed before all came home."""
         return len(self._head_counted)
+
+
+class StepLedger:
+    """The coordinator's account of a step: what was given out, and what came home with which loss."""
+
+    def __init__(self, step: int, microbatches: int) -> None:
+        self.step = step
+        self._microbatches = microbatches
+        self._given_out = 0
+        self._losses: dict[int, float] = {}
+        """Of the microbatches that came home."""
+
+    @property
+    def in_flight_count(self) -> int:
+        return self._given_out - len(self._losses)
+
+    def give_out(self) -> int | None:
+        """The next microbatch, which is in flight from now on; None: all were given out."""
+        if self._given_out == self._microbatches:
+            return None
+        self._given_out += 1
+        return self._given_out - 1
+
+    def came_home(self, index: int, loss: float) -> None:
+        self._losses[index] = loss
+
+    @property
+    def is_complete(self) -> bool:
+        """Every microbatch of the step has come home."""
+        return len(self._losses) == self._microbatches
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Over all microbatches; None if the loss of one is not finite."""
+        return None if self.not_finite else math.fsum(self._losses.values()) / len(self._losses)
+
+    @property
+    def not_finite(self) -> list[int]:
+        """The microbatches whose loss is not finite."""
+        return [index for index, loss in self._losses.items() if not math.isfinite(loss)]

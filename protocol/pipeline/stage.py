@@ -1,6 +1,6 @@
 """A block stage, one of S1..Sn: jobs to the compute thread, results to the next stage of a microbatch's route.
 
-protocol/pipeline/driver.py is the other kind, S0.
+protocol/pipeline/edge_host.py is the other kind, S0.
 """
 
 from __future__ import annotations

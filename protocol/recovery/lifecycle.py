@@ -14,7 +14,8 @@ from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.seats import Status
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.pipeline.driver import FINAL_PROGRESS_LIFETIME_S, Driver
+from understudy.protocol.pipeline.coordinator import FINAL_PROGRESS_LIFETIME_S, Coordinator
+from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.claimant import Claimant, OpenClaim
 from understudy.protocol.recovery.ladder import Plan
@@ -46,9 +47,14 @@ class Lifecycle:
         self._alone_ahead_since: float | None = None
 
     @property
-    def host(self) -> BlockStage | Driver | None:
+    def host(self) -> BlockStage | EdgeHost | None:
         """What trains our stage, if we have one."""
         return None if self._owned is None else self._owned.host
+
+    @property
+    def coordinator(self) -> Coordinator | None:
+        """What opens and closes the run's steps, if that is ours to do."""
+        return None if self._owned is None else self._owned.coordinator
 
     def start(self, wanted_stage: int | None, capacity: float) -> None:
         """We are on the network."""
@@ -147,7 +153,7 @@ class Lifecycle:
             return
         self._state.emit("text.failed", step=event.step, reason=event.failure)
         claim = self.claimant.claim
-        if isinstance(self.host, Driver):
+        if self.coordinator is not None:
             self.hand_back("the text cannot be read")
         elif claim is not None and claim.stage == DRIVER_STAGE:
             self.claimant.abandon("the text cannot be read")
@@ -235,7 +241,7 @@ class Lifecycle:
         elif self._has_been_alone_ahead():
             self.hand_back(f"S{stage} alone is at step {step}, where nobody follows", "withdrawn")
 
-    def _is_outpaced(self, host: BlockStage | Driver) -> bool:
+    def _is_outpaced(self, host: BlockStage | EdgeHost) -> bool:
         """Two of the others, as one may be wrong, or all of them; a block stage at least, to be rebuilt from.
 
         Who is one step ahead of us heard of a commit that is on its way to us, unless that step could not be decided
@@ -249,7 +255,7 @@ class Lifecycle:
         state = self._state
         ahead, others = state.membership.beyond(state.stage, state.committed)
         stages = state.manifest.stage_count - 1
-        if ahead or others < (stages if isinstance(self.host, Driver) else min(2, stages)):
+        if ahead or others < (stages if self.coordinator is not None else min(2, stages)):
             self._alone_ahead_since = None
             return False
         self._alone_ahead_since = self._alone_ahead_since or state.now
@@ -268,7 +274,7 @@ class Lifecycle:
     def _is_manifest_publisher(self) -> bool:
         """Newcomers need the manifest. The driver publishes it, and while there is none every owner does."""
         return self.host is not None and (
-            isinstance(self.host, Driver) or not self._state.membership.is_serving(DRIVER_STAGE)
+            self.coordinator is not None or not self._state.membership.is_serving(DRIVER_STAGE)
         )
 
     def _store(self, record: AnyRecord) -> None:
@@ -277,8 +283,8 @@ class Lifecycle:
     def finish_if_done(self) -> None:
         if self._owned is None or not self._state.is_run_done or self._owned.is_wanted:
             return
-        if isinstance(self.host, Driver):
-            is_over = self.host.is_done
+        if self.coordinator is not None:
+            is_over = self.coordinator.is_done
         else:
             is_over = not self._state.membership.is_present(DRIVER_STAGE) and not self._is_ahead
         if is_over:
@@ -324,7 +330,7 @@ class Lifecycle:
             self._detector.store_tenure()
         else:
             self._store(SpareRecord(self._state.me, self._capacity, "left"))
-        if self._state.tenure is not None and self._state.is_run_done and not isinstance(self.host, Driver):
+        if self._state.tenure is not None and self._state.is_run_done and self.coordinator is None:
             self._store_end()
         self._state.emit("peer.left", reason=reason)
         self._state.act(Stop(reason, self._state.failure or ""))
@@ -343,21 +349,21 @@ class Lifecycle:
 
     def take_over_end(self, end: ProgressRecord) -> None:
         """A driver before us decided the last step, and perhaps nobody is left who heard of it but the DHT."""
-        if isinstance(self.host, Driver) and end.incarnation < self._state.incarnation:
-            self.host.take_over(end.step)
+        if self.coordinator is not None and end.incarnation < self._state.incarnation:
+            self.coordinator.take_over(end.step)
 
     def is_beaten_to(self, end: ProgressRecord) -> bool:
         """Another driver decided the last step, and no word that may still be on its way will bring us there."""
         if self.host is None:
             return False
-        is_ours_to_decide = isinstance(self.host, Driver) and end.incarnation > self._state.incarnation
+        is_ours_to_decide = self.coordinator is not None and end.incarnation > self._state.incarnation
         return self.host.step < end.step or (is_ours_to_decide and self.host.step == end.step)
 
     @property
     def is_alone(self) -> bool:
         """We drive, but no stage is there to be driven."""
         block_stages = range(1, self._state.manifest.stage_count)
-        return isinstance(self.host, Driver) and not any(map(self._state.membership.is_present, block_stages))
+        return self.coordinator is not None and not any(map(self._state.membership.is_present, block_stages))
 
     def review(self) -> None:
         """What follows from a change of the view."""
@@ -366,8 +372,8 @@ class Lifecycle:
         self._state.is_view_changed = False
         if self._owned is not None:
             self._owned.review()
-        if isinstance(self.host, Driver):
-            self.host.advance()
+        if self.coordinator is not None:
+            self.coordinator.advance()
         if self._state.tenure is None:
             self.take_place()
             self.claimant.consider()

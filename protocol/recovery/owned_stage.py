@@ -11,7 +11,8 @@ from understudy.protocol.events import DigestJob, Fetched, FetchFailed, JobDone,
 from understudy.protocol.export.lease import SnapshotLeases
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.pipeline.driver import Driver
+from understudy.protocol.pipeline.coordinator import Coordinator
+from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.stage import BlockStage
@@ -30,8 +31,13 @@ class OwnedStage:
         self._backup = DriverBackupSource(state, self._queue) if state.stage == DRIVER_STAGE else None
         self.witness = Witness(state, self._queue)
         observers: list[StepObserver] = [self._leases] if self._backup is None else [self._leases, self._backup]
-        kind = Driver if state.stage == DRIVER_STAGE else BlockStage
-        self.host: Driver | BlockStage = kind(state, self._queue, observers)
+        self.host: EdgeHost | BlockStage
+        self.coordinator: Coordinator | None = None
+        if state.stage == DRIVER_STAGE:
+            self.host = EdgeHost(state, self._queue, observers)
+            self.coordinator = Coordinator(state, self.host)
+        else:
+            self.host = BlockStage(state, self._queue, observers)
 
     @property
     def is_wanted(self) -> bool:
@@ -46,8 +52,8 @@ class OwnedStage:
     def on_tick(self) -> None:
         """Forget exporters that fell silent; on S0, see to what is late."""
         self._leases.expire()
-        if isinstance(self.host, Driver):
-            self.host.on_tick()
+        if self.coordinator is not None:
+            self.coordinator.on_tick()
 
     def on_job_done(self, event: JobDone) -> None:
         """The compute thread finished a job: of training, or a copy of the weights for somebody."""

@@ -16,7 +16,8 @@ from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.pipeline.driver import Driver
+from understudy.protocol.pipeline.coordinator import Coordinator
+from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.wire.messages import Backward, Forward
@@ -68,24 +69,25 @@ def taken(state: NodeState) -> list[Action]:
 
 
 def drive(microbatches: int) -> Callable[[], None]:
-    """A driver's whole step. The stages answer at once."""
+    """A coordinator's and its edge host's whole step. The stages answer at once."""
     state = node(0, microbatches)
-    driver = Driver(state, WorkQueue())
+    edge = EdgeHost(state, WorkQueue())
+    coordinator = Coordinator(state, edge)
 
     def work() -> None:
-        driver.advance()
-        while driver.step == 1:
+        coordinator.advance()
+        while edge.step == 1:
             for action in taken(state):
                 answer(action)
 
     def answer(action: Action) -> None:
         match action:
             case Run(job):
-                driver.on_job_done(JobDone(job, RESULTS.get(type(job))))
+                edge.on_job_done(JobDone(job, RESULTS.get(type(job))))
             case Send(message=Forward(step, index, attempt)):
-                driver.on_forward(Forward(step, index, attempt, 2, 1), "activation")
+                edge.on_forward(Forward(step, index, attempt, 2, 1), "activation")
             case Send(message=Backward(step, index, attempt)):
-                driver.on_backward(Backward(step, index, attempt, 1, 1), "gradient")
+                edge.on_backward(Backward(step, index, attempt, 1, 1), "gradient")
 
     return work
 

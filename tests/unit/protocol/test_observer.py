@@ -11,7 +11,8 @@ from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.pipeline.driver import Driver
+from understudy.protocol.pipeline.coordinator import Coordinator
+from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.stage import BlockStage
@@ -52,27 +53,27 @@ class Diary(StepObserver):
         self.heard.append(("tick", 0))
 
 
-def close_first_step(host: Driver | BlockStage) -> None:
-    if isinstance(host, Driver):
-        host.take_over(1)
+def close_first_step(state: NodeState, host: EdgeHost | BlockStage) -> None:
+    if isinstance(host, EdgeHost):
+        Coordinator(state, host).take_over(1)
     else:
         host.on_commit(PEER, Commit(1, 1))
 
 
-@pytest.mark.parametrize(("stage", "kind"), [(0, Driver), (1, BlockStage)])
-def test_what_an_observer_orders_comes_right_behind_the_update(stage: int, kind: type[Driver | BlockStage]) -> None:
+@pytest.mark.parametrize(("stage", "kind"), [(0, EdgeHost), (1, BlockStage)])
+def test_what_an_observer_orders_comes_right_behind_the_update(stage: int, kind: type[EdgeHost | BlockStage]) -> None:
     state, queue = node(stage), WorkQueue()
     diary = Diary(state, queue)
     host = kind(state, queue, [diary])
-    close_first_step(host)
+    close_first_step(state, host)
     jobs: list[Job] = [action.job for action in state.actions if isinstance(action, Run)]
     assert jobs[:2] == [ApplyJob(1, 0), LeaseJob(1)]
     host.on_job_done(JobDone(jobs[0], Applied(1.0)))
     assert diary.heard == [("closed", 1), ("applied", 1)]
 
 
-@pytest.mark.parametrize(("stage", "kind"), [(0, Driver), (1, BlockStage)])
-def test_all_observers_hear_of_a_new_owner(stage: int, kind: type[Driver | BlockStage]) -> None:
+@pytest.mark.parametrize(("stage", "kind"), [(0, EdgeHost), (1, BlockStage)])
+def test_all_observers_hear_of_a_new_owner(stage: int, kind: type[EdgeHost | BlockStage]) -> None:
     state, queue = node(stage), WorkQueue()
     diaries = [Diary(state, queue), Diary(state, queue)]
     kind(state, queue, diaries).owner_changed(2)
@@ -83,12 +84,12 @@ def test_the_observers_of_s0_hear_that_time_passes() -> None:
     """A block stage does nothing by the clock."""
     state, queue = node(0), WorkQueue()
     diary = Diary(state, queue)
-    Driver(state, queue, [diary]).on_tick()
+    Coordinator(state, EdgeHost(state, queue, [diary])).on_tick()
     assert diary.heard == [("tick", 0)]
 
 
 def test_who_has_no_use_for_a_word_ignores_it() -> None:
     state, queue = node(1), WorkQueue()
     host = BlockStage(state, queue, [StepObserver()])
-    close_first_step(host)
+    close_first_step(state, host)
     assert [action.job for action in state.actions if isinstance(action, Run)] == [ApplyJob(1, 0)]
