@@ -33,7 +33,6 @@ from understudy.protocol.membership.gossip import MembershipGossip
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.observe.node_status import SelfView, self_view
-from understudy.protocol.pipeline.driver import Driver
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.lifecycle import Lifecycle
 from understudy.protocol.wire.messages import (
@@ -54,7 +53,6 @@ from understudy.protocol.wire.messages import (
     Heartbeat,
     LeaseRelease,
     LeaseRequest,
-    LeaseStatus,
     Lost,
     Refusal,
     Withdraw,
@@ -108,12 +106,7 @@ class Core:
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
         """Whether the peer may have the weights that we hold."""
-        host, donor = self._lifecycle.host, self._lifecycle.donor
-        if isinstance(host, Driver) and host.copier.may_fetch(peer, request):
-            return True
-        if host is not None and host.io.holds.may_fetch(peer, request):
-            return True
-        return donor is not None and donor.may_fetch(peer, request)
+        return self._lifecycle.may_fetch(peer, request)
 
     def self_view(self) -> SelfView:
         """What there is to see of this node. Changes nothing."""
@@ -140,29 +133,13 @@ class Core:
             case PeerUnreachable(peer):
                 self._gossip.on_unreachable(peer)
             case Fetched() | FetchFailed():
-                self._on_fetch_ended(event)
+                self._lifecycle.on_fetch_ended(event)
             case Started(wanted_stage, capacity):
                 self._lifecycle.start(wanted_stage, capacity)
             case TextRead():
-                self._on_text_read(event)
+                self._lifecycle.on_text_read(event)
             case StopRequested():
                 self._lifecycle.leave("asked")
-
-    def _on_text_read(self, event: TextRead) -> None:
-        """Who may drive depends on it; a driver that cannot read its text gives S0 up before others wait for it."""
-        self.state.text.note(event.step, self.state.now, is_read=event.failure is None)
-        self.state.is_view_changed = True
-        if event.failure is None:
-            self._lifecycle.claimant.on_text_read()
-            return
-        self.state.emit("text.failed", step=event.step, reason=event.failure)
-        claim = self._lifecycle.claimant.claim
-        if isinstance(self._lifecycle.host, Driver):
-            self._lifecycle.hand_back("the text cannot be read")
-        elif claim is not None and claim.stage == DRIVER_STAGE:
-            self._lifecycle.claimant.abandon("the text cannot be read")
-        else:
-            self._lifecycle.refresh()
 
     # --- time ---
 
@@ -173,14 +150,7 @@ class Core:
             self._gossip.declare_dead(seat)
         if self._detector.stored_at != stored_at:
             self._lifecycle.refresh()
-        if self._lifecycle.host is None:
-            self._lifecycle.claimant.on_tick()
-        else:
-            self._lifecycle.host.io.holds.on_tick()
-            if isinstance(self._lifecycle.host, Driver):
-                self._lifecycle.host.on_tick()
-        self._lifecycle.yield_if_apart()
-        self._lifecycle.finish_if_done()
+        self._lifecycle.on_tick()
 
     # --- messages ---
 
@@ -198,7 +168,7 @@ class Core:
             case Claim() | Withdraw() | Grant() | Refusal():
                 self._on_claim_message(peer, message)
             case LeaseRequest() | LeaseRelease():
-                self._on_hold_message(peer, message)
+                self._lifecycle.on_lease_message(peer, message)
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} has no place on a link")
 
@@ -211,10 +181,10 @@ class Core:
         host = self._lifecycle.host
         if not is_known or host is None or message.state != "serving":
             return
-        if isinstance(host, Driver):
-            host.on_stage_step(message.stage, message.step)
-        else:
+        if isinstance(host, BlockStage):
             host.on_neighbour_step(message.step)
+        elif self._lifecycle.coordinator is not None:
+            self._lifecycle.coordinator.on_stage_step(message.stage, message.step)
 
     def _on_data(self, peer: PeerId, message: DataMessage, payload: Payload) -> None:
         """A tensor for our stage: from whoever owns the stage before or after it on the route."""
@@ -223,7 +193,7 @@ class Core:
         host = self._lifecycle.host
         if not is_known or host is None:
             return
-        if not host.io.is_on_route(message):
+        if not host.is_on_route(message):
             self.state.send(peer, self.state.my_announcement())
         elif isinstance(message, Forward):
             host.on_forward(message, payload)
@@ -233,23 +203,22 @@ class Core:
     def _on_step_message(self, peer: PeerId, message: StepMessage) -> None:
         """What S0 and the stages say of steps and copies."""
         if isinstance(message, EdgeCopyKept):
-            if isinstance(self._lifecycle.host, Driver):
-                self._lifecycle.host.on_copy_kept(peer, message)
+            self._lifecycle.on_copy_message(peer, message)
             return
         stage = message.stage if isinstance(message, CommitAck | Dropped) else DRIVER_STAGE
         committed = max(0, message.step - 1) if isinstance(message, Dropped) else message.step
         if not self._gossip.hear(Tenure(stage, message.incarnation, peer), "serving", committed):
             return
-        match message, self._lifecycle.host:
-            case Commit(), BlockStage() as host:
+        host, coordinator = self._lifecycle.host, self._lifecycle.coordinator
+        match message:
+            case Commit() if isinstance(host, BlockStage):
                 host.on_commit(peer, message)
-            case CommitAck(), Driver() as host:
-                host.on_stage_step(message.stage, message.step)
-            case Dropped(), Driver() as host:
-                host.on_dropped(message)
-            case EdgeCopy(), BlockStage():
-                if self._lifecycle.donor is not None:
-                    self._lifecycle.donor.keeper.on_offer(peer, message)
+            case CommitAck() if coordinator is not None:
+                coordinator.on_stage_step(message.stage, message.step)
+            case Dropped() if coordinator is not None:
+                coordinator.on_dropped(message)
+            case EdgeCopy():
+                self._lifecycle.on_copy_message(peer, message)
 
     def _on_claim_message(self, peer: PeerId, message: Claim | Withdraw | Grant | Refusal) -> None:
         """Both sides of a claim."""
@@ -268,31 +237,4 @@ class Core:
         if claim.stage >= self._manifest.stage_count:
             raise RemoteProtocolError(f"stage {claim.stage} does not exist in this run")
         self._gossip.on_claim_of_owner(peer, claim)
-        if self._lifecycle.donor is None:
-            known = self.state.membership.known_incarnation(claim.stage)
-            self.state.send(peer, Refusal(claim.stage, claim.incarnation, known, "not serving"))
-            return
-        self._lifecycle.donor.on_claim(peer, claim)
-        self.state.is_view_changed = True
-
-    def _on_hold_message(self, peer: PeerId, message: LeaseRequest | LeaseRelease) -> None:
-        """What exporters ask of the owner of a stage."""
-        host = self._lifecycle.host
-        if isinstance(message, LeaseRelease):
-            if host is not None:
-                host.io.holds.let_go(peer, message.step)
-        elif host is None:
-            tenure = (message.stage, message.incarnation)
-            self.state.send(peer, LeaseStatus(*tenure, message.step, "not mine", self.state.committed))
-        else:
-            host.io.holds.on_hold(peer, message, host.step)
-            host.pump()
-
-    def _on_fetch_ended(self, event: Fetched | FetchFailed) -> None:
-        """Fetches of an owner are copies of S0's weights; all others are of our claim."""
-        donor = self._lifecycle.donor
-        receiver = self._lifecycle.claimant if donor is None else donor.keeper
-        if isinstance(event, Fetched):
-            receiver.on_fetched(event)
-        else:
-            receiver.on_fetch_failed(event)
+        self._lifecycle.on_claim(peer, claim)

@@ -122,7 +122,7 @@ class StepSettings(_Section, frozen=True):
     total_steps: Annotated[int, Meta(ge=0)] = 0
     """The run is done after this many committed steps; 0 means it goes on until stopped."""
     microbatch_timeout_s: PositiveFloat = 20.0
-    """A microbatch not back after this long is re-issued; doubled whenever one was late."""
+    """A microbatch not back after this long is re-issued; with twice the time, and with every second one more."""
 
 
 WireDtype = Literal["float32", "bfloat16", "int8"]

@@ -70,7 +70,7 @@ class NodeState:
 
         ``committed``: the step before, from who knows it; else from what we have read of the stages.
         """
-        known = max((seat.step for seat in self.membership.seats.values()), default=0)
+        known = max((seat.step for seat in self.membership.seats()), default=0)
         step_due = 1 + (known if committed is None else committed)
         if self.text.has_read(step_due):
             return True
@@ -103,7 +103,7 @@ class NodeState:
 
     def send_to_stage(self, stage: int, message: AnyMessage) -> bool:
         """Send to the living owner of a stage, serving or not. False: there is none."""
-        seat = self.membership.seats.get(stage)
+        seat = self.membership.seat(stage)
         if seat is None or not seat.is_present or seat.peer == self.me:
             return False
         self.send(seat.peer, message)

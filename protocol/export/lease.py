@@ -14,6 +14,7 @@ from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.events import DigestJob, LeaseJob, ReleaseLease
 from understudy.protocol.ids import PeerId
 from understudy.protocol.node_state import NodeState
+from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.wire.messages import FetchRequest, LeaseRequest, LeaseState, LeaseStatus
 
@@ -48,7 +49,7 @@ class SnapshotLease:
     """Empty until the copy is made and its digest known."""
 
 
-class SnapshotLeases:
+class SnapshotLeases(StepObserver):
     """What an owner holds for exporters."""
 
     def __init__(self, state: NodeState, queue: WorkQueue) -> None:
@@ -68,7 +69,7 @@ class SnapshotLeases:
     def _is_stale(self, held: SnapshotLease) -> bool:
         return held.ordered_at is not None and self._state.now - held.ordered_at > HOLD_MAX_S
 
-    def on_hold(self, peer: PeerId, message: LeaseRequest, open_step: int) -> None:
+    def on_request(self, peer: PeerId, message: LeaseRequest, open_step: int) -> None:
         """Note the wish, or renew its lease. ``open_step``: all before it are closed here, their updates queued."""
         total = self._state.manifest.step.total_steps
         if 0 < total < message.step:
@@ -98,7 +99,7 @@ class SnapshotLeases:
     def _lease(self, peer: PeerId, step: int) -> bool:
         """Whether there is room for this wish, the only one of this exporter: a new one replaces the old."""
         for other in [other for other in self._held if other != step]:
-            self.let_go(peer, other)
+            self.release(peer, other)
         held = self._held.get(step)
         if held is None:
             if len(self._held) >= HOLDS_MAX:
@@ -160,20 +161,20 @@ class SnapshotLeases:
 
     # --- the end ---
 
-    def let_go(self, peer: PeerId, step: int) -> None:
+    def release(self, peer: PeerId, step: int) -> None:
         """The exporter has what it wanted, or wants something else."""
         held = self._held.get(step)
         if held is not None and held.leases.pop(peer, None) is not None and not held.leases:
-            self._release(step)
+            self._free(step)
 
-    def on_tick(self) -> None:
+    def expire(self) -> None:
         """Forget exporters that fell silent, and all of a copy that is kept for too long."""
         for step, held in list(self._held.items()):
             is_stale = self._is_stale(held)
             for peer in [peer for peer, until in held.leases.items() if is_stale or until <= self._state.now]:
-                self.let_go(peer, step)
+                self.release(peer, step)
 
-    def _release(self, step: int) -> None:
+    def _free(self, step: int) -> None:
         held = self._held.pop(step)
         if held.ordered_at is not None:
             self._state.act(ReleaseLease(step))

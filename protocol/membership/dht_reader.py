@@ -50,10 +50,10 @@ class DhtReader:
 
     def _note_missing(self, key: str, records: list[StageRecord]) -> None:
         """A stage whose owner's record has expired is a hole to those who do not hear the owner."""
-        for stage, seat in self._state.membership.seats.items():
-            if stage_key(stage) == key and seat.peer not in {record.peer for record in records}:
-                if self._state.membership.record_missing(stage, self._state.now):
-                    self._gossip.on_seat_changed(stage)
+        for seat in self._state.membership.seats():
+            if stage_key(seat.stage) == key and seat.peer not in {record.peer for record in records}:
+                if self._state.membership.record_missing(seat.stage, self._state.now):
+                    self._gossip.on_seat_changed(seat.stage)
                 return
 
     def _note_offers(self, records: list[OfferRecord]) -> None:

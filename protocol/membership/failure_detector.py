@@ -134,8 +134,8 @@ class FailureDetector:
         self._repeat_accusations()
 
     def _monitored_seats(self) -> list[Seat]:
-        seats = self._state.membership.seats
-        return [seats[stage] for stage in sorted(self.monitored()) if stage in seats]
+        groups = self._state.membership.groups
+        return [seat for stage in sorted(self.monitored()) if stage in groups for seat in groups[stage].members]
 
     # --- declaring ---
 
@@ -177,7 +177,7 @@ class FailureDetector:
 
     def tell(self, message: AnyMessage) -> None:
         """Say something to every owner that we know of."""
-        peers = {seat.peer for seat in self._state.membership.seats.values() if seat.is_present}
+        peers = {seat.peer for seat in self._state.membership.seats() if seat.is_present}
         for peer in sorted(peers - {self._state.me}):
             self._state.send(peer, message)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
 from understudy.protocol.membership.failure_detector import FailureDetector
+from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.placement import Standing, supersedes
 from understudy.protocol.membership.seats import Observation, Seat, Status
 from understudy.protocol.node_state import NodeState
@@ -34,11 +35,12 @@ class MembershipGossip:
 
     def _fence(self, tenure: Tenure) -> None:
         """Tell an owner that another served its stage after it. A claim proves nothing: who waits behind it counts."""
-        known: Seat | None = self._state.membership.seats[tenure.stage]
-        if known is not None and known.state == "recovering":
-            known = known.displaced
-        if known is not None:
-            self._state.send(tenure.peer, Fenced(known.stage, known.incarnation, known.peer, known.step))
+        group: Group | None = self._state.membership.groups[tenure.stage]
+        if group is not None and group.is_claim:
+            group = group.displaced
+        if group is not None:
+            owner = group.first
+            self._state.send(tenure.peer, Fenced(owner.stage, owner.incarnation, owner.peer, owner.step))
 
     def read(self, record: StageRecord) -> None:
         """The DHT holds an owner's record."""
@@ -56,7 +58,7 @@ class MembershipGossip:
     def _take_note(self, seat: Seat, *, is_direct: bool) -> Observation:
         """Enter a tenure into the view and do what follows."""
         membership = self._state.membership
-        before = membership.seats.get(seat.stage)
+        before = membership.seat(seat.stage)
         if self._state.tenure is not None and before is not None and before.peer == self._state.me:
             before.step = max(before.step, self._state.committed)  # nobody tells us how far we are
         observation = membership.observe(seat, is_direct=is_direct)
@@ -66,9 +68,9 @@ class MembershipGossip:
             case Observation.REVIVED:
                 self._on_revived(seat.stage, before, is_news=True)
             case Observation.LEFT:
-                self._on_left(membership.seats[seat.stage])
+                self._on_left(membership.groups[seat.stage].first)
             case Observation.OVER:
-                self.declare_dead(membership.seats[seat.stage])
+                self.declare_dead(membership.groups[seat.stage].first)
             case Observation.WITHDRAWN:
                 self.on_seat_changed(seat.stage)
         return observation
@@ -86,7 +88,11 @@ class MembershipGossip:
 
     def _on_new_owner(self, stage: int) -> None:
         tenure = self._state.tenure
-        if tenure is not None and tenure.stage == stage and self._state.membership.seats[stage].peer != self._state.me:
+        if (
+            tenure is not None
+            and tenure.stage == stage
+            and self._state.membership.groups[stage].first.peer != self._state.me
+        ):
             self._lifecycle.lose(f"S{stage} is held by another peer")
         elif self._lifecycle.host is not None and self._state.membership.is_serving(stage):
             self._lifecycle.host.owner_changed(stage)
@@ -96,13 +102,13 @@ class MembershipGossip:
         """An owner that was taken for dead is there. Whoever claimed its stage meanwhile must know, and so must all
         who were told of the death, unless we have it from one of them.
         """
-        owner = self._state.membership.seats[stage]
+        owner = self._state.membership.groups[stage].first
         if is_news:
             self._detector.take_back(owner)
         if before is not None and before is not owner and self._state.is_serving:
             self._state.send(before.peer, Refusal(stage, before.incarnation, before.incarnation, "owner alive"))
         if self._lifecycle.host is not None and self._state.membership.is_serving(stage):
-            self._lifecycle.host.io.owner_revived(stage)
+            self._lifecycle.host.owner_revived(stage)
         self.on_seat_changed(stage)
 
     def on_seat_changed(self, stage: int) -> None:
@@ -117,7 +123,7 @@ class MembershipGossip:
 
     def on_claim_of_owner(self, peer: PeerId, claim: Claim) -> None:
         """Who claims the stage that it holds, under a later incarnation, started again: its old tenure is over."""
-        seat = self._state.membership.seats.get(claim.stage)
+        seat = self._state.membership.seat(claim.stage)
         if seat is None or seat.peer != peer or seat.state != "serving" or claim.incarnation <= seat.incarnation:
             return
         if self._state.membership.mark_dead(claim.stage, seat.incarnation, self._state.now):
@@ -151,7 +157,7 @@ class MembershipGossip:
 
     def refute(self, stage: int, incarnation: int) -> None:
         """Somebody who hears the owner says that it lives."""
-        before = self._state.membership.seats.get(stage)
+        before = self._state.membership.seat(stage)
         if self._state.membership.refute(stage, incarnation, self._state.now):
             self._on_revived(stage, before, is_news=False)
 

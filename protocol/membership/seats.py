@@ -1,4 +1,4 @@
-"""A seat: what one node knows of the tenure of one stage, and how an observation of it is called."""
+"""A seat: what one node knows of a peer's tenure of a stage, and how an observation of it is called."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Observation(Enum):
 
 @dataclass(slots=True)
 class Seat:
-    """One stage's best known tenure."""
+    """One member's tenure of a stage, as well as we know it."""
 
     stage: int
     peer: PeerId
@@ -54,8 +54,6 @@ class Seat:
     """When the owner itself last said something to us; a record is no word."""
     died_at: float = float("-inf")
     """When it was last declared dead."""
-    displaced: Seat | None = None
-    """Whose place a claimant took: it comes back if the claim is withdrawn before it was served."""
     accused_until: dict[PeerId, float] = field(default_factory=dict)
     """Other owners say that it is dead; until then its own words do not revive it."""
 

@@ -5,16 +5,17 @@ comes from direct words alone: a record outlives its author by seconds. Silence 
 suspect, then dead; a refused connection makes it dead at once; a node whose own loop stalled
 accuses nobody, because it cannot know who spoke meanwhile.
 
-A claim takes only a seat whose owner is not there; the owner waits behind it (`Seat.displaced`), and comes back
+A claim takes only a stage whose owner is not there; the owner waits behind it (`Group.displaced`), and comes back
 with its next word unless the claimant serves first. So an owner that was only silent for a while keeps its stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import TimingSettings
+from understudy.protocol.membership.groups import Group, Groups
 from understudy.protocol.membership.placement import supersedes
 from understudy.protocol.membership.seats import Observation, Seat, Status
 
@@ -22,79 +23,36 @@ OWNERS_REMEMBERED = 8
 """Former tenures of a stage: more than a split makes."""
 
 
-class Membership:
-    """The seats of a run as one node sees them."""
+class Membership(Groups):
+    """The groups of a run as one node sees them, and how what it hears changes them."""
 
     def __init__(self, stage_count: int, timing: TimingSettings) -> None:
-        self.stage_count = stage_count
-        self.seats: dict[int, Seat] = {}
+        super().__init__(stage_count)
         self._timing = timing
         self._monitored: frozenset[int] = frozenset()
         self._last_tick: float | None = None
-        self._incarnation_floor: dict[int, int] = {}
         self._served: dict[int, list[tuple[PeerId, int]]] = {}
         """The last tenures (peer, incarnation) of each stage that we knew to serve."""
 
-    # --- questions ---
-
-    def is_present(self, stage: int) -> bool:
-        seat = self.seats.get(stage)
-        return seat is not None and seat.is_present
-
-    def is_serving(self, stage: int) -> bool:
-        seat = self.seats.get(stage)
-        return seat is not None and seat.is_serving
-
-    def serving_peer(self, stage: int) -> PeerId | None:
-        """The living, serving owner of a stage."""
-        seat = self.seats.get(stage)
-        return seat.peer if seat is not None and seat.is_serving else None
-
-    def known_incarnation(self, stage: int) -> int:
-        """The highest incarnation of the stage that we know of; 0 if it was never owned."""
-        seat = self.seats.get(stage)
-        return max(seat.incarnation if seat else 0, self._incarnation_floor.get(stage, 0))
-
-    def lost_incarnation(self, stage: int) -> int:
-        """The tenure that ended, 0 if there was none: a claimant still recovering has not begun one."""
-        seat = self.seats.get(stage)
-        is_claimed = seat is not None and seat.is_present and seat.state == "recovering"
-        return seat.incarnation - 1 if seat is not None and is_claimed else self.known_incarnation(stage)
-
-    def seats_of(self, peer: PeerId) -> list[Seat]:
-        return [seat for seat in self.seats.values() if seat.peer == peer]
-
-    def holds_a_seat(self, peer: PeerId) -> bool:
-        """The peer serves or recovers a stage, whatever its record as a spare still says."""
-        return any(seat.is_present for seat in self.seats_of(peer))
-
     def has_just_spoken(self, stage: int, now: float) -> bool:
         """Its owner spoke to us ourselves: what others say of its death is older."""
-        seat = self.seats.get(stage)
+        seat = self.seat(stage)
         return seat is not None and seat.is_present and now - seat.spoke_at <= self._timing.suspect_after_s
-
-    def missing(self, stages: Iterable[int]) -> list[int]:
-        """Those of the stages that nobody serves."""
-        return [stage for stage in stages if not self.is_serving(stage)]
-
-    def beyond(self, stage: int, step: int) -> tuple[list[int], int]:
-        """Of the other stages with a living owner: which committed this step, and how many there are."""
-        others = [other for other in self.seats if other != stage and self.is_serving(other)]
-        return [other for other in others if self.seats[other].step >= step], len(others)
 
     # --- what we are told ---
 
     def observe(self, seat: Seat, *, is_direct: bool) -> Observation:
         """Take note of a tenure: said by its owner itself (direct), or read from its record."""
-        known = self.seats.get(seat.stage)
+        group = self.groups.get(seat.stage)
+        known = group.member(seat.peer, seat.incarnation) if group is not None else None
         if seat.state == "withdrawn":
             return self._void(known, seat)
-        if known is None or not known.is_tenure(seat.peer, seat.incarnation):
-            return self._observe_other(known, seat, is_direct=is_direct)
+        if group is None or known is None:
+            return self._observe_other(group, seat, is_direct=is_direct)
         known.step = max(known.step, seat.step)
         if seat.state == "left":
             return self._leave(known)
-        observation = self._advance(known, seat)
+        observation = self._advance(group, known, seat)
         if is_direct:
             known.heard = known.spoke_at = max(known.heard, seat.heard)
             observation = self._revive(known, seat.heard) or observation
@@ -123,35 +81,37 @@ class Membership:
         known.status = Status.ALIVE
         return Observation.REVIVED
 
-    def _observe_other(self, known: Seat | None, seat: Seat, *, is_direct: bool) -> Observation:
-        if known is not None:
-            waiting = known.displaced
-            if seat.state == "serving" and waiting is not None and waiting.is_tenure(seat.peer, seat.incarnation):
-                return self._hear_displaced(waiting, seat) if is_direct else Observation.KNOWN
-            is_claim = seat.state == "recovering"
-            is_outdated = not self._is_beaten_by(known, seat)
-            if is_outdated or (is_claim and known.is_serving):
+    def _observe_other(self, group: Group | None, seat: Seat, *, is_direct: bool) -> Observation:
+        """Somebody speaks who is no member of the configuration that we know."""
+        is_claim, displaced = seat.state == "recovering", None
+        if group is not None:
+            waiting = group.displaced
+            spoken = waiting.member(seat.peer, seat.incarnation) if waiting is not None else None
+            if seat.state == "serving" and waiting is not None and spoken is not None:
+                return self._hear_displaced(waiting, spoken, seat) if is_direct else Observation.KNOWN
+            is_outdated = not self._is_beaten_by(group, seat)
+            if is_outdated or (is_claim and group.is_serving):
                 self.raise_incarnation(seat.stage, seat.incarnation)
                 return Observation.OUTDATED if is_outdated else Observation.PREMATURE
             if is_claim:
-                seat.displaced = waiting if known.state == "recovering" else known
+                displaced = waiting if group.is_claim else group
         self.raise_incarnation(seat.stage, self.known_incarnation(seat.stage))
         seat.status = Status.LEFT if seat.state == "left" else Status.ALIVE
         seat.spoke_at = seat.heard if is_direct else seat.spoke_at
-        self.seats[seat.stage] = seat
+        self.groups[seat.stage] = Group([seat], displaced)
         self._remember(seat)
         return Observation.LEFT if seat.state == "left" else Observation.NEW_OWNER
 
-    def _is_beaten_by(self, known: Seat, seat: Seat) -> bool:
+    def _is_beaten_by(self, group: Group, seat: Seat) -> bool:
         """How far a tenure came decides only while it goes on; of one that is void nothing is left to compare.
 
         A stranger's step is worth nothing under an incarnation that others serve: it has to be an owner of before.
         """
-        if known.state == "withdrawn":
+        if group.first.state == "withdrawn":
             return True
         challenger = seat.standing
-        holder = known.standing if known.is_present else known.standing._replace(step=seat.step)
-        if seat.incarnation <= known.incarnation and not self._has_served(seat):
+        holder = group.standing if group.is_present else group.standing._replace(step=seat.step)
+        if seat.incarnation <= group.incarnation and not self._has_served(seat):
             challenger = challenger._replace(step=min(seat.step, holder.step))
         return supersedes(challenger, holder)
 
@@ -164,19 +124,19 @@ class Membership:
             served.append((seat.peer, seat.incarnation))
             del served[:-OWNERS_REMEMBERED]
 
-    def _hear_displaced(self, waiting: Seat, seat: Seat) -> Observation:
+    def _hear_displaced(self, waiting: Group, known: Seat, seat: Seat) -> Observation:
         """The owner whom a claim displaced speaks. Whom others still accuse they do not hear: then the claim stands."""
-        waiting.step = max(waiting.step, seat.step)
-        if waiting.accusers(seat.heard):
+        known.step = max(known.step, seat.step)
+        if known.accusers(seat.heard):
             return Observation.KNOWN
-        self._restore(waiting, seat.heard)
+        self._restore(waiting, known, seat.heard)
         return Observation.REVIVED
 
-    def _restore(self, waiting: Seat, now: float) -> None:
-        """The owner of before a claim is alive: the seat is its own again, and the claim's incarnation is spent."""
-        self.raise_incarnation(waiting.stage, self.known_incarnation(waiting.stage))
-        waiting.status, waiting.heard = Status.ALIVE, now
-        self.seats[waiting.stage] = waiting
+    def _restore(self, group: Group, seat: Seat, now: float) -> None:
+        """The owner of before a claim is alive: the stage is its own again, and the claim's incarnation is spent."""
+        self.raise_incarnation(seat.stage, self.known_incarnation(seat.stage))
+        seat.status, seat.heard = Status.ALIVE, now
+        self.groups[seat.stage] = group
 
     @staticmethod
     def _leave(known: Seat) -> Observation:
@@ -188,7 +148,7 @@ class Membership:
     def _void(self, known: Seat | None, seat: Seat) -> Observation:
         """The peer says that this tenure or claim of its own is no more. Nobody else's is touched."""
         self.raise_incarnation(seat.stage, seat.incarnation)
-        if known is None or not known.is_tenure(seat.peer, seat.incarnation):
+        if known is None:
             return Observation.KNOWN
         if known.state == "recovering":
             self.withdraw(seat.stage, seat.peer, seat.incarnation)
@@ -198,27 +158,17 @@ class Membership:
         known.state, known.status, known.died_at = "withdrawn", Status.DEAD, seat.heard
         return Observation.OVER
 
-    def _advance(self, known: Seat, seat: Seat) -> Observation:
+    def _advance(self, group: Group, known: Seat, seat: Seat) -> Observation:
         if known.state == "recovering" and seat.state == "serving":
-            known.state, known.displaced = "serving", None
+            known.state, group.displaced = "serving", None
             self._remember(known)
             return Observation.SERVING
         return Observation.KNOWN
 
-    def note_step(self, peer: PeerId, stage: int, step: int) -> None:
-        """How far the owner of a stage is, by what it said of something else."""
-        seat = self.seats.get(stage)
-        if seat is not None and seat.peer == peer:
-            seat.step = max(seat.step, step)
-
-    def raise_incarnation(self, stage: int, incarnation: int) -> None:
-        """Somebody knows of this incarnation, though we do not know its owner."""
-        self._incarnation_floor[stage] = max(incarnation, self._incarnation_floor.get(stage, 0))
-
     def mark_dead(self, stage: int, incarnation: int, now: float) -> Seat | None:
         """The tenure is declared dead. The seat if this is news, else None."""
         self.raise_incarnation(stage, incarnation)
-        seat = self.seats.get(stage)
+        seat = self.seat(stage)
         if seat is None or seat.incarnation > incarnation or not seat.is_present:
             return None
         self._mark_seat_dead(seat, now)
@@ -230,10 +180,12 @@ class Membership:
         Otherwise a withdrawal that got lost would fence the living owner for ever.
         """
         seat.status, seat.died_at = Status.DEAD, now
-        if seat.state == "recovering" and seat.displaced is not None:
+        displaced = self.groups[seat.stage].displaced
+        if seat.state == "recovering" and displaced is not None:
             self.raise_incarnation(seat.stage, seat.incarnation)
-            seat.displaced.heard = now
-            self.seats[seat.stage] = seat.displaced
+            for waiting in displaced.members:
+                waiting.heard = now
+            self.groups[seat.stage] = displaced
 
     def withdraw(self, stage: int, peer: PeerId, incarnation: int) -> bool:
         """A claimant gives up before it served: its incarnation is spent, the owner of before comes back.
@@ -241,31 +193,24 @@ class Membership:
         True if that changed the view. Its predecessor may live: then its next word revives it.
         """
         self.raise_incarnation(stage, incarnation)
-        seat = self.seats.get(stage)
-        if seat is None or not seat.is_tenure(peer, incarnation) or seat.state != "recovering":
+        group = self.groups.get(stage)
+        if group is None or group.member(peer, incarnation) is None or not group.is_claim:
             return False
-        del self.seats[stage]
-        if seat.displaced is not None:
-            self.seats[stage] = seat.displaced
+        del self.groups[stage]
+        if group.displaced is not None:
+            self.groups[stage] = group.displaced
         return True
 
     def give_up(self, stage: int) -> None:
         """Our own tenure of the stage is over, and we know of no other."""
         self.raise_incarnation(stage, self.known_incarnation(stage))
-        self.seats.pop(stage, None)
+        self.groups.pop(stage, None)
 
     def forget_deaths(self) -> None:
         """We were cut off: what we believed to be dead may well live. Incarnations are remembered."""
-        for stage, seat in list(self.seats.items()):
-            if seat.status is Status.DEAD or seat.state == "recovering":
+        for stage, group in list(self.groups.items()):
+            if group.is_claim or all(seat.status is Status.DEAD for seat in group.members):
                 self.give_up(stage)
-
-    def tenure_or_displaced(self, stage: int, incarnation: int) -> Seat | None:
-        """The seat of this tenure, be it behind a claim."""
-        seat = self.seats.get(stage)
-        if seat is not None and seat.incarnation != incarnation and seat.displaced is not None:
-            seat = seat.displaced
-        return seat if seat is not None and seat.incarnation == incarnation else None
 
     def suspect_by(self, stage: int, incarnation: int, accuser: PeerId, now: float) -> Seat | None:
         """Another owner declares the tenure dead. The seat if this is news, else None.
@@ -299,12 +244,14 @@ class Membership:
         if seat is None or seat.status is not Status.DEAD or seat.state == "withdrawn":
             return False
         seat.accused_until.clear()
-        self._restore(seat, now)
+        group = self.groups[stage]
+        behind = group.displaced if group.incarnation != incarnation else None
+        self._restore(behind or group, seat, now)
         return True
 
     def record_missing(self, stage: int, now: float) -> Seat | None:
         """The DHT holds no record of the seat's owner. The seat if that makes it dead, else None."""
-        seat = self.seats.get(stage)
+        seat = self.seat(stage)
         if seat is None or not seat.is_present or stage in self._monitored:
             return None
         if now - seat.heard <= self._timing.record_lifetime_s:
@@ -316,8 +263,9 @@ class Membership:
     def monitor(self, stages: Collection[int], now: float) -> None:
         """Listen to the owners of these stages from now on."""
         for stage in set(stages) - self._monitored:
-            if stage in self.seats:
-                self.seats[stage].heard = max(self.seats[stage].heard, now)
+            if stage in self.groups:
+                for seat in self.groups[stage].members:
+                    seat.heard = max(seat.heard, now)
         self._monitored = frozenset(stages)
 
     def tick(self, now: float) -> list[Seat]:
@@ -325,9 +273,8 @@ class Membership:
         self._forgive_own_stall(now)
         changed: list[Seat] = []
         for stage in sorted(self._monitored):
-            seat = self.seats.get(stage)
-            if seat is not None and self._judge(seat, now):
-                changed.append(seat)
+            members = self.groups[stage].members if stage in self.groups else []
+            changed += [seat for seat in members if self._judge(seat, now)]
         return changed
 
     def _judge(self, seat: Seat, now: float) -> bool:
@@ -345,6 +292,6 @@ class Membership:
         if self._last_tick is not None:
             stall_s = now - self._last_tick
             if stall_s > self._timing.heartbeat_s:
-                for seat in self.seats.values():
+                for seat in self.seats():
                     seat.heard = min(now, seat.heard + stall_s)
         self._last_tick = now

@@ -95,7 +95,7 @@ def _doing(claim: OpenClaim) -> str:
 
 
 def _neighbour(state: NodeState, stage: int) -> Neighbour:
-    seat = state.membership.seats.get(stage)
+    seat = state.membership.seat(stage)
     if seat is None:
         return Neighbour(stage, "nobody")
     hearing = _HEARINGS[seat.status]

@@ -1,8 +1,8 @@
 """The accounts of one optimizer step: what was counted, which attempt is current.
 
-Two ledgers, one for a block stage and one for the driver. They decide and remember; they neither
-send nor compute. The rule that both keep: **the gradient of (step, index) is counted at most once,
-whatever the attempt**, and nothing of an older attempt changes anything.
+One ledger for a block stage, one for an edge host, and the coordinator's of the whole step. They decide and
+remember; they neither send nor compute. The rule that they keep: **the gradient of (step, index) is counted at most
+once, whatever the attempt**, and nothing of an older attempt changes anything.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from enum import Enum, auto
 
 from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.ids import Attempt
+from understudy.protocol.pipeline.paths import Path
 
 
 class Phase(Enum):
@@ -28,6 +29,7 @@ class Phase(Enum):
 class StageEntry:
     attempt: Attempt
     phase: Phase
+    path: Path = ()
 
 
 class StageLedger:
@@ -55,6 +57,9 @@ class StageLedger:
         entry = self._entries.get(index)
         return entry.attempt if entry else None
 
+    def path_of(self, index: int) -> Path:
+        return self._entries[index].path
+
     def is_current(self, index: int, attempt: Attempt) -> bool:
         return self.attempt_of(index) == attempt
 
@@ -68,7 +73,7 @@ class StageLedger:
         current = self.attempt_of(index)
         return [] if current is None else [(index, current)]
 
-    def accept_forward(self, index: int, attempt: Attempt) -> bool:
+    def accept_forward(self, index: int, attempt: Attempt, path: Path = ()) -> bool:
         """Whether an activation is of a newer attempt than all before; if so it is the current one."""
         current = self.attempt_of(index)
         if attempt.driver_incarnation < self._driver_incarnation or (current is not None and attempt <= current):
@@ -76,7 +81,7 @@ class StageLedger:
         if attempt.driver_incarnation > self._driver_incarnation:
             self._driver_incarnation = attempt.driver_incarnation
             self._entries = {}
-        self._entries[index] = StageEntry(attempt, Phase.FORWARD_DUE)
+        self._entries[index] = StageEntry(attempt, Phase.FORWARD_DUE, path)
         return True
 
     def finish_forward(self, index: int, attempt: Attempt) -> bool:
@@ -123,7 +128,7 @@ DOUBLINGS_MAX = 6
 """A microbatch is given at most 64 times its first time, or one bad hour would cost days."""
 
 
-class DriverPhase(Enum):
+class EdgePhase(Enum):
     """Where a microbatch's current attempt stands on S0."""
 
     EMBED_DUE = auto()
@@ -134,30 +139,32 @@ class DriverPhase(Enum):
     DONE = auto()
 
 
-DRIVER_ORDER = dict(zip(list(DriverPhase), list(DriverPhase)[1:], strict=False))
+EDGE_ORDER = dict(zip(list(EdgePhase), list(EdgePhase)[1:], strict=False))
 
 
 @dataclass(slots=True)
-class DriverEntry:
+class EdgeEntry:
     attempt: Attempt
-    phase: DriverPhase
+    phase: EdgePhase
     deadline: float
     times_late: int
+    path: Path = ()
 
 
-class DriverLedger:
-    """S0's account of a step: what is in flight, what came back, what was lost.
+class EdgeLedger:
+    """An edge host's account of the microbatches of a step that it issued: which attempt is where.
 
     S0 has two sums, the head's (counted with the loss) and the embedding's (counted when the
     gradient has come home); each counts a microbatch once.
     """
 
-    def __init__(self, step: int, microbatches: int, incarnation: int) -> None:
+    def __init__(self, step: int, incarnation: int) -> None:
         self.step = step
         self.incarnation = incarnation
         self.losses: dict[int, float] = {}
-        self._microbatches = microbatches
-        self._entries: dict[int, DriverEntry] = {}
+        """Of each microbatch's last attempt that came so far."""
+        self.has_reissued = False
+        self._entries: dict[int, EdgeEntry] = {}
         self._in_flight: dict[int, None] = {}
         """Invariant: the indexes whose entry is not done, in the order of their first issue."""
         self._head_counted: set[int] = set()
@@ -167,33 +174,17 @@ class DriverLedger:
     def in_flight(self) -> list[int]:
         return list(self._in_flight)
 
-    @property
-    def in_flight_count(self) -> int:
-        return len(self._in_flight)
-
-    @property
-    def next_index(self) -> int | None:
-        """The next microbatch that was not issued yet."""
-        issued = len(self._entries)
-        return issued if issued < self._microbatches else None
-
-    @property
-    def is_complete(self) -> bool:
-        """Every microbatch of the step has come back."""
-        return self.next_index is None and not self._in_flight
-
-    @property
-    def mean_loss(self) -> float | None:
-        """Over the latest loss of each microbatch; None if one of them is not finite."""
-        return None if self.not_finite else math.fsum(self.losses.values()) / len(self.losses)
-
-    @property
-    def not_finite(self) -> list[int]:
-        """The microbatches whose loss is not finite."""
-        return [index for index, loss in self.losses.items() if not math.isfinite(loss)]
-
     def attempt_of(self, index: int) -> Attempt:
         return self._entries[index].attempt
+
+    def path_of(self, index: int) -> Path:
+        """The peers that its current attempt visits, or the last one did; empty before the first."""
+        entry = self._entries.get(index)
+        return entry.path if entry is not None else ()
+
+    def set_path(self, index: int, path: Path) -> None:
+        """Where the current attempt is sent, or has been."""
+        self._entries[index].path = path
 
     def is_current(self, index: int, attempt: Attempt) -> bool:
         entry = self._entries.get(index)
@@ -202,18 +193,23 @@ class DriverLedger:
     def is_under_way(self, index: int, attempt: Attempt, *, is_gradient: bool) -> bool:
         """Whether the current attempt is among the stages, on the way that was named."""
         entry = self._entries.get(index)
-        phase = DriverPhase.RETURNING if is_gradient else DriverPhase.OUTBOUND
+        phase = EdgePhase.RETURNING if is_gradient else EdgePhase.OUTBOUND
         return entry is not None and entry.attempt == attempt and entry.phase is phase
 
     def issue(self, index: int, now: float, timeout_s: float, *, is_late: bool = False) -> Attempt:
-        """Start the next attempt of a microbatch. The time allowed doubles whenever one was late."""
+        """Start the next attempt of a microbatch.
+
+        The time allowed doubles with every second one that was late: what was lost looks like what is slow, until it
+        is tried again with the same time.
+        """
         previous = self._entries.get(index)
-        if previous is not None and previous.phase is DriverPhase.DONE:
+        if previous is not None and previous.phase is EdgePhase.DONE:
             raise LocalProtocolError(f"microbatch {index} of step {self.step} is done: there is nothing to re-issue")
+        self.has_reissued |= previous is not None
         attempt = Attempt(self.incarnation, previous.attempt.counter + 1 if previous else 0)
         times_late = (previous.times_late if previous else 0) + is_late
-        deadline = now + timeout_s * 2 ** min(times_late, DOUBLINGS_MAX)
-        self._entries[index] = DriverEntry(attempt, DriverPhase.EMBED_DUE, deadline, times_late)
+        deadline = now + timeout_s * 2 ** min((times_late + 1) // 2, DOUBLINGS_MAX)
+        self._entries[index] = EdgeEntry(attempt, EdgePhase.EMBED_DUE, deadline, times_late)
         self._in_flight[index] = None
         return attempt
 
@@ -221,13 +217,13 @@ class DriverLedger:
         """Microbatches in flight whose deadline has passed."""
         return [index for index in self._in_flight if self._entries[index].deadline <= now]
 
-    def move(self, index: int, attempt: Attempt, before: DriverPhase) -> bool:
+    def move(self, index: int, attempt: Attempt, before: EdgePhase) -> bool:
         """Move the current attempt on from a phase. False: it is outdated, repeated or unknown."""
         entry = self._entries.get(index)
         if entry is None or entry.attempt != attempt or entry.phase is not before:
             return False
-        entry.phase = DRIVER_ORDER[before]
-        if entry.phase is DriverPhase.DONE:
+        entry.phase = EDGE_ORDER[before]
+        if entry.phase is EdgePhase.DONE:
             del self._in_flight[index]
         return True
 
@@ -252,3 +248,43 @@ class DriverLedger:
     def head_counted(self) -> int:
         """Microbatches in the head's sum: as many, unless the step is closed before all came home."""
         return len(self._head_counted)
+
+
+class StepLedger:
+    """The coordinator's account of a step: what was given out, and what came home with which loss."""
+
+    def __init__(self, step: int, microbatches: int) -> None:
+        self.step = step
+        self._microbatches = microbatches
+        self._given_out = 0
+        self._losses: dict[int, float] = {}
+        """Of the microbatches that came home."""
+
+    @property
+    def in_flight_count(self) -> int:
+        return self._given_out - len(self._losses)
+
+    def give_out(self) -> int | None:
+        """The next microbatch, which is in flight from now on; None: all were given out."""
+        if self._given_out == self._microbatches:
+            return None
+        self._given_out += 1
+        return self._given_out - 1
+
+    def came_home(self, index: int, loss: float) -> None:
+        self._losses[index] = loss
+
+    @property
+    def is_complete(self) -> bool:
+        """Every microbatch of the step has come home."""
+        return len(self._losses) == self._microbatches
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Over all microbatches; None if the loss of one is not finite."""
+        return None if self.not_finite else math.fsum(self._losses.values()) / len(self._losses)
+
+    @property
+    def not_finite(self) -> list[int]:
+        """The microbatches whose loss is not finite."""
+        return [index for index, loss in self._losses.items() if not math.isfinite(loss)]

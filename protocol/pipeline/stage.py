@@ -1,14 +1,13 @@
-"""How a microbatch moves: jobs to the compute thread, results to the next stage of its route.
+"""A block stage, one of S1..Sn: jobs to the compute thread, results to the next stage of a microbatch's route.
 
-What both kinds of stage need (the queue, the route, messages that wait for an owner), and the block
-stage itself. protocol/pipeline/driver.py is the other kind, S0.
+protocol/pipeline/edge_host.py is the other kind, S0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.events import (
     ApplyJob,
     BackwardJob,
@@ -20,90 +19,25 @@ from understudy.protocol.events import (
     Run,
     SendFailed,
 )
-from understudy.protocol.export.lease import SnapshotLeases
 from understudy.protocol.ids import DRIVER_STAGE, Microbatch, PeerId
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.dropping import dropped
+from understudy.protocol.pipeline.host import Host
 from understudy.protocol.pipeline.ledger import StageLedger
+from understudy.protocol.pipeline.observer import StepObserver
+from understudy.protocol.pipeline.paths import joined
 from understudy.protocol.pipeline.queue import WorkQueue
-from understudy.protocol.pipeline.updates import Updates
-from understudy.protocol.routing import Route, following, preceding, route
-from understudy.protocol.wire.messages import Backward, Commit, CommitAck, DataMessage, Forward
+from understudy.protocol.routing import following, preceding
+from understudy.protocol.wire.messages import Backward, Commit, CommitAck, Forward
 
 
-class StageIO:
-    """The way in and out of a stage: work queue, routes, and messages parked for a missing owner."""
-
-    def __init__(self, state: NodeState) -> None:
-        self._state = state
-        self.queue = WorkQueue()
-        self.holds = SnapshotLeases(state, self.queue)
-        self._parked: dict[int, dict[int, tuple[DataMessage, Payload]]] = {}
-        """By stage, the last message of each microbatch, in the order that they came."""
-
-    def route(self, index: int) -> Route:
-        manifest = self._state.manifest
-        return route(manifest.recovery.method, manifest.model.block_stages, index)
-
-    def is_on_route(self, message: DataMessage) -> bool:
-        """Whether the message comes from where its route says.
-
-        If not, it was meant for another stage that the sender takes us for, because we held it once.
-        Raises `RemoteProtocolError` for a microbatch that does not exist.
-        """
-        if message.index >= self._state.manifest.step.microbatches:
-            raise RemoteProtocolError(f"microbatch {message.index} of step {message.step} does not exist")
-        origin = preceding if isinstance(message, Forward) else following
-        return message.stage == origin(self.route(message.index), self._state.stage)
-
-    def deliver(self, stage: int, message: DataMessage, payload: Payload) -> None:
-        """Send to the owner of the stage, or keep it until there is one."""
-        peer = self._state.membership.serving_peer(stage)
-        if peer is not None:
-            self._state.send(peer, message, payload)
-            return
-        waiting = self._parked.setdefault(stage, {})
-        waiting.pop(message.index, None)
-        waiting[message.index] = (message, payload)
-
-    def owner_changed(self, stage: int) -> None:
-        """A new owner serves the stage: it has use for activations, but for no gradient of before.
-
-        A new driver has use for neither: all attempts of its predecessor are outdated.
-        """
-        parked = self._parked.pop(stage, {})
-        if stage != DRIVER_STAGE:
-            for message, payload in parked.values():
-                if isinstance(message, Forward):
-                    self.deliver(stage, message, payload)
-
-    def owner_revived(self, stage: int) -> None:
-        """The same owner speaks again."""
-        for message, payload in self._parked.pop(stage, {}).values():
-            self.deliver(stage, message, payload)
-
-    def forget_before(self, step: int) -> None:
-        """Nothing of an earlier step is wanted any more."""
-        self.queue.forget_before(step)
-        for stage, waiting in self._parked.items():
-            self._parked[stage] = {index: entry for index, entry in waiting.items() if entry[0].step >= step}
-
-    def forget_attempts(self, index: int) -> None:
-        """A newer attempt of the microbatch begins: drop what waits of older ones."""
-        self.queue.forget(index)
-        for waiting in self._parked.values():
-            waiting.pop(index, None)
-
-
-class BlockStage:
+class BlockStage(Host):
     """The host of one of S1..Sn: receives activations and gradients, computes, passes on, commits."""
 
-    def __init__(self, state: NodeState) -> None:
-        self._state = state
+    def __init__(self, state: NodeState, queue: WorkQueue, observers: Sequence[StepObserver] = ()) -> None:
+        super().__init__(state, queue, observers)
         self._ledger = StageLedger(state.committed + 1, state.manifest.step.microbatches)
         self._first_step = self._ledger.step
-        self._updates = Updates(state)
-        self.io = StageIO(state)
 
     @property
     def has_counted_all(self) -> bool:
@@ -122,10 +56,6 @@ class BlockStage:
         """
         return self._ledger.is_full or self._ledger.step == self._first_step
 
-    def owner_changed(self, stage: int) -> None:
-        """Another stage has a new owner."""
-        self.io.owner_changed(stage)
-
     # --- messages ---
 
     def on_forward(self, message: Forward, payload: Payload) -> None:
@@ -135,7 +65,8 @@ class BlockStage:
         if message.step == self._state.committed:
             self._tell_driver()
         outdated = self._ledger.outdated_by(message.index, message.attempt)
-        if message.step != self._ledger.step or not self._ledger.accept_forward(message.index, message.attempt):
+        path = joined(message.path, self.io.route(message.index), self._state.stage, self._state.me)
+        if message.step != self._ledger.step or not self._ledger.accept_forward(message.index, message.attempt, path):
             return
         for index, attempt in outdated:
             self.io.forget_attempts(index)
@@ -196,8 +127,7 @@ class BlockStage:
         closing = self._ledger.step
         counted = self._ledger.advance()
         self.io.forget_before(self._ledger.step)
-        self.io.queue.push(ApplyJob(closing, counted))
-        self.io.holds.closed(closing)
+        self._close(ApplyJob(closing, counted))
         self.pump()
 
     def _tell_driver(self) -> None:
@@ -224,7 +154,7 @@ class BlockStage:
             case ForwardJob() | BackwardJob():
                 self._pass_on(done.job, done.result)
             case ApplyJob(step=step):
-                self._updates.applied(step, done.result)
+                self._on_applied(step, done.result)
                 self._tell_driver()
         self.pump()
 
@@ -236,6 +166,7 @@ class BlockStage:
         if microbatch.step != self._ledger.step or not finish(microbatch.index, attempt):
             return
         kind, towards = (Forward, following) if is_forward else (Backward, preceding)
-        message = kind(microbatch.step, microbatch.index, attempt, self._state.stage, self._state.incarnation)
+        path = self._ledger.path_of(microbatch.index)
+        message = kind(microbatch.step, microbatch.index, attempt, self._state.stage, self._state.incarnation, path)
         stage = towards(self.io.route(microbatch.index), self._state.stage)
         self.io.deliver(stage, message, result)

@@ -150,7 +150,7 @@ class Claimant:
     def _is_swarm_trained(self) -> bool:
         progress = self._state.progress
         has_committed = progress is not None and progress.step > 0
-        return has_committed or any(seat.step > 0 for seat in self._state.membership.seats.values())
+        return has_committed or any(seat.step > 0 for seat in self._state.membership.seats())
 
     def _remaining_witnesses(self, claim: OpenClaim) -> list[int]:
         """The nearest survivors that have not yet recognised us, ascending; forgets whoever is none any more."""
@@ -402,7 +402,7 @@ class Claimant:
     def _press(self, claim: OpenClaim) -> None:
         """Ask again, and give up on a witness that shows no sign of life."""
         assert claim.asked is not None
-        seat = self._state.membership.seats.get(claim.asked)
+        seat = self._state.membership.seat(claim.asked)
         remaining, laggards = self._remaining_witnesses(claim), self._laggards(claim)
         if seat is None or claim.asked not in {*remaining, *laggards}:
             self._ask_next()
@@ -424,7 +424,7 @@ class Claimant:
         claim = self.claim
         if claim is None:
             return
-        seat = self._state.membership.seats.get(stage)
+        seat = self._state.membership.seat(stage)
         is_ours = seat is None or seat.peer == self._state.me or seat.incarnation < claim.incarnation
         if stage == claim.stage and not is_ours:
             self.abandon("superseded")

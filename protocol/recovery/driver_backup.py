@@ -20,6 +20,7 @@ from understudy.protocol.events import Fetch, Fetched, FetchFailed, Keep, Releas
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.node_state import NodeState
+from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.wire.messages import Donation, EdgeCopy, EdgeCopyKept, FetchRequest, Part
 
@@ -62,7 +63,7 @@ class Offered:
     sent_at: float
 
 
-class DriverBackupSource:
+class DriverBackupSource(StepObserver):
     """S0's side: copy, offer, and let go once it is kept."""
 
     def __init__(self, state: NodeState, queue: WorkQueue) -> None:
@@ -82,17 +83,21 @@ class DriverBackupSource:
     def _keepers(self, part: Part) -> tuple[int, ...]:
         return keepers_of(part, self._state.manifest)
 
-    def committed(self, step: int) -> None:
+    def applied(self, step: int) -> None:
         """S0's own update of the step is applied."""
         if self._every and step % self._every == 0:
             self._is_due = True
         self.advance()
 
-    def keeper_changed(self, stage: int) -> None:
+    def owner_changed(self, stage: int) -> None:
         """A new owner of a keeping stage holds no copy: it gets the last pair, which all others have or are getting."""
         for part, copy in self._held.items():
             if stage in self._keepers(part):
                 self._offer(part, stage, copy)
+
+    def on_tick(self) -> None:
+        """Say again what was not confirmed."""
+        self.advance()
 
     def advance(self) -> None:
         """Order the next pair once the one before is kept; say again what was not confirmed."""

@@ -66,6 +66,12 @@ class Plan:
     def payload_bytes(self) -> int:
         return sum(source.donation.payload_bytes for source in self.sources)
 
+    @property
+    def has_optimizer(self) -> bool:
+        """The stage goes on with its optimizer's state: it comes with all of the weights, and nothing is averaged."""
+        is_averaged = len(self.coefficients) > 1
+        return bool(self.sources) and not is_averaged and all(s.donation.has_optimizer for s in self.sources)
+
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
@@ -117,6 +123,8 @@ class RecoveryCase:
     """The weights that the run began with, if it did not begin with the seed's and they can still be had."""
     is_initial_lost: bool = False
     """The run began with weights of its own, but its founder does not deliver them."""
+    others: tuple[Source, ...] = ()
+    """Donations of peers that are no witnesses: who vouches for a claim need not be who holds weights for it."""
 
     @property
     def step(self) -> int:
@@ -130,11 +138,11 @@ class RecoveryCase:
 
         Weights of another step are no donation: a blend of two steps is neither's.
         """
+        granted = [Source(w.stage, w.peer, donation) for w in self.witnesses for donation in w.donations]
         found = [
-            Source(witness.stage, witness.peer, donation)
-            for witness in self.witnesses
-            for donation in witness.donations
-            if donation.part == part and (part != "stage" or donation.step == self.step)
+            source
+            for source in (*granted, *self.others)
+            if source.donation.part == part and (part != "stage" or source.donation.step == self.step)
         ]
         return sorted(found, key=lambda source: (source.stage, source.donation.step))
 

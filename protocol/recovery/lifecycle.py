@@ -1,7 +1,6 @@
 """The stage that a node holds: how it comes by it, what runs on it, and how it ends.
 
-A node without a stage is a spare and has a `Claimant`; an owner has a host (`Driver` or `BlockStage`) and a
-`GrantedDonations` for the stages that it witnesses.
+A node without a stage is a spare and has a `Claimant`; an owner has an `OwnedStage`.
 """
 
 from __future__ import annotations
@@ -10,18 +9,29 @@ from typing import Literal
 
 import msgspec
 
-from understudy.protocol.events import ApplyJob, DigestJob, JobDone, LeaseJob, ReleaseStage, SnapshotJob, Stop, Store
-from understudy.protocol.ids import DRIVER_STAGE
+from understudy.protocol.events import ApplyJob, Fetched, FetchFailed, JobDone, ReleaseStage, Stop, Store, TextRead
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.seats import Status
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.pipeline.driver import FINAL_PROGRESS_LIFETIME_S, Driver
+from understudy.protocol.pipeline.coordinator import FINAL_PROGRESS_LIFETIME_S, Coordinator
+from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.claimant import Claimant, OpenClaim
 from understudy.protocol.recovery.ladder import Plan
+from understudy.protocol.recovery.owned_stage import OwnedStage
 from understudy.protocol.recovery.spare import SparePolicy
-from understudy.protocol.recovery.witness import Witness
-from understudy.protocol.wire.messages import Announce
+from understudy.protocol.wire.messages import (
+    Announce,
+    Claim,
+    EdgeCopy,
+    EdgeCopyKept,
+    FetchRequest,
+    LeaseRelease,
+    LeaseRequest,
+    LeaseStatus,
+    Refusal,
+)
 from understudy.protocol.wire.records import AnyRecord, ManifestRecord, ProgressRecord, SpareRecord, StageRecord
 
 
@@ -33,9 +43,18 @@ class Lifecycle:
         self._capacity, self._signed_manifest = 1.0, signed_manifest
         self._is_known_spare = False
         self.claimant = Claimant(state, SparePolicy(state, self._capacity, None))
-        self.host: BlockStage | Driver | None = None
+        self._owned: OwnedStage | None = None
         self._alone_ahead_since: float | None = None
-        self.donor: Witness | None = None
+
+    @property
+    def host(self) -> BlockStage | EdgeHost | None:
+        """What trains our stage, if we have one."""
+        return None if self._owned is None else self._owned.host
+
+    @property
+    def coordinator(self) -> Coordinator | None:
+        """What opens and closes the run's steps, if that is ours to do."""
+        return None if self._owned is None else self._owned.coordinator
 
     def start(self, wanted_stage: int | None, capacity: float) -> None:
         """We are on the network."""
@@ -66,35 +85,87 @@ class Lifecycle:
             self._is_known_spare = True
             self._state.emit("peer.spare")
 
-    def on_job_done(self, event: JobDone) -> None:
-        if isinstance(event.job, SnapshotJob) and self.donor is not None and self.host is not None:
-            self.host.io.queue.finished()
-            if event.job.parts == ("stage",):
-                self.donor.on_snapshot(*event.result[0])
-            elif isinstance(self.host, Driver):
-                self.host.copier.on_snapshots(event.job.parts, event.result)
-            self.host.pump()
-        elif isinstance(event.job, LeaseJob | DigestJob) and self.host is not None:
-            self.host.io.queue.finished()
-            self.host.io.holds.on_job_done(event.job, event.result)
-            self.host.pump()
-        elif self.host is not None:
-            self.host.on_job_done(event)
-            self._state.is_view_changed |= isinstance(event.job, ApplyJob)
-            if self._state.failure is not None:
-                self.leave("failed")
+    def on_tick(self) -> None:
+        """What time brings to a claim or a stage, and whether it is time to go."""
+        if self._owned is None:
+            self.claimant.on_tick()
         else:
+            self._owned.on_tick()
+        self.yield_if_apart()
+        self.finish_if_done()
+
+    def on_job_done(self, event: JobDone) -> None:
+        if self._owned is None:
             built = self.claimant.on_job_done(event)
             if built is not None:
                 self._begin_serving(built)
+            return
+        self._owned.on_job_done(event)
+        self._state.is_view_changed |= isinstance(event.job, ApplyJob)
+        if self._state.failure is not None:
+            self.leave("failed")
+
+    # --- what others ask of an owner ---
+
+    def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
+        """Whether the peer may have the weights that we hold."""
+        return self._owned is not None and self._owned.may_fetch(peer, request)
+
+    def on_claim(self, peer: PeerId, claim: Claim) -> None:
+        """A claimant asks for our recognition."""
+        if self._owned is None:
+            known = self._state.membership.known_incarnation(claim.stage)
+            self._state.send(peer, Refusal(claim.stage, claim.incarnation, known, "not serving"))
+            return
+        self._owned.witness.on_claim(peer, claim)
+        self._state.is_view_changed = True
+
+    def on_copy_message(self, peer: PeerId, message: EdgeCopy | EdgeCopyKept) -> None:
+        """A word about copies of S0's weights."""
+        if self._owned is not None:
+            self._owned.on_copy_message(peer, message)
+
+    def on_lease_message(self, peer: PeerId, message: LeaseRequest | LeaseRelease) -> None:
+        """An exporter wants our weights held still, or needs them no more."""
+        if self._owned is not None:
+            self._owned.on_lease_message(peer, message)
+        elif isinstance(message, LeaseRequest):
+            tenure = (message.stage, message.incarnation)
+            self._state.send(peer, LeaseStatus(*tenure, message.step, "not mine", self._state.committed))
+
+    def on_fetch_ended(self, event: Fetched | FetchFailed) -> None:
+        """Fetches of an owner are copies of S0's weights; all others are of our claim."""
+        if self._owned is not None:
+            self._owned.on_fetch_ended(event)
+        elif isinstance(event, Fetched):
+            self.claimant.on_fetched(event)
+        else:
+            self.claimant.on_fetch_failed(event)
+
+    # --- beginning and end ---
+
+    def on_text_read(self, event: TextRead) -> None:
+        """Who may drive depends on it; a driver that cannot read its text gives S0 up before others wait for it."""
+        self._state.text.note(event.step, self._state.now, is_read=event.failure is None)
+        self._state.is_view_changed = True
+        if event.failure is None:
+            self.claimant.on_text_read()
+            return
+        self._state.emit("text.failed", step=event.step, reason=event.failure)
+        claim = self.claimant.claim
+        if self.coordinator is not None:
+            self.hand_back("the text cannot be read")
+        elif claim is not None and claim.stage == DRIVER_STAGE:
+            self.claimant.abandon("the text cannot be read")
+        else:
+            self.refresh()
 
     def _begin_serving(self, claim: OpenClaim) -> None:
         state, plan = self._state, claim.plan
         assert plan is not None
         state.tenure_state, state.committed, state.squared_gradient_norm = "serving", plan.step, None
         state.membership.observe(state.my_seat(), is_direct=True)
-        self.host = Driver(state) if claim.stage == DRIVER_STAGE else BlockStage(state)
-        self.donor = Witness(state, self.host.io.queue)
+        self._owned = OwnedStage(state)
         if claim.incarnation > 1 or plan.step > 0:
             self._emit_origin("stage.recovered", claim, plan)
         elif state.manifest.initial.digests:
@@ -131,7 +202,7 @@ class Lifecycle:
         if self._state.membership.serving_peer(stage) == self._state.me:
             self._state.membership.give_up(stage)
         self._state.tenure, self._state.is_recognised = None, False
-        self.host = self.donor = self._alone_ahead_since = None
+        self._owned = self._alone_ahead_since = None
         self._state.act(ReleaseStage())
         self._state.membership.forget_deaths()
         self.claimant = Claimant(self._state, SparePolicy(self._state, self._capacity, None))
@@ -170,7 +241,7 @@ class Lifecycle:
         elif self._has_been_alone_ahead():
             self.hand_back(f"S{stage} alone is at step {step}, where nobody follows", "withdrawn")
 
-    def _is_outpaced(self, host: BlockStage | Driver) -> bool:
+    def _is_outpaced(self, host: BlockStage | EdgeHost) -> bool:
         """Two of the others, as one may be wrong, or all of them; a block stage at least, to be rebuilt from.
 
         Who is one step ahead of us heard of a commit that is on its way to us, unless that step could not be decided
@@ -184,7 +255,7 @@ class Lifecycle:
         state = self._state
         ahead, others = state.membership.beyond(state.stage, state.committed)
         stages = state.manifest.stage_count - 1
-        if ahead or others < (stages if isinstance(self.host, Driver) else min(2, stages)):
+        if ahead or others < (stages if self.coordinator is not None else min(2, stages)):
             self._alone_ahead_since = None
             return False
         self._alone_ahead_since = self._alone_ahead_since or state.now
@@ -192,8 +263,8 @@ class Lifecycle:
 
     def refresh(self) -> None:
         """Store again what must not expire, say again what was not acknowledged."""
-        if self.donor is not None:
-            self.donor.refresh()
+        if self._owned is not None:
+            self._owned.witness.refresh()
         if self._is_manifest_publisher and self._signed_manifest is not None:
             self._store(msgspec.structs.replace(self._signed_manifest, peer=self._state.me))
         if self._state.tenure is None and not self._state.is_in_reserve:
@@ -203,17 +274,17 @@ class Lifecycle:
     def _is_manifest_publisher(self) -> bool:
         """Newcomers need the manifest. The driver publishes it, and while there is none every owner does."""
         return self.host is not None and (
-            isinstance(self.host, Driver) or not self._state.membership.is_serving(DRIVER_STAGE)
+            self.coordinator is not None or not self._state.membership.is_serving(DRIVER_STAGE)
         )
 
     def _store(self, record: AnyRecord) -> None:
         self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
 
     def finish_if_done(self) -> None:
-        if self.host is None or not self._state.is_run_done or self.host.io.holds.is_wanted:
+        if self._owned is None or not self._state.is_run_done or self._owned.is_wanted:
             return
-        if isinstance(self.host, Driver):
-            is_over = self.host.is_done
+        if self.coordinator is not None:
+            is_over = self.coordinator.is_done
         else:
             is_over = not self._state.membership.is_present(DRIVER_STAGE) and not self._is_ahead
         if is_over:
@@ -225,9 +296,9 @@ class Lifecycle:
 
         For a while only: a neighbour that counted less than the whole step needs a new S0, which may never come.
         """
-        driver = self._state.membership.seats.get(DRIVER_STAGE)
+        driver = self._state.membership.seat(DRIVER_STAGE)
         horizon = self._state.now - self._state.manifest.timing.record_lifetime_s
-        seats = (self._state.membership.seats.get(stage) for stage in self._state.neighbours() - {DRIVER_STAGE})
+        seats = (self._state.membership.seat(stage) for stage in self._state.neighbours() - {DRIVER_STAGE})
         is_lost = driver is not None and driver.status is Status.DEAD and driver.died_at > horizon
         return is_lost and any(
             seat is not None and seat.is_serving and seat.step < self._state.committed for seat in seats
@@ -259,7 +330,7 @@ class Lifecycle:
             self._detector.store_tenure()
         else:
             self._store(SpareRecord(self._state.me, self._capacity, "left"))
-        if self._state.tenure is not None and self._state.is_run_done and not isinstance(self.host, Driver):
+        if self._state.tenure is not None and self._state.is_run_done and self.coordinator is None:
             self._store_end()
         self._state.emit("peer.left", reason=reason)
         self._state.act(Stop(reason, self._state.failure or ""))
@@ -278,32 +349,31 @@ class Lifecycle:
 
     def take_over_end(self, end: ProgressRecord) -> None:
         """A driver before us decided the last step, and perhaps nobody is left who heard of it but the DHT."""
-        if isinstance(self.host, Driver) and end.incarnation < self._state.incarnation:
-            self.host.take_over(end.step)
+        if self.coordinator is not None and end.incarnation < self._state.incarnation:
+            self.coordinator.take_over(end.step)
 
     def is_beaten_to(self, end: ProgressRecord) -> bool:
         """Another driver decided the last step, and no word that may still be on its way will bring us there."""
         if self.host is None:
             return False
-        is_ours_to_decide = isinstance(self.host, Driver) and end.incarnation > self._state.incarnation
+        is_ours_to_decide = self.coordinator is not None and end.incarnation > self._state.incarnation
         return self.host.step < end.step or (is_ours_to_decide and self.host.step == end.step)
 
     @property
     def is_alone(self) -> bool:
         """We drive, but no stage is there to be driven."""
         block_stages = range(1, self._state.manifest.stage_count)
-        return isinstance(self.host, Driver) and not any(map(self._state.membership.is_present, block_stages))
+        return self.coordinator is not None and not any(map(self._state.membership.is_present, block_stages))
 
     def review(self) -> None:
         """What follows from a change of the view."""
         if not self._state.is_view_changed or self._state.is_stopped:
             return
         self._state.is_view_changed = False
-        if self.donor is not None and self.host is not None:
-            self.donor.review()
-            self.host.pump()
-        if isinstance(self.host, Driver):
-            self.host.advance()
+        if self._owned is not None:
+            self._owned.review()
+        if self.coordinator is not None:
+            self.coordinator.advance()
         if self._state.tenure is None:
             self.take_place()
             self.claimant.consider()

@@ -21,6 +21,9 @@ from understudy.protocol.recovery.driver_backup import DriverBackupHolder, keepi
 from understudy.protocol.wire.messages import Claim, Donation, FetchRequest, Grant, Refusal, RefusalReason
 from understudy.protocol.wire.records import OfferRecord
 
+ALONE_MIN = 2
+"""Of so many others the last owner waits for a word before it vouches for anybody alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class WitnessSnapshot:
@@ -71,7 +74,7 @@ class Witness:
     def _take_back(self, stage: int) -> None:
         """The offer outlives its reason: if the owner itself is back, say so, or spares go on taking it for lost."""
         incarnation, _ = self._offered.pop(stage)
-        seat = self._state.membership.seats.get(stage)
+        seat = self._state.membership.seat(stage)
         if seat is not None and seat.is_serving and seat.incarnation <= incarnation:
             record = OfferRecord(self._state.me, stage, seat.incarnation, self._state.stage, 0, None, 0, "", True)
             self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
@@ -154,8 +157,10 @@ class Witness:
     # --- claims ---
 
     def on_claim(self, peer: PeerId, claim: Claim) -> None:
-        """Recognise the claimant, or say why not."""
-        seat = self._state.membership.seats.get(claim.stage)
+        """Recognise the claimant, or say why not. It asks again while it hears nothing."""
+        if self._has_just_lost_everybody():
+            return
+        seat = self._state.membership.seat(claim.stage)
         is_recognised = self._is_recognised(peer, claim.stage, claim.incarnation)
         reason = self._objection(claim, seat) if not is_recognised else None
         if is_recognised and not self._is_witness_of(claim.stage):
@@ -170,9 +175,18 @@ class Witness:
             self._state.membership.observe(claimed, is_direct=True)
         self._grant(peer, claim.stage, claim.incarnation)
 
+    def _has_just_lost_everybody(self) -> bool:
+        """Several owners died for us at once, and nobody is left: it may be we who were cut off, and whether we were
+        shows as soon as one of them speaks. As the only witness we would let their stages be built a second time.
+        """
+        seats = [seat for seat in self._state.membership.seats() if seat.stage != self._state.stage]
+        if len(seats) < ALONE_MIN or any(seat.is_present for seat in seats):
+            return False
+        return self._state.now - max(seat.died_at for seat in seats) <= self._state.manifest.timing.suspect_after_s
+
     def _is_recognised(self, peer: PeerId, stage: int, incarnation: int) -> bool:
         """We granted this claim, and it is still one: who serves already has nothing to claim."""
-        seat = self._state.membership.seats.get(stage)
+        seat = self._state.membership.seat(stage)
         return seat is not None and seat.is_tenure(peer, incarnation) and seat.state == "recovering" and seat.is_present
 
     def _objection(self, claim: Claim, seat: Seat | None) -> RefusalReason | None:
@@ -205,7 +219,7 @@ class Witness:
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
         """Whether the peer is the claimant that we recognise, asking for the weights that we hold."""
-        seat = self._state.membership.seats.get(request.stage)
+        seat = self._state.membership.seat(request.stage)
         if seat is None or request.digest not in {d.digest for d in self._donations_for(request.stage)}:
             return False
         return (seat.peer, seat.incarnation, seat.state) == (peer, request.incarnation, "recovering")

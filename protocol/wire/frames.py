@@ -21,7 +21,7 @@ from understudy.protocol.wire.messages import AnyMessage, TensorHeader
 
 PREFIX = struct.Struct("<IQ")
 MESSAGE_BYTES_MAX = 64 * 1024
-"""Longest encoded message on a link. Heartbeats take some 20 bytes, the rest well below 1 KiB."""
+"""Longest encoded message on a link. Heartbeats take some 20 bytes; a tensor's some 50 for each stage, for its path."""
 FETCH_MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 """Longest message on a fetch stream: its header lists every tensor of a stage."""
 PAYLOAD_BYTES_MAX = 1 << 30

@@ -21,6 +21,7 @@ from understudy.protocol.ids import (
     STEPS_MAX,
     Attempt,
     Microbatch,
+    PeerId,
 )
 from understudy.protocol.manifest import WireDtype
 
@@ -147,6 +148,8 @@ class Donation(msgspec.Struct, frozen=True, array_like=True):
     digest: Digest
     incarnation: Annotated[int, Meta(ge=0, le=INCARNATION_MAX)] = 0
     """Of a copy: the incarnation of the S0 that it was taken from; two of them may disagree on a step."""
+    has_optimizer: bool = False
+    """The optimizer's state comes with the weights: who takes both goes on as the donor would. Nobody gives it yet."""
 
 
 DONATIONS_MAX = 4
@@ -262,6 +265,11 @@ class LeaseRelease(Message, frozen=True, tag="let_go"):
     step: StepNumber
 
 
+NamedPeer = Annotated[PeerId, Meta(min_length=1, max_length=PEER_ID_CHARS_MAX, pattern=VISIBLE)]
+PathOfPeers = Annotated[tuple[NamedPeer, ...], Meta(max_length=STAGES_MAX)]
+"""The peers that a microbatch visits (protocol/pipeline/paths.py): the edge host, then its route's. Empty: unknown."""
+
+
 class Forward(Message, frozen=True, tag="forward"):
     """An activation for the next stage of the microbatch's route."""
 
@@ -270,6 +278,7 @@ class Forward(Message, frozen=True, tag="forward"):
     attempt: Attempt
     stage: StageNumber
     incarnation: Incarnation
+    path: PathOfPeers = ()
 
     @property
     def microbatch(self) -> Microbatch:
@@ -284,6 +293,7 @@ class Backward(Message, frozen=True, tag="backward"):
     attempt: Attempt
     stage: StageNumber
     incarnation: Incarnation
+    path: PathOfPeers = ()
 
     @property
     def microbatch(self) -> Microbatch:

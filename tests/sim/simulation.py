@@ -212,7 +212,8 @@ class Simulation:
                 self._send(node, self.nodes.get(peer), MessageReceived(node.peer, message, payload))
             case Store(record, lifetime_s):
                 self.judge.check_record(node.peer, record)
-                self.at(self.now + self.rng.uniform(*DHT_LATENCY_S), lambda: self._store(node, record, lifetime_s))
+                expires = self.now + lifetime_s
+                self.at(self.now + self.rng.uniform(*DHT_LATENCY_S), lambda: self._store(node, record, expires))
             case Read(keys):
                 for key in keys:
                     self.at(self.now + self.rng.uniform(*DHT_LATENCY_S), lambda key=key: self._read(node, key))
@@ -346,10 +347,12 @@ class Simulation:
 
     # --- DHT ---
 
-    def _store(self, node: SimNode, record: AnyRecord, lifetime_s: float) -> None:
-        if node.is_alive:
-            entry = StoredRecord(record, self.now + lifetime_s, self.now)
-            self._dht.setdefault(key_of(record), {})[node.peer] = entry
+    def _store(self, node: SimNode, record: AnyRecord, expires: float) -> None:
+        """Of two records of one peer the later to expire stays, in whatever order they arrive, as in hivemind's DHT."""
+        entries = self._dht.setdefault(key_of(record), {})
+        known = entries.get(node.peer)
+        if node.is_alive and (known is None or known.expires <= expires):
+            entries[node.peer] = StoredRecord(record, expires, self.now)
 
     def _read(self, node: SimNode, key: str) -> None:
         entries = (self._hindrances.stale(self.now, node.peer) or self._dht).get(key, {})

@@ -13,7 +13,7 @@ from tests.sim.node import SimNode
 from tests.sim.schedules import LIMIT_S, schedule
 from tests.sim.simulation import Simulation, build, replace_settings, small_manifest
 from understudy.protocol.events import MessageReceived, SendFailed
-from understudy.protocol.pipeline.driver import Driver
+from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.wire.messages import Backward, DataMessage, Forward
 
@@ -121,9 +121,9 @@ def test_no_schedule_with_known_losses_breaks_an_invariant(method: str) -> None:
 # --- the simulator can see ---
 
 
-@pytest.mark.parametrize(("host", "stage"), [(BlockStage, 2), (Driver, 0)])
+@pytest.mark.parametrize(("host", "stage"), [(BlockStage, 2), (EdgeHost, 0)])
 def test_without_a_word_of_the_loss_a_step_waits_for_its_deadline(
-    host: type[BlockStage | Driver], stage: int, monkeypatch: pytest.MonkeyPatch
+    host: type[BlockStage | EdgeHost], stage: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host, "on_send_failed", lambda host, event: None)
     wanted = (stage, 2, 1)

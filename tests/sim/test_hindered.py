@@ -17,7 +17,7 @@ from tests.sim.simulation import Simulation, build, replace_settings, small_mani
 from tests.sim.test_seeds import chunks, run_seed
 from tests.sim.transcripts import LIMIT_S, read
 from understudy.protocol.events import Applied, SnapshotJob
-from understudy.protocol.pipeline.driver import Driver
+from understudy.protocol.pipeline.coordinator import Coordinator
 from understudy.protocol.pipeline.ledger import StageLedger
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.pipeline.updates import OWN_SKIPS_MAX, Updates
@@ -54,7 +54,7 @@ def test_what_failed_once_when_hindered_does_not_fail_again(method: str, seed: i
 # --- an old driver's last word ---
 
 LAST_WORD = Path(__file__).parents[1] / "scenarios" / "late_last_word.txt"
-TAKE_OVER = Driver.take_over
+TAKE_OVER = Coordinator.take_over
 
 
 def played() -> list[tuple[str, int]]:
@@ -69,14 +69,14 @@ def believe_every_driver(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StageLedger, "is_outdated", lambda ledger, incarnation: False)
 
 
-def take_over_only_untouched(driver: Driver, step: int) -> None:
-    if not driver._ledger.losses:
-        TAKE_OVER(driver, step)
+def take_over_only_untouched(coordinator: Coordinator, step: int) -> None:
+    if not coordinator._edge.ledger.losses:
+        TAKE_OVER(coordinator, step)
 
 
 def break_all(patch: pytest.MonkeyPatch) -> None:
     believe_every_driver(patch)
-    patch.setattr(Driver, "take_over", take_over_only_untouched)
+    patch.setattr(Coordinator, "take_over", take_over_only_untouched)
     patch.setattr(Lifecycle, "yield_if_apart", lambda lifecycle: None)
 
 
@@ -169,22 +169,22 @@ def skips_and_donates(seed: int) -> Simulation:
     return simulation
 
 
-def copy_apart(copier: Any) -> None:
+def copy_apart(source: Any) -> None:
     """Copy the embedding, and the head a moment later: an update may fall between."""
-    if getattr(copier, "is_head_due", False):
-        copier.is_head_due = False
-        copier._queue.push(SnapshotJob(copier._state.committed, PARTS[1:]))
-    elif copier._is_due and not copier._is_ordered and not copier._offered:
-        copier._is_due, copier._is_ordered = False, True
-        copier._queue.push(SnapshotJob(copier._state.committed, PARTS[:1]))
+    if getattr(source, "is_head_due", False):
+        source.is_head_due = False
+        source._queue.push(SnapshotJob(source._state.committed, PARTS[1:]))
+    elif source._is_due and not source._is_ordered and not source._offered:
+        source._is_due, source._is_ordered = False, True
+        source._queue.push(SnapshotJob(source._state.committed, PARTS[:1]))
 
 
-def note_apart(copier: Any, parts: tuple[Any, ...], copied: tuple[tuple[int, str], ...]) -> None:
-    others = {part: copy for part, copy in copier._held.items() if part not in parts}
-    copier._held = {part: copy for part, copy in copier._held.items() if part in parts}
-    SNAPSHOTS(copier, parts, copied)
-    copier._held |= others
-    copier._is_ordered = copier.is_head_due = parts == PARTS[:1]
+def note_apart(source: Any, parts: tuple[Any, ...], copied: tuple[tuple[int, str], ...]) -> None:
+    others = {part: copy for part, copy in source._held.items() if part not in parts}
+    source._held = {part: copy for part, copy in source._held.items() if part in parts}
+    SNAPSHOTS(source, parts, copied)
+    source._held |= others
+    source._is_ordered = source.is_head_due = parts == PARTS[:1]
 
 
 def forget_the_last_pair(keeper: DriverBackupHolder, part: Any, copies: list[Any]) -> list[Any]:

@@ -23,6 +23,7 @@ from understudy.protocol.events import RecordsRead
 from understudy.protocol.ids import Tenure
 from understudy.protocol.membership import view as membership
 from understudy.protocol.membership.gossip import MembershipGossip
+from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.placement import Standing, supersedes
 from understudy.protocol.membership.seats import Observation, Seat
 from understudy.protocol.membership.view import Membership
@@ -50,6 +51,14 @@ KEPT = [
     ("hindered", "checkfree+", 100_064, "a stage that joined in the run's last step left without its update"),
     ("hindered", "checkfree", 30_704, "a stage that was rebuilt within the last step left without its update"),
     ("hindered", "checkfree", 30_103, "a split during the last step left one half without an end"),
+    ("brief", "checkfree+", 5_000_284, "S0 was cut off, and vouched alone for a claim on a stage that lived"),
+    ("restart", "checkfree+", 5_000_008, "six losses of one microbatch in a row, each waited for twice as long"),
+    (
+        "split",
+        "checkfree",
+        5_000_111,
+        "an old record took a newer one's place, and spares saw a claim that never ended",
+    ),
 ]
 
 
@@ -144,16 +153,15 @@ def by_incarnation_alone(challenger: Standing, holder: Standing) -> bool:
     return supersedes(challenger._replace(step=0), holder._replace(step=0))
 
 
-def let_a_claim_displace(view: Membership, known: Seat | None, seat: Seat, *, is_direct: bool) -> Observation:
-    if known is not None and seat.state == "recovering" and seat.incarnation > known.incarnation:
-        seat.displaced = known
-        view.seats[seat.stage] = seat
+def let_a_claim_displace(view: Membership, group: Group | None, seat: Seat, *, is_direct: bool) -> Observation:
+    if group is not None and seat.state == "recovering" and seat.incarnation > group.incarnation:
+        view.groups[seat.stage] = Group([seat], group)
         return Observation.NEW_OWNER
-    return OBSERVE_OTHER(view, known, seat, is_direct=is_direct)
+    return OBSERVE_OTHER(view, group, seat, is_direct=is_direct)
 
 
 def fence_for_a_claim(gossip: MembershipGossip, tenure: Tenure) -> None:
-    known = gossip._state.membership.seats[tenure.stage]
+    known = gossip._state.membership.groups[tenure.stage].first
     gossip._state.send(tenure.peer, Fenced(known.stage, known.incarnation, known.peer, known.step))
 
 
@@ -175,7 +183,7 @@ BROKEN = {
     "an owner is fenced for a claim": Blindness(
         "brief",
         (
-            Mutant(Membership, "_hear_displaced", lambda view, waiting, seat: Observation.OUTDATED),
+            Mutant(Membership, "_hear_displaced", lambda view, waiting, known, seat: Observation.OUTDATED),
             Mutant(MembershipGossip, "_fence", fence_for_a_claim),
         ),
     ),

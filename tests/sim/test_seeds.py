@@ -13,11 +13,13 @@ from tests.sim.node import Violation
 from tests.sim.schedules import Schedule, harsh_schedule, schedule
 from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.ids import Attempt
+from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Observation, Seat
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.pipeline.driver import Driver
-from understudy.protocol.pipeline.ledger import DriverLedger, DriverPhase, StageLedger
+from understudy.protocol.pipeline.coordinator import Coordinator
+from understudy.protocol.pipeline.edge_host import EdgeHost
+from understudy.protocol.pipeline.ledger import EdgeLedger, EdgePhase, StageLedger, StepLedger
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.ladder import weigh
 from understudy.protocol.recovery.lifecycle import Lifecycle
@@ -128,19 +130,19 @@ def accept_every_forward(ledger: StageLedger, index: int, attempt: Attempt) -> b
     return ACCEPT_FORWARD(ledger, index, attempt)
 
 
-def move_whatever_attempt(ledger: DriverLedger, index: int, attempt: Attempt, before: DriverPhase) -> bool:
+def move_whatever_attempt(ledger: EdgeLedger, index: int, attempt: Attempt, before: EdgePhase) -> bool:
     entry = ledger._entries.get(index)
     return entry is not None and MOVE(ledger, index, entry.attempt, before)
 
 
-def observe_everybody(view: Membership, known: Seat | None, seat: Seat, *, is_direct: bool) -> Observation:
-    view.seats[seat.stage] = seat
+def observe_everybody(view: Membership, group: Group | None, seat: Seat, *, is_direct: bool) -> Observation:
+    view.groups[seat.stage] = Group([seat])
     return Observation.NEW_OWNER
 
 
-def issue_once(driver: Driver, index: int, reason: str | None = None, *, is_late: bool = False) -> None:
+def issue_once(edge: EdgeHost, index: int, reason: str | None = None, *, is_late: bool = False) -> None:
     if reason is None:
-        ISSUE(driver, index)
+        ISSUE(edge, index)
 
 
 def outdated_by_its_own_index(ledger: StageLedger, index: int, attempt: Attempt) -> list[tuple[int, Attempt]]:
@@ -148,7 +150,7 @@ def outdated_by_its_own_index(ledger: StageLedger, index: int, attempt: Attempt)
     return [] if current is None else [(index, current)]
 
 
-ACCEPT_FORWARD, ISSUE, MOVE, WEIGH = StageLedger.accept_forward, Driver._issue, DriverLedger.move, weigh
+ACCEPT_FORWARD, ISSUE, MOVE, WEIGH = StageLedger.accept_forward, EdgeHost.issue, EdgeLedger.move, weigh
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,12 @@ SYRUP = Weather(straggling=0.2, duplication=0.3)
 MUTANTS = {
     "a stage counts every gradient": Mutant(StageLedger, "count", count_always),
     "a stage accepts older activations": Mutant(StageLedger, "accept_forward", accept_every_forward, SYRUP),
-    "the driver takes results of older attempts": Mutant(DriverLedger, "move", move_whatever_attempt, SYRUP),
-    "the driver never re-issues": Mutant(Driver, "_issue", issue_once),
-    "the driver never repeats a commit": Mutant(Driver, "resend_commits", lambda driver: None),
-    "the driver commits too early": Mutant(DriverLedger, "is_complete", property(lambda ledger: not ledger.in_flight)),
+    "the driver takes results of older attempts": Mutant(EdgeLedger, "move", move_whatever_attempt, SYRUP),
+    "the driver never re-issues": Mutant(EdgeHost, "issue", issue_once),
+    "the driver never repeats a commit": Mutant(Coordinator, "resend_commits", lambda coordinator: None),
+    "the driver commits too early": Mutant(
+        StepLedger, "is_complete", property(lambda ledger: not ledger.in_flight_count)
+    ),
     "a lower incarnation deposes a higher one": Mutant(Membership, "_observe_other", observe_everybody),
     "a fenced owner stays": Mutant(Lifecycle, "lose", lambda lifecycle, reason: None),
     "a witness recognises everybody": Mutant(Witness, "_objection", lambda donor, claim, seat: None),

@@ -12,10 +12,13 @@ import pytest
 from understudy.protocol.events import Action, Applied, ApplyJob, BackwardJob, ForwardJob, JobDone, LossJob, Run, Send
 from understudy.protocol.ids import Attempt, PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
+from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.pipeline.driver import Driver
+from understudy.protocol.pipeline.coordinator import Coordinator
+from understudy.protocol.pipeline.edge_host import EdgeHost
+from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.wire.messages import Backward, Forward
 
@@ -55,7 +58,7 @@ def node(stage: int, microbatches: int) -> NodeState:
     state = NodeState(ME, run, Membership(run.stage_count, run.timing), now=10.0)
     state.tenure, state.tenure_state = Tenure(stage, 1, ME), "serving"
     for other in {0, 1, 2} - {stage}:
-        state.membership.seats[other] = Seat(other, PeerId(f"{other}"), 1, "serving", 0, Status.ALIVE, 10.0)
+        state.membership.groups[other] = Group([Seat(other, PeerId(f"{other}"), 1, "serving", 0, Status.ALIVE, 10.0)])
     return state
 
 
@@ -66,24 +69,25 @@ def taken(state: NodeState) -> list[Action]:
 
 
 def drive(microbatches: int) -> Callable[[], None]:
-    """A driver's whole step. The stages answer at once."""
+    """A coordinator's and its edge host's whole step. The stages answer at once."""
     state = node(0, microbatches)
-    driver = Driver(state)
+    edge = EdgeHost(state, WorkQueue())
+    coordinator = Coordinator(state, edge)
 
     def work() -> None:
-        driver.advance()
-        while driver.step == 1:
+        coordinator.advance()
+        while edge.step == 1:
             for action in taken(state):
                 answer(action)
 
     def answer(action: Action) -> None:
         match action:
             case Run(job):
-                driver.on_job_done(JobDone(job, RESULTS.get(type(job))))
+                edge.on_job_done(JobDone(job, RESULTS.get(type(job))))
             case Send(message=Forward(step, index, attempt)):
-                driver.on_forward(Forward(step, index, attempt, 2, 1), "activation")
+                edge.on_forward(Forward(step, index, attempt, 2, 1), "activation")
             case Send(message=Backward(step, index, attempt)):
-                driver.on_backward(Backward(step, index, attempt, 1, 1), "gradient")
+                edge.on_backward(Backward(step, index, attempt, 1, 1), "gradient")
 
     return work
 
@@ -91,7 +95,7 @@ def drive(microbatches: int) -> Callable[[], None]:
 def host(microbatches: int) -> Callable[[], None]:
     """A block stage's whole step, each microbatch sent twice as after a loss."""
     state = node(1, microbatches)
-    stage = BlockStage(state)
+    stage = BlockStage(state, WorkQueue())
 
     def work() -> None:
         for index in range(microbatches):
@@ -122,8 +126,8 @@ def test_what_waits_for_a_stage_costs_the_same_when_much_of_it_waits() -> None:
 
     def park(waiting: int) -> Callable[[], None]:
         state = node(1, waiting)
-        stage = BlockStage(state)
-        state.membership.seats[2].status = Status.DEAD
+        stage = BlockStage(state, WorkQueue())
+        state.membership.groups[2].first.status = Status.DEAD
         for index in range(waiting):
             stage.on_forward(Forward(1, index, Attempt(1, 0), 0, 1), "activation")
             stage.io.deliver(2, Forward(1, index, Attempt(1, 0), 1, 1), "activation")

@@ -254,7 +254,7 @@ def test_what_a_peer_does_wrong_costs_the_peer_its_link() -> None:
                 frames = (Hello(PROTOCOL_VERSION, RUN.digest()), message, Heartbeat(2, 7, "serving", 0))
                 reader = reader_of(b"".join(map(encode_frame, frames)))
                 await node._network.receive(PEER, reader, as_writer(MemoryWriter()))
-            assert 2 not in node._core.state.membership.seats
+            assert 2 not in node._core.state.membership.groups
             node.stop()
             assert await task == "asked"
 

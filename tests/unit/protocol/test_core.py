@@ -577,6 +577,21 @@ def test_one_claimant_is_recognised_for_good() -> None:
     assert said(Grant, node.hear(OTHER, claim)), "the first one may ask again"
 
 
+def lose_everybody_else(node: Node) -> None:
+    for stage in (0, 1, 3, 4):
+        for job in [run.job for run in of(Run, node.do(PeerUnreachable(peer(stage))))]:
+            node.do(JobDone(job, ((8, "weights of S2"),)))
+
+
+def test_who_just_lost_everybody_at_once_vouches_for_nobody_yet() -> None:
+    """It may be the one that was cut off: a moment later it would hear the others, whose stages are alive."""
+    node = owner()
+    lose_everybody_else(node)
+    assert of(Send, node.hear(OTHER, Claim(3, 2, (2,)))) == []
+    node.wait(MANIFEST.timing.suspect_after_s + 0.1)
+    assert said(Grant, node.hear(OTHER, Claim(3, 2, (2,))))
+
+
 def test_only_the_recognised_claimant_may_fetch_what_was_offered() -> None:
     node = owner()
     lose_a_neighbour(node)

@@ -9,6 +9,7 @@ import pytest
 from understudy.protocol.events import Emit, Fetch, Fetched, ReleaseSnapshot, Send, SnapshotJob
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RecoverySettings, RunManifest
+from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
@@ -65,14 +66,14 @@ class Copying:
         for stage in (1, 2, 3):
             self.serve(stage, peer(stage))
         self.queue = WorkQueue()
-        self.copier = DriverBackupSource(self.state, self.queue)
+        self.source = DriverBackupSource(self.state, self.queue)
 
     def serve(self, stage: int, owner: PeerId) -> None:
-        self.state.membership.seats[stage] = Seat(stage, owner, 1, "serving", 0, Status.ALIVE, 10.0)
+        self.state.membership.groups[stage] = Group([Seat(stage, owner, 1, "serving", 0, Status.ALIVE, 10.0)])
 
     def commit(self, step: int) -> None:
         self.state.committed = step
-        self.copier.committed(step)
+        self.source.applied(step)
 
     def ordered(self) -> list[Any]:
         jobs = []
@@ -82,12 +83,12 @@ class Copying:
         return jobs
 
     def copy(self, name: str) -> None:
-        self.copier.on_snapshots(("embedding", "head"), ((4, f"e{name}"), (4, f"h{name}")))
+        self.source.on_snapshots(("embedding", "head"), ((4, f"e{name}"), (4, f"h{name}")))
 
     def keep(self, stage: int, *digests: str) -> None:
         for digest in digests:
             part: Part = "embedding" if digest.startswith("e") else "head"
-            self.copier.on_kept(self.state.membership.seats[stage].peer, EdgeCopyKept(part, 1, digest))
+            self.source.on_kept(self.state.membership.groups[stage].first.peer, EdgeCopyKept(part, 1, digest))
 
     def taken(self, kind: type) -> list[Any]:
         found = [act for act in self.state.actions if isinstance(act, kind)]
@@ -137,7 +138,7 @@ def test_what_a_stranger_or_a_former_keeper_confirms_counts_for_nothing(copying:
 def test_what_is_not_confirmed_is_offered_again(copying: Copying) -> None:
     copying.keep(1, "ea")
     copying.state.now += RESEND_S
-    copying.copier.advance()
+    copying.source.advance()
     assert copying.offers() == ALL_OF_A - {(peer(1), "ea")}
 
 
@@ -146,14 +147,14 @@ def test_a_new_keeper_gets_the_pair_that_the_others_have(copying: Copying) -> No
     copying.keep(3, "ea", "ha")
     copying.commit(2)
     copying.serve(3, PeerId("spare"))
-    copying.copier.keeper_changed(3)
+    copying.source.owner_changed(3)
     assert copying.offers() == {("spare", "ea"), ("spare", "ha")}
-    copying.copier.keeper_changed(2)
+    copying.source.owner_changed(2)
     assert copying.offers() == set()
 
 
 def test_a_pair_is_let_go_when_the_next_is_there(copying: Copying) -> None:
-    copying.copier.on_snapshots(("embedding", "head"), ((4, "ea"), (4, "hb")))
+    copying.source.on_snapshots(("embedding", "head"), ((4, "ea"), (4, "hb")))
     assert copying.taken(ReleaseSnapshot) == [ReleaseSnapshot("ha")], "the embedding did not change"
 
 
@@ -169,7 +170,7 @@ def test_a_pair_is_let_go_when_the_next_is_there(copying: Copying) -> None:
     ],
 )
 def test_a_copy_is_for_its_keepers(copying: Copying, stage: int, incarnation: int, digest: str, may: bool) -> None:
-    assert copying.copier.may_fetch(peer(stage), FetchRequest(0, incarnation, digest, 0)) == may
+    assert copying.source.may_fetch(peer(stage), FetchRequest(0, incarnation, digest, 0)) == may
 
 
 # --- keeping ---

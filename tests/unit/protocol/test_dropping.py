@@ -9,10 +9,12 @@ import pytest
 from understudy.protocol.events import JobDone, Run, Send, SendFailed
 from understudy.protocol.ids import Attempt, PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
+from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.dropping import PAUSE_S, Drops, dropped
+from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.wire.messages import Backward, DataMessage, Dropped, Forward
 
@@ -31,7 +33,7 @@ class Middle:
         self.state.tenure, self.state.tenure_state = Tenure(2, 1, ME), "serving"
         for stage in (0, 1, 3):
             self.set_owner(stage, f"{stage}")
-        self.host = BlockStage(self.state)
+        self.host = BlockStage(self.state, WorkQueue())
         self.host.on_forward(Forward(1, 0, FIRST, 1, 1), "in")
         self._finish()
 
@@ -45,7 +47,7 @@ class Middle:
         self._finish()
 
     def set_owner(self, stage: int, peer: str, status: Status = Status.ALIVE) -> None:
-        self.state.membership.seats[stage] = Seat(stage, PeerId(peer), 1, "serving", 0, status, 10.0)
+        self.state.membership.groups[stage] = Group([Seat(stage, PeerId(peer), 1, "serving", 0, status, 10.0)])
 
     def fail(self, peer: str, message: DataMessage) -> list[Any]:
         """It is told that the message did not reach the peer: what does it send?"""

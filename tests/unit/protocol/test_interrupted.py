@@ -79,7 +79,7 @@ def test_the_word_of_an_owner_ends_a_claim_on_its_stage() -> None:
     node = owner()
     node.hear(peer(1), Lost(3, 1))
     node.hear(OTHER, Claim(3, 2, (2, 4)))
-    assert node.core.state.membership.seats[3].peer == OTHER
+    assert node.core.state.membership.groups[3].first.peer == OTHER
     node.wait(2.5)  # until nobody's accusation holds any more
     actions = node.hear(peer(3), Heartbeat(3, 1, "serving", 5))
     assert [refusal.reason for refusal in said(Refusal, actions)] == ["owner alive"]

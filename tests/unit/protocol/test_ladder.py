@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -358,3 +359,38 @@ def test_copies_of_s0_are_for_s0_alone() -> None:
 
 def test_the_bytes_of_a_plan_are_those_of_all_its_sources() -> None:
     assert best(3, witness(2), witness(4)).payload_bytes == 16
+
+
+# --- donors that are no witnesses ---
+
+
+def replica(step: int, *, has_optimizer: bool = True) -> Source:
+    donation = Donation("stage", 3, step, 1.0, 8, "weights of a replica", has_optimizer=has_optimizer)
+    return Source(3, PeerId("replica"), donation)
+
+
+def test_who_holds_weights_need_not_be_who_vouches() -> None:
+    alone = RecoveryCase(2, BLOCK_STAGES, (witness(1),), RecoverySettings(method="checkfree"))
+    assert plan_recovery(alone)[0].method == "copy"
+    case = replace(alone, others=(replica(5),))
+    plan = plan_recovery(case)[0]
+    assert (plan.method, [source.peer for source in plan.sources]) == ("checkfree", ["peer-1", "replica"])
+    outdated = RecoveryCase(2, BLOCK_STAGES, (witness(1), witness(3)), RecoverySettings(), others=(replica(4),))
+    assert "replica" not in [source.peer for source in plan_recovery(outdated)[0].sources]
+
+
+@pytest.mark.parametrize(
+    ("sources", "coefficients", "has_optimizer"),
+    [
+        ((replica(5),), (1.0,), True),
+        ((replica(5, has_optimizer=False),), (1.0,), False),
+        ((replica(5), replica(5)), (0.5, 0.5), False),
+        ((replica(5), replica(5)), (), True),
+        ((replica(5), replica(5, has_optimizer=False)), (), False),
+        ((), (), False),
+    ],
+)
+def test_an_average_begins_with_a_fresh_optimizer(
+    sources: tuple[Source, ...], coefficients: tuple[float, ...], has_optimizer: bool
+) -> None:
+    assert Plan("copy", "", 5, sources, coefficients).has_optimizer is has_optimizer

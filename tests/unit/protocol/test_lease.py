@@ -32,20 +32,20 @@ OPEN_STEP = 6
 
 
 class Owner:
-    """The holds of S2/3 and their surroundings."""
+    """The leases of S2/3 and their surroundings."""
 
     def __init__(self, manifest: RunManifest = MANIFEST) -> None:
         membership = Membership(manifest.stage_count, manifest.timing)
         self.state = NodeState(ME, manifest, membership, now=100.0, tenure=Tenure(2, 3, ME), tenure_state="serving")
         self.queue = WorkQueue()
-        self.holds = SnapshotLeases(self.state, self.queue)
+        self.leases = SnapshotLeases(self.state, self.queue)
 
     def ask(self, step: int, peer: PeerId = EXPORTER, tenure: tuple[int, int] = (2, 3)) -> LeaseStatus:
         return self.ask_at(step, OPEN_STEP, peer, tenure)
 
     def ask_at(self, step: int, open_step: int, peer: PeerId, tenure: tuple[int, int] = (2, 3)) -> LeaseStatus:
         self.state.actions = []
-        self.holds.on_hold(peer, LeaseRequest(*tenure, step), open_step)
+        self.leases.on_request(peer, LeaseRequest(*tenure, step), open_step)
         (send,) = [action for action in self.state.actions if isinstance(action, Send)]
         assert send.peer == peer
         assert isinstance(send.message, LeaseStatus)
@@ -59,18 +59,18 @@ class Owner:
         return found
 
     def copied(self, step: int) -> None:
-        self.holds.on_job_done(LeaseJob(step), None)
-        self.holds.on_job_done(DigestJob(step), None)
-        self.holds.on_job_done(DigestJob(step), (80, "digest"))
+        self.leases.on_job_done(LeaseJob(step), None)
+        self.leases.on_job_done(DigestJob(step), None)
+        self.leases.on_job_done(DigestJob(step), (80, "digest"))
 
 
 def test_a_step_to_come_is_noted_and_copied_when_it_is_closed() -> None:
     owner = Owner()
     assert owner.ask(7) == LeaseStatus(2, 3, 7, "noted", 5)
     assert owner.jobs() == []
-    owner.holds.closed(6)
+    owner.leases.closed(6)
     assert owner.jobs() == []
-    owner.holds.closed(7)
+    owner.leases.closed(7)
     assert owner.jobs() == [LeaseJob(7)]
 
 
@@ -87,12 +87,12 @@ def test_digests_follow_one_by_one_and_all_holders_are_told() -> None:
     owner.ask(5)
     owner.ask(5, OTHER)
     owner.jobs()
-    owner.holds.on_job_done(LeaseJob(5), None)
+    owner.leases.on_job_done(LeaseJob(5), None)
     assert owner.jobs() == [DigestJob(5)]
-    owner.holds.on_job_done(DigestJob(5), None)
+    owner.leases.on_job_done(DigestJob(5), None)
     assert owner.jobs() == [DigestJob(5)]
     owner.state.actions = []
-    owner.holds.on_job_done(DigestJob(5), (80, "digest"))
+    owner.leases.on_job_done(DigestJob(5), (80, "digest"))
     news = LeaseStatus(2, 3, 5, "held", 5, 80, "digest")
     sends = [action for action in owner.state.actions if isinstance(action, Send)]
     assert sends == [Send(EXPORTER, news), Send(OTHER, news)]
@@ -108,7 +108,7 @@ def test_what_is_held_stays_although_training_goes_on() -> None:
     owner.ask(5)
     owner.copied(5)
     owner.state.actions = []
-    owner.holds.on_hold(EXPORTER, LeaseRequest(2, 3, 5), OPEN_STEP + 9)
+    owner.leases.on_request(EXPORTER, LeaseRequest(2, 3, 5), OPEN_STEP + 9)
     (send,) = owner.state.actions
     assert isinstance(send, Send)
     assert send.message == LeaseStatus(2, 3, 5, "held", OPEN_STEP + 8, 80, "digest")
@@ -118,7 +118,7 @@ def test_what_is_held_stays_although_training_goes_on() -> None:
 def test_another_tenure_is_not_ours_to_give(tenure: tuple[int, int]) -> None:
     owner = Owner()
     assert owner.ask(7, tenure=tenure).status == "not mine"
-    assert not owner.holds.may_fetch(EXPORTER, FetchRequest(*tenure, "", 0))
+    assert not owner.leases.may_fetch(EXPORTER, FetchRequest(*tenure, "", 0))
 
 
 def test_a_step_beyond_the_end_breaks_the_protocol() -> None:
@@ -131,7 +131,7 @@ def test_no_more_steps_are_held_than_there_is_room_for() -> None:
     for number in range(HOLDS_MAX):
         assert owner.ask(6 + number, PeerId(f"exporter-{number}")).status == "noted"
     assert owner.ask(6 + HOLDS_MAX).status == "full"
-    owner.holds.let_go(PeerId("exporter-0"), 6)
+    owner.leases.release(PeerId("exporter-0"), 6)
     assert owner.ask(6 + HOLDS_MAX).status == "noted"
 
 
@@ -141,7 +141,7 @@ def test_an_exporter_has_one_wish() -> None:
         assert owner.ask(step).status == "noted"
     assert owner.ask(8, OTHER).status == "noted"
     for step in (6, 7, 8):
-        owner.holds.closed(step)
+        owner.leases.closed(step)
     assert owner.jobs() == [LeaseJob(8)]
 
 
@@ -149,7 +149,7 @@ def test_asking_and_letting_go_orders_no_more_copies_than_training_can_bear() ->
     owner = Owner()
     owner.ask(5)
     for _ in range(100):
-        owner.holds.let_go(EXPORTER, 5)
+        owner.leases.release(EXPORTER, 5)
         assert owner.ask(5).status == "full"
     assert owner.jobs() == [LeaseJob(5)]
     owner.state.now += COPY_EVERY_S
@@ -161,8 +161,8 @@ def test_copies_are_not_ordered_faster_than_training_can_bear() -> None:
     owner = Owner()
     owner.ask(6)
     owner.ask(7, OTHER)
-    owner.holds.closed(6)
-    owner.holds.closed(7)
+    owner.leases.closed(6)
+    owner.leases.closed(7)
     assert owner.jobs() == [LeaseJob(6)]
     assert owner.ask_at(7, 9, OTHER).status == "passed"
     owner.state.now += COPY_EVERY_S
@@ -174,10 +174,10 @@ def test_the_last_step_is_copied_however_soon_it_comes() -> None:
     owner = Owner()
     owner.ask(9)
     owner.ask(10, OTHER)
-    owner.holds.closed(9)
-    owner.holds.closed(10)
+    owner.leases.closed(9)
+    owner.leases.closed(10)
     assert owner.jobs() == [LeaseJob(9), LeaseJob(10)]
-    owner.holds.let_go(OTHER, 10)
+    owner.leases.release(OTHER, 10)
     assert owner.ask_at(10, 11, OTHER).status == "full"
 
 
@@ -198,12 +198,12 @@ def test_no_copy_is_kept_for_ever() -> None:
     while owner.state.now < until:
         owner.state.now += 5.0
         assert owner.ask(5).status == "held"
-        assert owner.holds.is_wanted
+        assert owner.leases.is_wanted
     owner.state.now += 1.0
     owner.ask(5)
-    assert not owner.holds.is_wanted
+    assert not owner.leases.is_wanted
     owner.state.actions = []
-    owner.holds.on_tick()
+    owner.leases.expire()
     assert owner.state.actions == [ReleaseLease(5)]
 
 
@@ -219,13 +219,13 @@ def test_only_who_asked_may_fetch() -> None:
     owner = Owner()
     request = FetchRequest(2, 3, "digest", 0)
     owner.ask(5)
-    assert not owner.holds.may_fetch(EXPORTER, FetchRequest(2, 3, "other", 0))
+    assert not owner.leases.may_fetch(EXPORTER, FetchRequest(2, 3, "other", 0))
     owner.copied(5)
-    assert owner.holds.may_fetch(EXPORTER, request)
-    assert not owner.holds.may_fetch(OTHER, request)
-    assert not owner.holds.may_fetch(EXPORTER, FetchRequest(2, 2, "digest", 0))
-    owner.holds.let_go(EXPORTER, 5)
-    assert not owner.holds.may_fetch(EXPORTER, request)
+    assert owner.leases.may_fetch(EXPORTER, request)
+    assert not owner.leases.may_fetch(OTHER, request)
+    assert not owner.leases.may_fetch(EXPORTER, FetchRequest(2, 2, "digest", 0))
+    owner.leases.release(EXPORTER, 5)
+    assert not owner.leases.may_fetch(EXPORTER, request)
 
 
 def test_a_copy_is_freed_when_nobody_wants_it_any_more() -> None:
@@ -234,16 +234,16 @@ def test_a_copy_is_freed_when_nobody_wants_it_any_more() -> None:
     owner.ask(5, OTHER)
     owner.copied(5)
     owner.state.actions = []
-    owner.holds.let_go(OTHER, 7)
-    owner.holds.let_go(EXPORTER, 5)
+    owner.leases.release(OTHER, 7)
+    owner.leases.release(EXPORTER, 5)
     assert owner.state.actions == []
-    owner.holds.let_go(OTHER, 5)
+    owner.leases.release(OTHER, 5)
     assert owner.state.actions == [ReleaseLease(5)]
 
 
 def test_a_copy_made_for_nobody_is_freed() -> None:
     owner = Owner()
-    owner.holds.on_job_done(LeaseJob(5), None)
+    owner.leases.on_job_done(LeaseJob(5), None)
     assert owner.state.actions == [ReleaseLease(5)]
 
 
@@ -254,24 +254,24 @@ def test_an_exporter_that_says_nothing_more_is_forgotten() -> None:
     owner.ask(5)
     owner.state.now += HOLD_LEASE_S - 1.0
     owner.state.actions = []
-    owner.holds.on_tick()
+    owner.leases.expire()
     assert owner.state.actions == []
     owner.state.now += 1.0
-    owner.holds.on_tick()
+    owner.leases.expire()
     assert owner.state.actions == [ReleaseLease(5)]
 
 
 def test_the_end_of_the_run_waits_for_exporters_that_speak_and_can_be_served() -> None:
     owner = Owner()
-    assert not owner.holds.is_wanted
+    assert not owner.leases.is_wanted
     owner.ask(7)
-    assert not owner.holds.is_wanted
-    owner.holds.closed(7)
-    assert owner.holds.is_wanted
+    assert not owner.leases.is_wanted
+    owner.leases.closed(7)
+    assert owner.leases.is_wanted
     owner.state.now += LINGER_S
-    assert not owner.holds.is_wanted
+    assert not owner.leases.is_wanted
     owner.ask(7)
-    assert owner.holds.is_wanted
+    assert owner.leases.is_wanted
 
 
 def test_a_spare_holds_nothing() -> None:

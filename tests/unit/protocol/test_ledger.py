@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.ids import Attempt
-from understudy.protocol.pipeline.ledger import DriverLedger, DriverPhase, StageLedger
+from understudy.protocol.pipeline.ledger import EdgeLedger, EdgePhase, StageLedger, StepLedger
 
 FIRST, SECOND = Attempt(1, 0), Attempt(1, 1)
 NEXT_DRIVER = Attempt(2, 0)
@@ -129,46 +129,36 @@ def test_no_interleaving_counts_twice(calls: list[tuple[str, int, Attempt]]) -> 
 
 # --- the driver ---
 
-PHASES = [phase for phase in DriverPhase if phase is not DriverPhase.DONE]
+PHASES = [phase for phase in EdgePhase if phase is not EdgePhase.DONE]
 
 
-def bring_home(ledger: DriverLedger, index: int) -> None:
+def bring_home(ledger: EdgeLedger, index: int) -> None:
     for phase in PHASES:
         assert ledger.move(index, ledger.attempt_of(index), phase)
 
 
-def issue(ledger: DriverLedger, index: int, now: float = 0.0) -> Attempt:
+def issue(ledger: EdgeLedger, index: int, now: float = 0.0) -> Attempt:
     return ledger.issue(index, now, timeout_s=10.0)
 
 
-def test_the_driver_issues_each_microbatch_in_order() -> None:
-    ledger = DriverLedger(1, 2, incarnation=3)
-    assert [ledger.next_index, issue(ledger, 0)] == [0, Attempt(3, 0)]
-    assert [ledger.next_index, issue(ledger, 1)] == [1, Attempt(3, 0)]
-    assert ledger.next_index is None
-
-
-def test_a_step_is_complete_when_every_microbatch_came_home() -> None:
-    ledger = DriverLedger(1, 2, incarnation=1)
-    issue(ledger, 0)
-    bring_home(ledger, 0)
-    assert not ledger.is_complete, "one was never issued"
-    issue(ledger, 1)
-    assert not ledger.is_complete, "one is under way"
-    bring_home(ledger, 1)
-    assert ledger.is_complete
+def test_the_first_attempt_is_of_this_drivers_incarnation() -> None:
+    ledger = EdgeLedger(1, incarnation=3)
+    assert [issue(ledger, 0), issue(ledger, 1)] == [Attempt(3, 0), Attempt(3, 0)]
+    assert not ledger.has_reissued
+    assert issue(ledger, 0) == Attempt(3, 1)
+    assert ledger.has_reissued
 
 
 def test_a_reissued_microbatch_is_a_newer_attempt() -> None:
-    ledger = DriverLedger(1, 1, incarnation=1)
+    ledger = EdgeLedger(1, incarnation=1)
     first, second = issue(ledger, 0), issue(ledger, 0)
     assert first < second
-    assert not ledger.move(0, first, DriverPhase.EMBED_DUE)
-    assert ledger.move(0, second, DriverPhase.EMBED_DUE)
+    assert not ledger.move(0, first, EdgePhase.EMBED_DUE)
+    assert ledger.move(0, second, EdgePhase.EMBED_DUE)
 
 
 def test_what_is_done_is_not_issued_again() -> None:
-    ledger = DriverLedger(1, 1, incarnation=1)
+    ledger = EdgeLedger(1, incarnation=1)
     issue(ledger, 0)
     bring_home(ledger, 0)
     with pytest.raises(LocalProtocolError, match="nothing to re-issue"):
@@ -176,18 +166,18 @@ def test_what_is_done_is_not_issued_again() -> None:
 
 
 @pytest.mark.parametrize("skipped", PHASES[1:])
-def test_the_driver_skips_no_phase(skipped: DriverPhase) -> None:
-    ledger = DriverLedger(1, 1, incarnation=1)
+def test_the_driver_skips_no_phase(skipped: EdgePhase) -> None:
+    ledger = EdgeLedger(1, incarnation=1)
     attempt = issue(ledger, 0)
     assert not ledger.move(0, attempt, skipped)
 
 
 def test_what_was_never_issued_does_not_move() -> None:
-    assert not DriverLedger(1, 1, incarnation=1).move(0, FIRST, DriverPhase.EMBED_DUE)
+    assert not EdgeLedger(1, incarnation=1).move(0, FIRST, EdgePhase.EMBED_DUE)
 
 
 def test_only_what_is_in_flight_is_overdue() -> None:
-    ledger = DriverLedger(1, 3, incarnation=1)
+    ledger = EdgeLedger(1, incarnation=1)
     for index, now in ((0, 0.0), (1, 0.0), (2, 5.0)):
         issue(ledger, index, now)
     bring_home(ledger, 1)
@@ -196,9 +186,11 @@ def test_only_what_is_in_flight_is_overdue() -> None:
     assert ledger.overdue(15.0) == [0, 2]
 
 
-@pytest.mark.parametrize(("lateness", "deadline"), [(0, 10.0), (1, 20.0), (2, 40.0), (6, 640.0), (20, 640.0)])
+@pytest.mark.parametrize(
+    ("lateness", "deadline"), [(0, 10.0), (1, 20.0), (2, 20.0), (3, 40.0), (4, 40.0), (11, 640.0), (30, 640.0)]
+)
 def test_a_late_microbatch_is_given_more_time_within_reason(lateness: int, deadline: float) -> None:
-    ledger = DriverLedger(1, 1, incarnation=1)
+    ledger = EdgeLedger(1, incarnation=1)
     issue(ledger, 0)
     for _ in range(lateness):
         ledger.issue(0, 0.0, timeout_s=10.0, is_late=True)
@@ -207,25 +199,10 @@ def test_a_late_microbatch_is_given_more_time_within_reason(lateness: int, deadl
 
 
 def test_a_lost_stage_does_not_make_a_microbatch_late() -> None:
-    ledger = DriverLedger(1, 1, incarnation=1)
+    ledger = EdgeLedger(1, incarnation=1)
     for _ in range(9):
         issue(ledger, 0)
     assert ledger.overdue(10.0) == [0]
-
-
-def test_the_mean_loss_is_over_the_latest_loss_of_each_microbatch() -> None:
-    ledger = DriverLedger(1, 2, incarnation=1)
-    ledger.losses.update({0: 1.0, 1: 2.0})
-    ledger.losses[1] = 4.0
-    assert ledger.mean_loss == 2.5
-
-
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_there_is_no_mean_of_losses_that_are_not_finite(loss: float) -> None:
-    ledger = DriverLedger(1, 3, incarnation=1)
-    ledger.losses.update({0: 1.0, 1: loss, 2: 2.0})
-    assert ledger.mean_loss is None
-    assert ledger.not_finite == [1]
 
 
 def test_a_driver_knows_what_is_over() -> None:
@@ -242,20 +219,52 @@ def test_a_driver_knows_what_is_over() -> None:
         st.tuples(st.sampled_from(["issue", "move", "stale"]), INDEXES, st.sampled_from(PHASES), ATTEMPTS), max_size=80
     )
 )
-def test_the_drivers_sums_count_once(calls: list[tuple[str, int, DriverPhase, Attempt]]) -> None:
-    ledger = DriverLedger(1, 4, incarnation=2)
+def test_the_drivers_sums_count_once(calls: list[tuple[str, int, EdgePhase, Attempt]]) -> None:
+    ledger = EdgeLedger(1, incarnation=2)
     head, embedding = dict.fromkeys(range(4), 0), dict.fromkeys(range(4), 0)
+    issued = 0
     for name, index, phase, attempt in calls:
-        is_issued = ledger.next_index is None or index < ledger.next_index
-        if name == "issue" and (index in ledger.in_flight or index == ledger.next_index):
+        is_issued = index < issued
+        if name == "issue" and (index in ledger.in_flight or index == issued):
+            issued = max(issued, index + 1)
             issue(ledger, index)
         elif name == "stale" and is_issued and attempt < ledger.attempt_of(index):
             assert not ledger.move(index, attempt, phase)
         elif name == "move" and is_issued and ledger.move(index, ledger.attempt_of(index), phase):
-            if phase is DriverPhase.OUTBOUND:
+            if phase is EdgePhase.OUTBOUND:
                 head[index] += ledger.count_head(index)
-            elif phase is DriverPhase.RETURNING:
+            elif phase is EdgePhase.RETURNING:
                 embedding[index] += ledger.count_embedding(index)
         assert max(*head.values(), *embedding.values()) <= 1
-        assert ledger.in_flight_count == len(ledger.in_flight)
+        assert len(ledger.in_flight) <= issued
     assert (ledger.counted, ledger.head_counted) == (sum(embedding.values()), sum(head.values()))
+
+
+# --- the coordinator ---
+
+
+def test_every_microbatch_is_given_out_once_in_order() -> None:
+    ledger = StepLedger(1, 2)
+    assert [ledger.give_out(), ledger.give_out(), ledger.give_out()] == [0, 1, None]
+    assert ledger.in_flight_count == 2
+
+
+def test_a_step_is_complete_when_every_microbatch_came_home() -> None:
+    ledger = StepLedger(1, 2)
+    ledger.give_out()
+    ledger.came_home(0, 1.0)
+    assert (ledger.is_complete, ledger.in_flight_count) == (False, 0), "one was never issued"
+    ledger.give_out()
+    assert not ledger.is_complete, "one is under way"
+    ledger.came_home(1, 2.0)
+    assert ledger.is_complete
+    assert ledger.mean_loss == 1.5
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_there_is_no_mean_of_losses_that_are_not_finite(loss: float) -> None:
+    ledger = StepLedger(1, 3)
+    for index, known in enumerate((1.0, loss, 2.0)):
+        ledger.came_home(index, known)
+    assert ledger.mean_loss is None
+    assert ledger.not_finite == [1]

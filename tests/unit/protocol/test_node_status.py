@@ -9,6 +9,7 @@ from understudy.protocol.events import RecordsRead
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
 from understudy.protocol.membership.failure_detector import FailureDetector
+from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
@@ -31,7 +32,7 @@ def state_of(*present: int) -> NodeState:
     """A node that knows the owners of these stages, heard two seconds ago."""
     state = NodeState(ME, RUN, Membership(RUN.stage_count, RUN.timing), now=10.0, committed=5)
     for stage in present:
-        state.membership.seats[stage] = Seat(stage, peer(stage), 1, "serving", 5, Status.ALIVE, 8.0)
+        state.membership.groups[stage] = Group([Seat(stage, peer(stage), 1, "serving", 5, Status.ALIVE, 8.0)])
     return state
 
 
@@ -77,9 +78,9 @@ def test_an_owner_sees_whether_its_neighbours_answer() -> None:
 def test_a_neighbour_is_as_it_is_believed_to_be(status: Status | None, state: StageState, hearing: Hearing) -> None:
     mine = owner(2, 0, 1, 3, 4)
     if status is None:
-        del mine.membership.seats[3]
+        del mine.membership.groups[3]
     else:
-        mine.membership.seats[3].status, mine.membership.seats[3].state = status, state
+        mine.membership.groups[3].first.status, mine.membership.groups[3].first.state = status, state
     assert next(neighbour.hearing for neighbour in seen(mine).neighbours if neighbour.stage == 3) == hearing
     assert seen(mine).missing == (() if hearing in ("answers", "silent") else (3,))
 

@@ -73,14 +73,14 @@ def test_a_higher_incarnation_takes_the_seat() -> None:
 def test_a_lower_incarnation_changes_nothing(state: StageState, is_direct: bool) -> None:
     view = view_of(seat(NEW, 2))
     assert view.observe(seat(OLD, 1, state, step=STEPS_APART_MAX), is_direct=is_direct) is Observation.OUTDATED
-    assert (view.seats[2].peer, view.seats[2].step) == (NEW, 0)
+    assert (view.groups[2].first.peer, view.groups[2].first.step) == (NEW, 0)
 
 
 def test_who_is_behind_does_not_displace_who_is_ahead() -> None:
     """After a split the higher incarnation may be the one that was left behind."""
     view = view_of(seat(step=67))
     assert view.observe(seat(NEW, 2, step=14), is_direct=True) is Observation.OUTDATED
-    assert (view.seats[2].peer, view.known_incarnation(2)) == (OLD, 2)
+    assert (view.groups[2].first.peer, view.known_incarnation(2)) == (OLD, 2)
     behind = view_of(seat(step=13), seat(NEW, 2, step=14))
     assert behind.observe(seat(step=67), is_direct=True) is Observation.NEW_OWNER
     assert (behind.serving_peer(2), behind.known_incarnation(2)) == (OLD, 2)
@@ -112,7 +112,7 @@ def test_whom_others_do_not_hear_loses_its_seat_to_a_claim() -> None:
     view.observe(Seat(3, ACCUSER, 1, "serving", 0, Status.ALIVE, 0.0), is_direct=True)
     view.suspect_by(2, 1, ACCUSER, now=1.0)
     assert view.observe(seat(now=1.5), is_direct=True) is Observation.KNOWN
-    assert view.seats[2].peer == NEW
+    assert view.groups[2].first.peer == NEW
     assert view.refute(2, 1, now=1.6), "an accusation that is taken back clears who waits behind the claim, too"
     assert view.serving_peer(2) == OLD
 
@@ -158,7 +158,7 @@ def test_a_void_tenure_is_over_and_no_other() -> None:
 def test_a_void_claim_brings_the_owner_of_before_back() -> None:
     view = claimed_view()
     assert view.observe(seat(NEW, 2, "withdrawn"), is_direct=False) is Observation.WITHDRAWN
-    assert (view.seats[2].peer, view.seats[2].status) == (OLD, Status.DEAD)
+    assert (view.groups[2].first.peer, view.groups[2].first.status) == (OLD, Status.DEAD)
 
 
 def test_even_a_dead_owner_is_not_replaced_by_an_older_one() -> None:
@@ -208,7 +208,7 @@ def test_a_goodbye_of_an_owner_that_we_did_not_know_takes_the_seat() -> None:
 def test_steps_only_grow() -> None:
     view = view_of(seat(step=5))
     view.observe(seat(step=3), is_direct=True)
-    assert view.seats[2].step == 5
+    assert view.groups[2].first.step == 5
 
 
 def test_missing_are_those_that_nobody_serves() -> None:
@@ -231,7 +231,7 @@ def test_silence_makes_suspect_and_then_dead() -> None:
 def test_a_suspect_still_serves() -> None:
     view = view_of(seat())
     pass_time(view, 0.0, 3.0)
-    assert view.seats[2].status is Status.SUSPECT
+    assert view.groups[2].first.status is Status.SUSPECT
     assert view.serving_peer(2) == OLD
 
 
@@ -239,7 +239,7 @@ def test_a_word_ends_the_suspicion() -> None:
     view = view_of(seat())
     pass_time(view, 0.0, 3.0)
     assert view.observe(seat(now=3.0), is_direct=True) is Observation.KNOWN
-    assert view.seats[2].status is Status.ALIVE
+    assert view.groups[2].first.status is Status.ALIVE
     assert pass_time(view, 3.25, 5.0) == []
 
 
@@ -290,7 +290,7 @@ def test_a_slow_tick_is_no_stall() -> None:
 
 def test_a_death_is_news_once() -> None:
     view = view_of(seat())
-    assert view.mark_dead(2, 1, now=1.0) is view.seats[2]
+    assert view.mark_dead(2, 1, now=1.0) is view.groups[2].first
     assert view.mark_dead(2, 1, now=1.0) is None
     assert not view.is_present(2)
 
@@ -330,7 +330,7 @@ def test_a_record_that_outlived_the_death_revives_for_those_who_do_not_listen() 
 def test_an_expired_record_is_a_death_for_those_who_do_not_listen() -> None:
     view = view_of(seat(), is_monitored=False)
     assert view.record_missing(2, now=TIMING.record_lifetime_s) is None, "it was heard not so long ago"
-    assert view.record_missing(2, now=TIMING.record_lifetime_s + 0.1) is view.seats[2]
+    assert view.record_missing(2, now=TIMING.record_lifetime_s + 0.1) is view.groups[2].first
     assert view.record_missing(2, now=60.0) is None
 
 
@@ -349,7 +349,7 @@ def judged_view(*seats: Seat) -> Membership:
 
 def test_an_accused_owner_is_not_revived_by_its_own_word_while_the_accuser_means_it() -> None:
     view = judged_view(seat())
-    assert view.suspect_by(2, 1, ACCUSER, now=10.0) is view.seats[2]
+    assert view.suspect_by(2, 1, ACCUSER, now=10.0) is view.groups[2].first
     assert view.observe(seat(now=11.0), is_direct=True) is Observation.KNOWN
     assert not view.is_present(2)
     assert view.observe(seat(now=10.0 + TIMING.suspect_after_s), is_direct=True) is Observation.REVIVED
@@ -375,7 +375,7 @@ def test_who_others_take_for_dead_is_not_believed() -> None:
     assert view.suspect_by(2, 1, ACCUSER, now=10.5) is None
     assert view.is_serving(2)
     view.refute(3, 1, now=11.0)
-    assert view.suspect_by(2, 1, ACCUSER, now=11.5) is view.seats[2]
+    assert view.suspect_by(2, 1, ACCUSER, now=11.5) is view.groups[2].first
 
 
 def test_who_we_ourselves_found_dead_is_not_believed() -> None:
@@ -388,7 +388,7 @@ def test_two_who_only_cannot_hear_each_other_are_both_believed() -> None:
     """Else those who heard of one first and those who heard of the other would never agree on whom to replace."""
     view = judged_view(seat())
     view.suspect_by(3, 1, OLD, now=10.0)
-    assert view.suspect_by(2, 1, ACCUSER, now=10.5) is view.seats[2]
+    assert view.suspect_by(2, 1, ACCUSER, now=10.5) is view.groups[2].first
 
 
 def test_an_accuser_takes_it_back() -> None:
@@ -417,7 +417,7 @@ def test_a_claimant_that_dies_before_it_served_gives_the_seat_back(is_silent: bo
         assert pass_time(view, 0.0, 5.0) == [Status.SUSPECT, Status.DEAD]
     else:
         assert view.mark_dead(2, 2, now=1.0) is not None
-    assert view.seats[2].peer == OLD, "a withdrawal that got lost must not fence the owner"
+    assert view.groups[2].first.peer == OLD, "a withdrawal that got lost must not fence the owner"
     assert view.known_incarnation(2) == 2
     assert view.observe(seat(now=5.0), is_direct=True) is Observation.REVIVED
 
@@ -426,7 +426,7 @@ def test_an_owner_that_dies_gives_nothing_back() -> None:
     view = claimed_view()
     view.observe(seat(NEW, 2), is_direct=True)
     view.mark_dead(2, 2, now=1.0)
-    assert (view.seats[2].peer, view.is_present(2)) == (NEW, False)
+    assert (view.groups[2].first.peer, view.is_present(2)) == (NEW, False)
 
 
 @pytest.mark.parametrize(("peer", "holds"), [(OLD, False), (NEW, True), (PeerId("nobody"), False)])
@@ -442,7 +442,7 @@ def test_a_withdrawn_claim_brings_the_owner_of_before_back() -> None:
     view.mark_dead(2, 1, now=1.0)
     view.observe(seat(NEW, 2, "recovering"), is_direct=True)
     assert view.withdraw(2, NEW, 2)
-    assert (view.seats[2].peer, view.seats[2].status) == (OLD, Status.DEAD)
+    assert (view.groups[2].first.peer, view.groups[2].first.status) == (OLD, Status.DEAD)
     assert view.observe(seat(now=2.0), is_direct=True) is Observation.REVIVED
 
 
@@ -456,7 +456,7 @@ def test_a_withdrawn_incarnation_is_spent() -> None:
 def test_of_two_claims_withdrawn_the_owner_comes_back_all_the_same() -> None:
     view = claimed_view(seat(NEW, 2, "recovering"), seat(PeerId("third"), 3, "recovering"))
     assert view.withdraw(2, PeerId("third"), 3)
-    assert view.seats[2].peer == OLD
+    assert view.groups[2].first.peer == OLD
 
 
 def test_who_served_does_not_withdraw() -> None:
@@ -469,20 +469,20 @@ def test_who_served_does_not_withdraw() -> None:
 def test_nobody_withdraws_for_another(peer: PeerId, incarnation: int) -> None:
     view = claimed_view()
     assert not view.withdraw(2, peer, incarnation)
-    assert view.seats[2].peer == NEW
+    assert view.groups[2].first.peer == NEW
 
 
 def test_a_claim_without_a_predecessor_leaves_an_empty_seat() -> None:
     view = view_of(seat(NEW, 1, "recovering"))
     assert view.withdraw(2, NEW, 1)
-    assert 2 not in view.seats
+    assert 2 not in view.groups
 
 
 def test_after_an_isolation_deaths_are_forgotten_and_incarnations_are_not() -> None:
     view = view_of(seat(NEW, 4))
     view.mark_dead(2, 4, now=1.0)
     view.forget_deaths()
-    assert 2 not in view.seats
+    assert 2 not in view.groups
     assert view.known_incarnation(2) == 4
 
 

@@ -17,14 +17,16 @@ from understudy.protocol.events import (
     Run,
     Send,
     SendFailed,
-    SnapshotJob,
 )
 from understudy.protocol.ids import Attempt, PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
+from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.pipeline.driver import Driver
+from understudy.protocol.pipeline.coordinator import Coordinator
+from understudy.protocol.pipeline.edge_host import EdgeHost
+from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.window import Window
 from understudy.protocol.wire.messages import Backward, Commit, Dropped, Forward
 
@@ -36,7 +38,6 @@ RESULTS: dict[type, object] = {
     LossJob: (1.0, "gradient"),
     BackwardJob: None,
     ApplyJob: Applied(1.0),
-    SnapshotJob: ((4, "embedding"), (4, "head")),
 }
 
 
@@ -47,10 +48,13 @@ class Swarm:
         self.state = NodeState(ME, run, Membership(run.stage_count, run.timing), now=10.0)
         self.state.tenure, self.state.tenure_state = Tenure(0, incarnation, ME), "serving"
         for stage in (1, 2):
-            self.state.membership.seats[stage] = Seat(stage, PeerId(f"{stage}"), 1, "serving", 0, Status.ALIVE, 10.0)
+            self.state.membership.groups[stage] = Group(
+                [Seat(stage, PeerId(f"{stage}"), 1, "serving", 0, Status.ALIVE, 10.0)]
+            )
         self._finished = self._seen = 0
-        self.driver = Driver(self.state)
-        self.driver.advance()
+        self.edge = EdgeHost(self.state, WorkQueue())
+        self.coordinator = Coordinator(self.state, self.edge)
+        self.coordinator.advance()
 
     def _finish(self, kind: type[J]) -> J:
         """Let the compute thread work until a job of this kind is done."""
@@ -58,25 +62,25 @@ class Swarm:
             runs = [act for act in self.state.actions if isinstance(act, Run)]
             job = runs[self._finished].job
             self._finished += 1
-            self.driver.on_job_done(JobDone(job, RESULTS[type(job)]))
+            self.edge.on_job_done(JobDone(job, RESULTS[type(job)]))
             if isinstance(job, kind):
                 return job
 
     def go_out(self) -> None:
         job = self._finish(ForwardJob)
         step, index = job.microbatch.step, job.microbatch.index
-        self.driver.on_forward(Forward(step, index, job.attempt, 2, 1), "activation")
+        self.edge.on_forward(Forward(step, index, job.attempt, 2, 1), "activation")
 
     def lose_microbatch(self) -> None:
         """It goes out and is not heard of again until its deadline."""
         self._finish(ForwardJob)
         self.state.now += RUN.step.microbatch_timeout_s
-        self.driver.on_tick()
+        self.coordinator.on_tick()
 
     def come_home(self) -> None:
         job = self._finish(LossJob)
         step, index = job.microbatch.step, job.microbatch.index
-        self.driver.on_backward(Backward(step, index, job.attempt, 1, 1), "gradient")
+        self.edge.on_backward(Backward(step, index, job.attempt, 1, 1), "gradient")
         self.state.now += 1.0
         self._finish(BackwardJob)
 
@@ -86,8 +90,8 @@ class Swarm:
 
     def set_status(self, status: Status) -> None:
         """Of S1's owner."""
-        self.state.membership.seats[1].status = status
-        self.driver.advance()
+        self.state.membership.groups[1].first.status = status
+        self.coordinator.advance()
 
     def reissued(self) -> list[str]:
         """Why microbatches were issued again, since the last time."""
@@ -106,22 +110,22 @@ FIRST, SECOND, THIRD = (Attempt(1, counter) for counter in range(3))
 def test_what_a_stage_lost_is_issued_again_at_once_and_then_after_a_pause() -> None:
     swarm = Swarm()
     swarm.go_out()
-    swarm.driver.on_dropped(lost(FIRST, is_gradient=False))
+    swarm.coordinator.on_dropped(lost(FIRST, is_gradient=False))
     assert swarm.reissued() == []  # it came to us all the same
     swarm = Swarm()
     swarm._finish(ForwardJob)
     for message in (lost(SECOND, is_gradient=False), lost(FIRST, is_gradient=True)):
-        swarm.driver.on_dropped(message)
+        swarm.coordinator.on_dropped(message)
         assert swarm.reissued() == []  # there is no such attempt; it is not on its way back
-    swarm.driver.on_dropped(lost(FIRST, is_gradient=False))
+    swarm.coordinator.on_dropped(lost(FIRST, is_gradient=False))
     assert swarm.reissued() == ["it was lost on the way"]
     swarm._finish(ForwardJob)
-    swarm.driver.on_dropped(lost(SECOND, is_gradient=False))
+    swarm.coordinator.on_dropped(lost(SECOND, is_gradient=False))
     swarm.state.now += 0.5
-    swarm.driver.on_tick()
+    swarm.coordinator.on_tick()
     assert swarm.reissued() == []
     swarm.state.now += 0.5
-    swarm.driver.on_tick()
+    swarm.coordinator.on_tick()
     assert swarm.reissued() == ["it was lost on the way"]
 
 
@@ -129,12 +133,12 @@ def test_a_loss_that_something_else_has_healed_meanwhile_is_nothing() -> None:
     swarm = Swarm()
     for attempt in (FIRST, SECOND):
         swarm._finish(ForwardJob)
-        swarm.driver.on_dropped(lost(attempt, is_gradient=False))
+        swarm.coordinator.on_dropped(lost(attempt, is_gradient=False))
     swarm.reissued()
-    swarm.driver.on_forward(Forward(1, 0, SECOND, 2, 1), "activation")  # it was there after all
+    swarm.edge.on_forward(Forward(1, 0, SECOND, 2, 1), "activation")  # it was there after all
     swarm.come_home()
     swarm.state.now += 5.0
-    swarm.driver.on_tick()
+    swarm.coordinator.on_tick()
     assert swarm.reissued() == []
 
 
@@ -142,10 +146,10 @@ def test_a_loss_whose_microbatch_was_issued_again_meanwhile_is_nothing() -> None
     swarm = Swarm()
     for attempt in (FIRST, SECOND):
         swarm._finish(ForwardJob)
-        swarm.driver.on_dropped(lost(attempt, is_gradient=False))
+        swarm.coordinator.on_dropped(lost(attempt, is_gradient=False))
     swarm.reissued()
     swarm.state.now += RUN.step.microbatch_timeout_s
-    swarm.driver.on_tick()
+    swarm.coordinator.on_tick()
     assert swarm.reissued() == ["its deadline passed"]
 
 
@@ -153,15 +157,15 @@ def test_a_loss_whose_microbatch_came_home_meanwhile_is_nothing() -> None:
     """It is done, though the step is not: there is nothing to issue."""
     swarm = Swarm(RunManifest(name="driven", model=ModelSettings(block_stages=2), step=StepSettings(microbatches=2)))
     swarm._finish(ForwardJob)
-    swarm.driver.on_dropped(lost(FIRST, is_gradient=False))
+    swarm.coordinator.on_dropped(lost(FIRST, is_gradient=False))
     swarm._finish(ForwardJob)  # of the other microbatch
     swarm._finish(ForwardJob)
-    swarm.driver.on_dropped(lost(SECOND, is_gradient=False))
+    swarm.coordinator.on_dropped(lost(SECOND, is_gradient=False))
     swarm.reissued()
-    swarm.driver.on_forward(Forward(1, 0, SECOND, 2, 1), "activation")
+    swarm.edge.on_forward(Forward(1, 0, SECOND, 2, 1), "activation")
     swarm.come_home()
     swarm.state.now += 5.0
-    swarm.driver.on_tick()
+    swarm.coordinator.on_tick()
     assert swarm.reissued() == []
 
 
@@ -169,7 +173,7 @@ def test_while_a_stage_is_missing_a_loss_waits_for_it_like_everything_else() -> 
     swarm = Swarm()
     swarm._finish(ForwardJob)
     swarm.set_status(Status.DEAD)
-    swarm.driver.on_dropped(lost(FIRST, is_gradient=False))
+    swarm.coordinator.on_dropped(lost(FIRST, is_gradient=False))
     assert swarm.reissued() == []
     swarm.set_status(Status.ALIVE)
     assert swarm.reissued() == ["a stage was lost"]
@@ -179,7 +183,7 @@ def test_what_s0_lost_itself_it_issues_again() -> None:
     swarm = Swarm()
     swarm._finish(ForwardJob)
     sent = Forward(1, 0, FIRST, 0, 1)
-    swarm.driver.on_send_failed(SendFailed(PeerId("1"), sent, "activation"))
+    swarm.edge.on_send_failed(SendFailed(PeerId("1"), sent, "activation"))
     assert swarm.reissued() == ["it was lost on the way"]
 
 
@@ -239,33 +243,33 @@ def test_a_new_driver_takes_over_a_decided_step_however_far_it_is_with_it(is_cou
     if is_counted:
         swarm.go_out()
         swarm._finish(LossJob)
-    swarm.driver.on_stage_step(2, 1)
+    swarm.coordinator.on_stage_step(2, 1)
     assert applied(swarm) == [ApplyJob(1, 0, head)]
-    assert swarm.driver.step == 2
+    assert swarm.edge.step == 2
     assert commits(swarm) == [(PeerId("1"), 1), (PeerId("2"), 1)]
-    swarm.driver.on_stage_step(1, 1)
-    assert swarm.driver.step == 2, "once"
+    swarm.coordinator.on_stage_step(1, 1)
+    assert swarm.edge.step == 2, "once"
 
 
 def test_only_a_drivers_first_step_can_have_been_decided_by_another() -> None:
     swarm = Swarm(incarnation=2)
     swarm.step()
-    swarm.driver.on_stage_step(1, 2)
-    assert swarm.driver.step == 2
+    swarm.coordinator.on_stage_step(1, 2)
+    assert swarm.edge.step == 2
 
 
 def test_the_first_driver_has_no_predecessor_to_take_over_from() -> None:
     """A stage that is ahead of it followed a rival, on the other side of a split."""
     swarm = Swarm()
-    swarm.driver.on_stage_step(2, 1)
-    assert swarm.driver.step == 1
+    swarm.coordinator.on_stage_step(2, 1)
+    assert swarm.edge.step == 1
 
 
 def test_a_new_driver_takes_over_what_the_record_of_a_stage_that_left_says() -> None:
     swarm = Swarm(incarnation=2)
-    swarm.state.membership.seats[2].step = 1
+    swarm.state.membership.groups[2].first.step = 1
     swarm.set_status(Status.ALIVE)
-    assert swarm.driver.step == 2
+    assert swarm.edge.step == 2
 
 
 def test_a_loss_that_is_not_finite_is_said_and_reported_as_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,141 @@
+"""Who holds each stage: the groups of a run as one node sees them, and what can be asked of them.
+
+A stage is served by a *group*: the ordered members of one configuration, which the stage's incarnation numbers.
+A claim makes a group of one, and nothing makes a larger one yet; whatever is asked of a stage is asked of its group.
+What changes the groups is in view.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from understudy.protocol.ids import PeerId
+from understudy.protocol.membership.placement import Standing
+from understudy.protocol.membership.seats import Seat
+
+
+@dataclass(slots=True)
+class Group:
+    """The members of a stage's configuration, in order. Never empty; all are of one incarnation."""
+
+    members: list[Seat]
+    displaced: Group | None = None
+    """Whose place a claimant took: it comes back if the claim is withdrawn before it was served."""
+
+    @property
+    def first(self) -> Seat:
+        return self.members[0]
+
+    @property
+    def incarnation(self) -> int:
+        return self.first.incarnation
+
+    @property
+    def is_present(self) -> bool:
+        """Somebody is there, serving or recovering."""
+        return any(seat.is_present for seat in self.members)
+
+    @property
+    def is_serving(self) -> bool:
+        return any(seat.is_serving for seat in self.members)
+
+    @property
+    def step(self) -> int:
+        """The last step that a member committed: the others follow, or leave the group."""
+        return max(seat.step for seat in self.members)
+
+    @property
+    def is_claim(self) -> bool:
+        """Nobody serves yet: whoever is there is still recovering the stage."""
+        return all(seat.state == "recovering" for seat in self.members)
+
+    @property
+    def standing(self) -> Standing:
+        """What decides between this group and another of the stage."""
+        return self.first.standing._replace(step=self.step)
+
+    def member(self, peer: PeerId, incarnation: int) -> Seat | None:
+        """The peer's seat, if it is a member of this very configuration."""
+        return next((seat for seat in self.members if seat.is_tenure(peer, incarnation)), None)
+
+
+class Groups:
+    """The groups of a run, by stage."""
+
+    def __init__(self, stage_count: int) -> None:
+        self.stage_count = stage_count
+        self.groups: dict[int, Group] = {}
+        self._incarnation_floor: dict[int, int] = {}
+
+    def seat(self, stage: int) -> Seat | None:
+        """The first member of the stage's group: its only one, until groups have more."""
+        group = self.groups.get(stage)
+        return group.first if group is not None else None
+
+    def seats(self) -> list[Seat]:
+        """All members of all groups."""
+        return [seat for group in self.groups.values() for seat in group.members]
+
+    def tenure_or_displaced(self, stage: int, incarnation: int) -> Seat | None:
+        """The seat of this tenure, be it behind a claim."""
+        group = self.groups.get(stage)
+        if group is not None and group.incarnation != incarnation and group.displaced is not None:
+            group = group.displaced
+        return group.first if group is not None and group.incarnation == incarnation else None
+
+    def is_present(self, stage: int) -> bool:
+        group = self.groups.get(stage)
+        return group is not None and group.is_present
+
+    def is_serving(self, stage: int) -> bool:
+        group = self.groups.get(stage)
+        return group is not None and group.is_serving
+
+    def serving_peers(self, stage: int) -> list[PeerId]:
+        """The living, serving members of a stage's group, in order."""
+        group = self.groups.get(stage)
+        return [seat.peer for seat in group.members if seat.is_serving] if group is not None else []
+
+    def serving_peer(self, stage: int) -> PeerId | None:
+        """The first living, serving member of a stage's group."""
+        group = self.groups.get(stage)
+        serving = (seat.peer for seat in group.members if seat.is_serving) if group is not None else iter(())
+        return next(serving, None)
+
+    def known_incarnation(self, stage: int) -> int:
+        """The highest incarnation of the stage that we know of; 0 if it was never owned."""
+        group = self.groups.get(stage)
+        return max(group.incarnation if group else 0, self._incarnation_floor.get(stage, 0))
+
+    def raise_incarnation(self, stage: int, incarnation: int) -> None:
+        """Somebody knows of this incarnation, though we do not know its owner."""
+        self._incarnation_floor[stage] = max(incarnation, self._incarnation_floor.get(stage, 0))
+
+    def lost_incarnation(self, stage: int) -> int:
+        """The tenure that ended, 0 if there was none: a claimant still recovering has not begun one."""
+        seat = self.seat(stage)
+        is_claimed = seat is not None and seat.is_present and seat.state == "recovering"
+        return seat.incarnation - 1 if seat is not None and is_claimed else self.known_incarnation(stage)
+
+    def seats_of(self, peer: PeerId) -> list[Seat]:
+        return [seat for seat in self.seats() if seat.peer == peer]
+
+    def holds_a_seat(self, peer: PeerId) -> bool:
+        """The peer serves or recovers a stage, whatever its record as a spare still says."""
+        return any(seat.is_present for seat in self.seats_of(peer))
+
+    def note_step(self, peer: PeerId, stage: int, step: int) -> None:
+        """How far the owner of a stage is, by what it said of something else."""
+        for seat in self.seats_of(peer):
+            if seat.stage == stage:
+                seat.step = max(seat.step, step)
+
+    def missing(self, stages: Iterable[int]) -> list[int]:
+        """Those of the stages that nobody serves."""
+        return [stage for stage in stages if not self.is_serving(stage)]
+
+    def beyond(self, stage: int, step: int) -> tuple[list[int], int]:
+        """Of the other stages with a living owner: which committed this step, and how many there are."""
+        others = [other for other in self.groups if other != stage and self.is_serving(other)]
+        return [other for other in others if self.groups[other].step >= step], len(others)
