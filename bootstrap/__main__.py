@@ -9,13 +9,12 @@ from typing import Annotated
 
 import typer
 
-from understudy.node.__main__ import Multiaddrs, default_identity, node, option, parse_listen, run
-from understudy.node.__main__ import main as run_command
+from understudy.node.__main__ import node
+from understudy.node.cli import Multiaddrs, default_identity, option, parse_listen, run, run_command, run_program
 from understudy.node.export import command as export_command
 from understudy.node.export.generate_command import generate
-from understudy.node.files.descriptors import open_standard_descriptors
 from understudy.node.p2p.addresses import JoinString
-from understudy.node.process import EXIT_DONE, StopSwitch, run_guarded
+from understudy.node.process import EXIT_DONE, StopSwitch
 from understudy.protocol.manifest import PRESETS, PROTOCOL_VERSION
 
 app = typer.Typer(
@@ -194,8 +193,7 @@ app.command()(generate)
 
 def main() -> None:
     """The console script."""
-    open_standard_descriptors()
-    run_guarded(app)
+    run_program(app)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from understudy.node.__main__ import Multiaddrs, option, parse_listen, run
-from understudy.node.__main__ import main as run_command
+from understudy.node.cli import Multiaddrs, option, parse_listen, run, run_command
 from understudy.node.join_file import read_join
 from understudy.node.p2p.addresses import JoinString
 from understudy.node.process import EXIT_DONE, EXIT_FAILED, StopSwitch

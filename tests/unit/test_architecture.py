@@ -107,7 +107,7 @@ def test_threads_are_for_computing_and_for_reading(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_uvloop_is_chosen_in_one_place(name: str) -> None:
-    assert "uvloop" not in packages(name) or name == "node/__main__.py"
+    assert "uvloop" not in packages(name) or name == "node/cli.py"
 
 
 @pytest.mark.parametrize("name", of("protocol") + of("node"))
