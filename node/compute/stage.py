@@ -19,8 +19,8 @@ from understudy.node.compute.precision import arithmetic
 from understudy.node.compute.suspicion import Suspicion
 from understudy.node.compute.tensors import from_wire, to_wire
 from understudy.node.compute.weights import HeldCopy, WeightsSnapshot, adopt, blend, snapshot
-from understudy.node.data.corpus import TrainingData
 from understudy.node.data.data_check import DriverText
+from understudy.node.data.training_data import TrainingData
 from understudy.protocol.errors import LocalProtocolError, WeightsError
 from understudy.protocol.events import (
     Applied,

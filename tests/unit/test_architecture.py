@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -22,8 +22,8 @@ IMPURE = {
 """What protocol/ must not know of: everything that has a clock, a thread, a file or a mind of its own."""
 
 CARRIERS = {
-    "runtime", "config", "data/corpus", "data/streamed", "links/framing", "links/link", "links/network",
-    "links/transfer", "export/folder", "export/generation", "export/initial_weights", "export/shards",
+    "config", "data/training_data", "links/framing", "links/link", "links/network", "links/transfer",
+    "export/generation", "export/shards",
 }  # fmt: skip
 """Who names torch's types outside of node/compute, which computes with them. Nobody else knows of it."""
 
@@ -83,8 +83,8 @@ def test_hivemind_stands_behind_one_boundary(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_torch_stays_with_the_weights(name: str) -> None:
-    is_compute = name.startswith("node/compute/")
-    assert "torch" not in packages(name) or is_compute or name in {f"node/{module}.py" for module in CARRIERS}
+    is_carrier = name in {f"node/{module}.py" for module in CARRIERS}
+    assert name.startswith("node/compute/") or is_carrier == ("torch" in packages(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,6 +154,74 @@ def test_no_exception_is_caught_blindly(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_global(name: str) -> None:
     assert not [part for part in ast.walk(tree_of(name)) if isinstance(part, ast.Global)]
+
+
+# --- no cycles -----------------------------------------------------------------------------------
+
+
+def run_time_imports(part: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """At whatever depth: a function that imports only postpones. What only a type checker reads does not count."""
+    if isinstance(part, ast.Import | ast.ImportFrom):
+        yield part
+    is_for_types = isinstance(part, ast.If) and ast.unparse(part.test) == "TYPE_CHECKING"
+    for child in part.orelse if is_for_types else ast.iter_child_nodes(part):  # type: ignore[attr-defined]
+        yield from run_time_imports(child)
+
+
+def ours_among(modules: Collection[str]) -> set[str]:
+    """The files of ours that these modules are."""
+    paths = {module.removeprefix("understudy.").replace(".", "/") for module in modules}
+    return {name for path in paths for name in (f"{path}.py", f"{path}/__init__.py") if name in NAMES}
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Of each file the files that it imports."""
+    return {name: ours_among(imported(ast.Module(list(run_time_imports(tree_of(name))), []))) for name in NAMES}
+
+
+def find_cycle(graph: Mapping[str, Collection[str]]) -> list[str]:
+    """Names of which each imports the next, and the last is the first again; empty if there is no such thing."""
+    done: set[str] = set()
+
+    def search(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph[name]):
+            if cycle := search(other, [*way, name]):
+                return cycle
+        done.add(name)
+        return []
+
+    return next(filter(None, (search(name, []) for name in sorted(graph))), [])
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    assert find_cycle(import_graph()) == []
+
+
+def test_a_detour_is_found() -> None:
+    assert find_cycle({"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": []}) == []
+    assert find_cycle({"a": ["b"], "b": ["c", "d"], "c": [], "d": ["b"]}) == ["b", "d", "b"]
+    assert find_cycle({"a": ["a"]}) == ["a", "a"]
+
+
+def test_an_import_within_a_function_counts_and_one_for_types_does_not() -> None:
+    text = """
+if TYPE_CHECKING:
+    import one
+else:
+    import two
+def late():
+    with suppress():
+        from three import four
+"""
+    assert imported(ast.Module(list(run_time_imports(ast.parse(text))), [])) == {"two", "three", "three.four"}
+    assert ours_among({"understudy.node.dht", "understudy.node.dht.store", "node.dht.no_such_module"}) == {
+        "node/dht/__init__.py",
+        "node/dht/store.py",
+    }
 
 
 OWNERS = {"node/dht/hivemind_dht.py": 1}
