@@ -70,7 +70,8 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
         from understudy.bootstrap.founding import check_founder, keep_founding
         from understudy.bootstrap.seed import SeedPlan, serve_seed
         from understudy.node.data.prefetch import off_the_loop
-        from understudy.node.dht.hivemind_dht import SwarmConfig, quiet_libraries
+        from understudy.node.dht.config import SwarmConfig
+        from understudy.node.dht.hivemind_dht import quiet_libraries
         from understudy.node.p2p.identity import Identity
         from understudy.node.ui.telemetry import configure_logging
 

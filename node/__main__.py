@@ -55,7 +55,8 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
     from understudy.node.config import NodeConfig, choose_device, choose_threads
     from understudy.node.data.data_check import objection_to_driving
     from understudy.node.data.prefetch import off_the_loop
-    from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig
+    from understudy.node.dht.config import SwarmConfig
+    from understudy.node.dht.p2p_node import P2PNode
     from understudy.node.joining import obtain_manifest
     from understudy.node.p2p.identity import Identity
     from understudy.node.runtime import Node

@@ -33,7 +33,8 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
     """Join the swarm as a guest, export, leave."""
     from rich.console import Console
 
-    from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig
+    from understudy.node.dht.config import SwarmConfig
+    from understudy.node.dht.p2p_node import P2PNode
     from understudy.node.export.exporter import ExportRun
     from understudy.node.export.folder import ExportFolder
     from understudy.node.export.view import ExportView
