@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from understudy.node.compute.model import EMBEDDING_NAMES, HEAD_NAMES, BlockStage, EdgeStage, blank_stage, build_stage
+from understudy.node.compute.model import HEAD_NAMES, BlockStage, EdgeStage, blank_stage, build_stage
 from understudy.node.compute.optimizer import StageOptimizer
+from understudy.node.compute.parts import PART_NAMES
 from understudy.node.compute.precision import arithmetic
 from understudy.node.compute.suspicion import Suspicion
 from understudy.node.compute.tensors import from_wire, to_wire
@@ -44,14 +45,6 @@ from understudy.protocol.manifest import RunManifest
 from understudy.protocol.wire.messages import Part
 
 Key = tuple[Microbatch, Attempt]
-
-PART_NAMES: dict[Part, tuple[str, ...]] = {
-    "stage": (),
-    "embedding": EMBEDDING_NAMES,
-    "head": HEAD_NAMES,
-    "initial": (),
-}
-"""The parameters of each part; none named means all of them."""
 
 
 @dataclass(slots=True)
