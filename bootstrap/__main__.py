@@ -9,13 +9,12 @@ from typing import Annotated
 
 import typer
 
-from understudy.node.__main__ import Multiaddrs, default_identity, node, option, parse_listen, run
-from understudy.node.__main__ import main as run_command
+from understudy.node.__main__ import node
+from understudy.node.cli import Multiaddrs, default_identity, option, parse_listen, run, run_command, run_program
 from understudy.node.export import command as export_command
 from understudy.node.export.generate_command import generate
-from understudy.node.files.descriptors import open_standard_descriptors
 from understudy.node.p2p.addresses import JoinString
-from understudy.node.process import EXIT_DONE, StopSwitch, run_guarded
+from understudy.node.process import EXIT_DONE, StopSwitch
 from understudy.protocol.manifest import PRESETS, PROTOCOL_VERSION
 
 app = typer.Typer(
@@ -71,7 +70,8 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
         from understudy.bootstrap.founding import check_founder, keep_founding
         from understudy.bootstrap.seed import SeedPlan, serve_seed
         from understudy.node.data.prefetch import off_the_loop
-        from understudy.node.dht.hivemind_dht import SwarmConfig, quiet_libraries
+        from understudy.node.dht.config import SwarmConfig
+        from understudy.node.dht.hivemind_dht import quiet_libraries
         from understudy.node.p2p.identity import Identity
         from understudy.node.ui.telemetry import configure_logging
 
@@ -194,8 +194,7 @@ app.command()(generate)
 
 def main() -> None:
     """The console script."""
-    open_standard_descriptors()
-    run_guarded(app)
+    run_program(app)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from understudy.node.files.atomic import write_atomically
 from understudy.node.files.plain_files import read_plain
 from understudy.node.join_file import write_join
 from understudy.node.p2p.addresses import JoinString, parse_join, told_to_others
@@ -81,7 +82,7 @@ def keep_founding(folder: Path, manifest: RunManifest, join: JoinString) -> None
     """Write manifest.json and join.txt. Raises `SettingsError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST_FILE).write_bytes(manifest.encode() + b"\n")
+        write_atomically(folder / MANIFEST_FILE, manifest.encode() + b"\n")
         write_join(folder / JOIN_FILE, join)
     except OSError as error:
         raise SettingsError(f"{folder} cannot be written: {error.strerror}; choose another --dir") from error

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from understudy.bootstrap.founding import found, join_string
-from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig, dht_time
+from understudy.node.dht.config import SwarmConfig
+from understudy.node.dht.hivemind_dht import dht_time
+from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.export.initial_weights import InitialWeights
 from understudy.node.links.transfer import WeightsServer, fetch_protocol
 from understudy.node.p2p.addresses import JoinString

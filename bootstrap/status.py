@@ -12,9 +12,10 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
-from understudy.bootstrap.local.view import status_line, status_view
+from understudy.bootstrap.swarm_view import status_line, status_view
 from understudy.node.dht.config import reader_config
-from understudy.node.dht.hivemind_dht import P2PNode, dht_time
+from understudy.node.dht.hivemind_dht import dht_time
+from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.join_file import read_join
 from understudy.node.joining import obtain_manifest
 from understudy.node.p2p.identity import Identity

@@ -1,52 +1,27 @@
-"""``understudy node`` and ``python -m understudy.node``: run one volunteer's node. The only place with uvloop."""
+"""``understudy node`` and ``python -m understudy.node``: run one volunteer's node."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import uvloop
 from rich.console import Console
 
-from understudy.node.files.descriptors import open_standard_descriptors
+from understudy.node.cli import Multiaddrs, default_identity, option, parse_listen, run, run_command
 from understudy.node.join_file import read_join
-from understudy.node.p2p.addresses import JoinString, parse_multiaddr, told_to_others
-from understudy.node.process import EXIT_DONE, Main, StopSwitch, on_hangup, run_guarded, supervise
+from understudy.node.p2p.addresses import JoinString, told_to_others
+from understudy.node.process import EXIT_DONE, StopSwitch, on_hangup
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.ids import DRIVER_STAGE
 
 if TYPE_CHECKING:
     from understudy.node.ui.display import Display
 
-Multiaddrs = list[str]
 JOIN_ADDRESSES = 4
 """Of a node's own addresses, as many go into the join string it offers."""
-
-
-def option(variable: str, help: str, min: float | None = None) -> Any:
-    """An option that the environment variable UNDERSTUDY_<variable> gives too: containers are set up that way."""
-    return typer.Option(help=help, envvar=f"UNDERSTUDY_{variable}", show_envvar=False, min=min)
-
-
-def run(main: Main, *, stops_with_stdin: bool = False) -> None:
-    """Run an asynchronous main in uvloop and exit with its status."""
-    raise typer.Exit(uvloop.run(supervise(main, stops_with_stdin=stops_with_stdin)))
-
-
-def default_identity(name: str) -> Path:
-    """Where a person's identities lie: the XDG data folder, made if it is not there."""
-    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    folder = Path(base) / "understudy"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"{folder} cannot be made ({error.strerror}): give a key file with --identity") from error
-    return folder / f"{name}.key"
 
 
 def parse_stage(text: str) -> int | None:
@@ -56,13 +31,6 @@ def parse_stage(text: str) -> int | None:
     if not text.isdecimal():
         raise SettingsError(f"--stage {text!r}: use 'auto' or a stage number such as 2")
     return int(text)
-
-
-def parse_listen(host_maddrs: Multiaddrs, announce_maddrs: Multiaddrs) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Check the addresses to listen on and to announce. Raises `SettingsError`."""
-    hosts = tuple(parse_multiaddr(text, needs_peer_id=False, accepts_port_zero=True) for text in host_maddrs)
-    announced = tuple(parse_multiaddr(text, needs_peer_id=False) for text in announce_maddrs)
-    return hosts or ("/ip4/0.0.0.0/tcp/0",), announced
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +55,8 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
     from understudy.node.config import NodeConfig, choose_device, choose_threads
     from understudy.node.data.data_check import objection_to_driving
     from understudy.node.data.prefetch import off_the_loop
-    from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig
+    from understudy.node.dht.config import SwarmConfig
+    from understudy.node.dht.p2p_node import P2PNode
     from understudy.node.joining import obtain_manifest
     from understudy.node.p2p.identity import Identity
     from understudy.node.runtime import Node
@@ -121,8 +90,8 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
             if config.stage == DRIVER_STAGE:
                 raise SettingsError(f"--stage 0: {objection}")
             logger.warning("this node can take any stage but S0: %s", objection)
-        doors = told_to_others(p2p.addresses)[:JOIN_ADDRESSES]
-        logger.info("others can join through this node too: %s", replace(config.join, addresses=doors))
+        join_addresses = told_to_others(p2p.addresses)[:JOIN_ADDRESSES]
+        logger.info("others can join through this node too: %s", replace(config.join, addresses=join_addresses))
         node = Node(p2p, signed_manifest, config, can_drive=objection is None, display=display)
         switch.hand_over(node.stop)
         await node.run()
@@ -179,12 +148,9 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
     run(main, stops_with_stdin=stop_with_stdin)
 
 
-def main(command: Callable[..., None] = node) -> None:
-    """Run one command as a program. A bug shows a plain traceback, without the values of variables."""
-    open_standard_descriptors()
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    run_guarded(app)
+def main() -> None:
+    """``python -m understudy.node``: the command `node` as a program."""
+    run_command(node)
 
 
 if __name__ == "__main__":

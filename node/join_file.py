@@ -13,6 +13,7 @@ import stat
 import time
 from pathlib import Path
 
+from understudy.node.files.atomic import write_atomically
 from understudy.node.files.plain_files import is_stream, open_plain
 from understudy.node.p2p.addresses import JOIN_CHARS_MAX, JoinString, parse_join
 from understudy.protocol.errors import NetworkError, SettingsError
@@ -42,10 +43,8 @@ async def read_join(text: str, wait_s: float) -> JoinString:
 
 
 def write_join(path: Path, join: JoinString) -> None:
-    """Write the file in one go: whoever reads it finds all of it or nothing."""
-    aside = path.with_name(f"{path.name}.new")
-    aside.write_text(f"{join}\n", encoding="utf-8")
-    aside.replace(path)
+    """Write the file in one go: whoever waits for it finds all of it or nothing. Raises `OSError`."""
+    write_atomically(path, f"{join}\n".encode())
 
 
 async def _from_file(path: Path, wait_s: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from understudy.node.dht.hivemind_dht import P2PNode
+from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.p2p.addresses import JoinString
 from understudy.node.p2p.identity import peer_id_of, verify
 from understudy.node.ui.telemetry import logger

@@ -17,7 +17,7 @@ from understudy.node.compute.tensors import activation_header
 from understudy.node.compute.worker import Worker
 from understudy.node.config import NodeConfig
 from understudy.node.data.prefetch import off_the_loop
-from understudy.node.dht.hivemind_dht import P2PNode
+from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.dht.record_sync import Records
 from understudy.node.links.link import LinkRules, Listener
 from understudy.node.links.metering import Counters, MeteredStreams

@@ -20,7 +20,8 @@ import uvloop
 
 from understudy.bootstrap.local.children import Child
 from understudy.bootstrap.local.run import LISTEN
-from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig
+from understudy.node.dht.config import SwarmConfig
+from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.p2p.identity import Identity
 from understudy.node.process import StopSwitch, supervise
 from understudy.protocol.errors import NetworkError

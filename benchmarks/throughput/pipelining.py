@@ -25,7 +25,7 @@ from understudy.node.compute.model import build_block_stage, build_edge_stage
 from understudy.node.compute.optimizer import StageOptimizer
 from understudy.node.compute.precision import arithmetic
 from understudy.node.compute.weights import DTYPES
-from understudy.node.data.corpus import open_data
+from understudy.node.data.sources import open_data
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import RunManifest
 

@@ -28,7 +28,7 @@ from benchmarks.throughput.results import WARM_UP
 from understudy.node.compute.model import build_block_stage, build_edge_stage
 from understudy.node.compute.optimizer import StageOptimizer
 from understudy.node.compute.precision import arithmetic
-from understudy.node.data.corpus import open_data
+from understudy.node.data.sources import open_data
 from understudy.protocol.manifest import RunManifest
 
 START_TIMEOUT_S = 120.0

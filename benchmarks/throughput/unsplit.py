@@ -10,7 +10,7 @@ from benchmarks.throughput.results import WARM_UP
 from understudy.node.compute.model import UnsplitModel
 from understudy.node.compute.optimizer import StageOptimizer
 from understudy.node.compute.precision import arithmetic
-from understudy.node.data.corpus import open_data
+from understudy.node.data.sources import open_data
 from understudy.protocol.manifest import RunManifest
 
 

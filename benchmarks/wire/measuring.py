@@ -15,7 +15,9 @@ import psutil
 from benchmarks.wire.paths import LinksPath, Path, open_hivemind, open_stream, rules_for, tensor_of
 from benchmarks.wire.results import Transfer, WireResult, here
 from understudy.bootstrap.local.run import LISTEN
-from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig, quiet_libraries
+from understudy.node.dht.config import SwarmConfig
+from understudy.node.dht.hivemind_dht import quiet_libraries
+from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.p2p.identity import Identity
 from understudy.protocol.ids import PeerId
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from understudy.node.compute.tensors import bytes_of
-from understudy.node.dht.hivemind_dht import P2PNode
+from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.links.link import LinkRules, Listener
 from understudy.node.links.metering import Counters, MeteredStreams
 from understudy.node.links.network import Network
@@ -99,14 +99,15 @@ async def serve_stream(p2p: P2PNode) -> None:
 
 async def open_hivemind(p2p: P2PNode, peer: PeerId) -> BarePath:
     """hivemind's binary stream, which the node does not use: node/p2p/streams.py says why."""
-    p2p: Any = p2p._p2p
-    _, reader, writer = await p2p.call_binary_stream_handler(type(p2p.peer_id).from_base58(peer), HIVEMIND_PROTOCOL)
+    hivemind: Any = p2p._dht.connection
+    their_id = type(hivemind.peer_id).from_base58(peer)
+    _, reader, writer = await hivemind.call_binary_stream_handler(their_id, HIVEMIND_PROTOCOL)
     return BarePath((reader, writer))
 
 
 async def serve_hivemind(p2p: P2PNode) -> None:
-    p2p: Any = p2p._p2p
-    await p2p.add_binary_stream_handler(HIVEMIND_PROTOCOL, lambda _, reader, writer: take_in(reader, writer))
+    hivemind: Any = p2p._dht.connection
+    await hivemind.add_binary_stream_handler(HIVEMIND_PROTOCOL, lambda _, reader, writer: take_in(reader, writer))
 
 
 class LinksPath:

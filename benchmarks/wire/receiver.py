@@ -11,7 +11,9 @@ import uvloop
 
 from benchmarks.wire.paths import rules_for, serve_hivemind, serve_links, serve_stream
 from understudy.bootstrap.local.run import LISTEN
-from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig, quiet_libraries
+from understudy.node.dht.config import SwarmConfig
+from understudy.node.dht.hivemind_dht import quiet_libraries
+from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.p2p.identity import Identity
 
 

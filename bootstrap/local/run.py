@@ -19,6 +19,7 @@ import msgspec
 from understudy.bootstrap.local.children import Child
 from understudy.bootstrap.local.faults import Fault
 from understudy.bootstrap.local.monitor import Board, Loss
+from understudy.node.files.atomic import writing_aside
 from understudy.node.p2p.daemon import sweep_stale_sockets
 from understudy.protocol.errors import NetworkError
 from understudy.protocol.manifest import RunManifest
@@ -275,7 +276,7 @@ class LocalSwarm:
         """All events in one file in order of time, each committed step once."""
         events = sorted(self._tail.events + self._own_events, key=lambda event: float(event["time"]))
         committed: set[int] = set()
-        with (self.plan.folder / "events.jsonl").open("wb") as file:
+        with writing_aside(self.plan.folder / "events.jsonl") as aside, aside.open("wb") as file:
             for event in events:
                 if event["event"] == "step.committed":
                     if event["step"] in committed:

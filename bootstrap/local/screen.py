@@ -82,7 +82,7 @@ def _check_machine(arguments: LocalArguments, manifest: RunManifest) -> None:
         choose_device(arguments.device)
         choose_threads(arguments.threads)
     if manifest.data.source != "python-stdlib":
-        from understudy.node.data.corpus import open_data
+        from understudy.node.data.sources import open_data
 
         open_data(manifest).close()
     if arguments.initial_weights is not None:

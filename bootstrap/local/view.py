@@ -1,41 +1,21 @@
-"""How a swarm looks on a terminal: a local one with its live table and summary, any by its records."""
+"""How a local swarm looks on a terminal: a live table, a line where there is none, the summary."""
 
 from __future__ import annotations
 
 from rich.console import Group
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from understudy.bootstrap.local.monitor import Board, Loss
-from understudy.protocol.observe.swarm_status import StageView, SwarmView
-
-_STATE_STYLES = {"serving": "green", "recovering": "yellow", "waiting": "dim", "unowned": "dim"}
-_WIDTHS = {"stage": 5, "state": 10, "step": 6}
-"""Characters that a narrow terminal leaves to what matters most; the other columns are cut."""
-SPARES_NAMED_MAX = 8
+from understudy.bootstrap.swarm_view import stage_table, state_text
 
 
 def live_view(board: Board) -> Group:
     """Stages, owners, state, step; below it the run's progress and the last news."""
-    table = _stage_table("Understudy")
+    table = stage_table("Understudy")
     for stage, row in board.rows.items():
-        table.add_row(f"S{stage}", row.peer[-8:], str(row.incarnation or ""), _state(row.state), str(row.step))
+        table.add_row(f"S{stage}", row.peer[-8:], str(row.incarnation or ""), state_text(row.state), str(row.step))
     return Group(table, *_footer(board))
-
-
-def _stage_table(title: str, *more_columns: str) -> Table:
-    table = Table(title=title, title_justify="left", expand=False)
-    for column in ("stage", "owner", "incarnation", "state", "step", *more_columns):
-        is_text = column in ("stage", "owner", "state")
-        table.add_column(
-            column, justify="left" if is_text else "right", no_wrap=True, min_width=10 if column == "state" else None
-        )
-    return table
-
-
-def _state(state: str) -> Text:
-    return Text(state, style=_STATE_STYLES.get(state, "bold red"))
 
 
 def _footer(board: Board) -> list[Text | ProgressBar]:
@@ -74,45 +54,6 @@ def progress_line(board: Board) -> str:
     elif board.waiting_for:
         line += "  waiting for an owner of " + ", ".join(f"S{stage}" for stage in board.waiting_for)
     return line
-
-
-def status_view(view: SwarmView) -> Group:
-    """A swarm by its records: stages and their owners, how far it is, who waits, what it waits for."""
-    table = _stage_table(view.run_id, "last word")
-    for stage in view.stages:
-        table.add_row(*_stage_cells(stage))
-    spares = [f"..{spare.peer[-8:]} ({spare.capacity:g})" for spare in view.spares[:SPARES_NAMED_MAX]]
-    more = len(view.spares) - len(spares)
-    lines = [
-        Text(f"{view.state}: {_progress_of(view)}"),
-        Text(f"spares: {', '.join(spares) or 'none'}{f' and {more} more' if more else ''}"),
-    ]
-    if view.waits_for:
-        lines.append(Text(f"waits for {view.waits_for}", style="bold yellow"))
-    return Group(table, *lines)
-
-
-def _stage_cells(stage: StageView) -> tuple[str | Text, ...]:
-    owner = stage.peer[-8:] if stage.peer else ""
-    age = "" if stage.record_age_s is None else f"{stage.record_age_s:.0f} s ago"
-    return f"S{stage.stage}", owner, str(stage.incarnation or ""), _state(stage.state), str(stage.step), age
-
-
-def status_line(view: SwarmView) -> str:
-    """The same in one line, without who is who."""
-    line = f"{view.state}: {_progress_of(view)}, spares: {len(view.spares)}"
-    return f"{line}, waits for {view.waits_for}" if view.waits_for else line
-
-
-def _progress_of(view: SwarmView) -> str:
-    told = [f"step {view.step}" + (f" of {view.total_steps}" if view.total_steps else "")]
-    if view.loss is not None:
-        told.append(f"loss {view.loss:.3f}")
-    if view.tokens_per_second:
-        told.append(f"{view.tokens_per_second:,.0f} tokens/s")
-    if view.tokens:
-        told.append(f"{view.tokens:,} tokens")
-    return ", ".join(told)
 
 
 def summary(board: Board) -> list[str]:

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from understudy.node.compute.model import EMBEDDING_NAMES, HEAD_NAMES, BlockStage, EdgeStage, blank_stage, build_stage
+from understudy.node.compute.model import HEAD_NAMES, BlockStage, EdgeStage, blank_stage, build_stage
 from understudy.node.compute.optimizer import StageOptimizer
+from understudy.node.compute.parts import PART_NAMES
 from understudy.node.compute.precision import arithmetic
 from understudy.node.compute.suspicion import Suspicion
 from understudy.node.compute.tensors import from_wire, to_wire
 from understudy.node.compute.weights import HeldCopy, WeightsSnapshot, adopt, blend, snapshot
-from understudy.node.data.corpus import TrainingData
 from understudy.node.data.data_check import DriverText
+from understudy.node.data.training_data import TrainingData
 from understudy.protocol.errors import LocalProtocolError, WeightsError
 from understudy.protocol.events import (
     Applied,
@@ -44,14 +45,6 @@ from understudy.protocol.manifest import RunManifest
 from understudy.protocol.wire.messages import Part
 
 Key = tuple[Microbatch, Attempt]
-
-PART_NAMES: dict[Part, tuple[str, ...]] = {
-    "stage": (),
-    "embedding": EMBEDDING_NAMES,
-    "head": HEAD_NAMES,
-    "initial": (),
-}
-"""The parameters of each part; none named means all of them."""
 
 
 @dataclass(slots=True)

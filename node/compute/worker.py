@@ -1,40 +1,22 @@
-"""The compute thread: one, fed in order, its results brought back to the event loop."""
+"""The core's jobs on the compute thread, in order; their results are brought back to the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 
 from understudy.node.compute.stage import StageHost
+from understudy.node.compute.thread import ComputeThread
 from understudy.protocol.events import Discard, Job, Keep, ReleaseLease, ReleaseSnapshot, ReleaseStage
 
 Finished = Callable[[Job, Any, float], None]
 """Told of a job, its result, and the seconds that the thread was busy with it."""
 Failed = Callable[[BaseException], None]
-
-
-class ComputeThread:
-    """The thread itself: one, so that what it is given happens strictly in turn."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
-
-    async def call(self, function: Callable[[], Any]) -> Any:
-        """Run something on the compute thread, in turn."""
-        return await self.begin(function)
-
-    def begin(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """The same, without waiting for it."""
-        return asyncio.wrap_future(self._thread.submit(function))
-
-    def close(self) -> None:
-        """Drop what is pending and wait for the job that is running."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
 
 
 class Worker(ComputeThread):
@@ -49,7 +31,7 @@ class Worker(ComputeThread):
 
     def run(self, job: Job) -> None:
         """Queue a job; ``on_finished(job, result, seconds)`` follows on the event loop."""
-        self._submit(lambda: self._timed(job), lambda done: self._on_finished(job, *done))
+        self._queue(lambda: self._timed(job), lambda done: self._on_finished(job, *done))
 
     def _timed(self, job: Job) -> tuple[Any, float]:
         began = time.perf_counter()
@@ -60,19 +42,18 @@ class Worker(ComputeThread):
         """Keep or free memory once the jobs given before are done."""
         match action:
             case Discard():
-                self._submit(lambda: self._host.discard(action))
+                self._queue(lambda: self._host.discard(action))
             case Keep():
-                self._submit(lambda: self._host.keep(action))
+                self._queue(lambda: self._host.keep(action))
             case ReleaseSnapshot():
-                self._submit(lambda: self._host.release_snapshot(action))
+                self._queue(lambda: self._host.release_snapshot(action))
             case ReleaseLease():
-                self._submit(lambda: self._host.release_hold(action))
+                self._queue(lambda: self._host.release_hold(action))
             case ReleaseStage():
-                self._submit(self._host.release)
+                self._queue(self._host.release)
 
-    def _submit(self, work: Callable[[], Any], then: Callable[[Any], None] | None = None) -> None:
-        future = self._thread.submit(work)
-        future.add_done_callback(lambda done: self._bring_back(done, then))
+    def _queue(self, work: Callable[[], Any], then: Callable[[Any], None] | None = None) -> None:
+        self.submit(work).add_done_callback(lambda done: self._bring_back(done, then))
 
     def _bring_back(self, done: Future[Any], then: Callable[[Any], None] | None) -> None:
         if done.cancelled() or self._loop.is_closed():

@@ -1,9 +1,6 @@
-"""Where tokens come from: microbatches of whatever source the manifest names, and a corpus of bytes.
+"""Microbatches of a text that lies in memory: data.source = "python-stdlib" and "text".
 
-Only the peer on S0 reads data. What a microbatch holds is a pure function of (seed, step, index): a
-re-issued microbatch, or a new peer on S0 with the same text, gets the same tokens. The digest says
-whether it is the same. The corpus of "python-stdlib" and "text" lies in memory, and a token of it is
-a byte, so every vocabulary (at least 256) fits; "huggingface" is node/data/streamed.py.
+A token of it is a byte, so every vocabulary (at least 256) fits.
 """
 
 from __future__ import annotations
@@ -15,18 +12,16 @@ import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from understudy.node.data.prefetch import ReadAhead
+from understudy.node.data.training_data import TokensAndLabels, consecutive_windows, windows
 from understudy.protocol.errors import LocalProtocolError, SettingsError
 from understudy.protocol.manifest import DataSettings, RunManifest
 
 Bytes = npt.NDArray[np.uint8]
-TokensAndLabels = tuple[torch.Tensor, torch.Tensor]
 
 _OFFSET_BYTES = 16
 """Random bytes per window offset: so many that the remainder by the corpus's length is as good as uniform."""
@@ -34,42 +29,6 @@ _OFFSET_BYTES = 16
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"})
 _BUILT_HERE = ("config-", "_sysconfigdata", "sitecustomize.py", "usercustomize.py")
 """Left out of the standard library, because they differ between machines with the same Python."""
-
-
-class TrainingData(Protocol):
-    """What S0 trains on, from whatever source."""
-
-    @property
-    def digest(self) -> str:
-        """Equal digests, equal microbatches."""
-
-    @property
-    def has_validation(self) -> bool:
-        """Whether enough is held out for `validation`."""
-
-    def microbatch(self, step: int, index: int) -> TokensAndLabels:
-        """Tokens and labels, both int64 of (microbatch_size, context_length): a pure function. Raises `TextError`."""
-
-    def prepare(self, step: int) -> None:
-        """Read the text of a step and of the next, as far as it is not read yet. Raises `TextError`."""
-
-    def validation(self, index: int) -> TokensAndLabels:
-        """Held-out tokens and labels, shaped as by `microbatch`. Raises `SettingsError` if too little is held out."""
-
-    def close(self) -> None:
-        """Let go of files and threads."""
-
-
-def open_data(manifest: RunManifest, reading: ReadAhead | None = None) -> TrainingData:
-    """The text that the manifest names, read with ``reading`` if it is a stream.
-
-    Raises `SettingsError` with what to change, `TextError` if the text is out of reach.
-    """
-    if manifest.data.source == "huggingface":
-        from understudy.node.data.streamed import StreamedBatches
-
-        return StreamedBatches(manifest, reading or ReadAhead())
-    return Batches(open_corpus(manifest.data), manifest)
 
 
 class SourceFile(NamedTuple):
@@ -165,19 +124,6 @@ class Batches:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def windows(source: npt.NDArray[Any], context_length: int, offsets: Sequence[int]) -> TokensAndLabels:
-    """Cut windows out of a row of tokens: tokens from each offset on, and the labels that follow them."""
-    rows = np.stack([source[offset : offset + context_length + 1] for offset in offsets])
-    cut = torch.from_numpy(rows).to(torch.int64)
-    return cut[:, :-1].contiguous(), cut[:, 1:].contiguous()
-
-
-def consecutive_windows(source: npt.NDArray[Any], context_length: int, numbers: range) -> TokensAndLabels:
-    """Windows one behind the other, by number; behind the last comes the first again."""
-    count = (len(source) - 1) // context_length
-    return windows(source, context_length, [number % count * context_length for number in numbers])
 
 
 def _corpus(cut_files: Sequence[tuple[SourceFile, int]]) -> Corpus:

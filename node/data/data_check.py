@@ -6,8 +6,9 @@ from contextlib import closing
 
 import msgspec
 
-from understudy.node.data.corpus import TrainingData, open_data
 from understudy.node.data.prefetch import ReadAhead
+from understudy.node.data.sources import open_data
+from understudy.node.data.training_data import TrainingData
 from understudy.protocol.errors import SettingsError, TextError
 from understudy.protocol.manifest import RunManifest
 

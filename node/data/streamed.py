@@ -24,10 +24,10 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from understudy.node.data.corpus import TokensAndLabels, consecutive_windows, windows
 from understudy.node.data.prefetch import ReadAhead
 from understudy.node.data.texts import Texts
 from understudy.node.data.tokenizer import TokenIds, Tokens
+from understudy.node.data.training_data import TokensAndLabels, consecutive_windows, windows
 from understudy.protocol.errors import LocalProtocolError, SettingsError, TextError
 from understudy.protocol.manifest import RunManifest
 

@@ -1,4 +1,4 @@
 """The boundary to hivemind: this peer in the DHT, its records written and read, signed and checked.
 
-`hivemind_dht.P2PNode` is what everybody else opens; nobody else imports hivemind.
+`p2p_node.P2PNode` is what everybody else opens; hivemind_dht.py alone imports hivemind.
 """

@@ -1,14 +1,14 @@
-"""The boundary to hivemind: one p2pd, one DHT node. Nobody else imports hivemind.
+"""The boundary to hivemind: its connection to p2pd and its DHT node. Nobody else imports hivemind.
 
 What is wrapped, and why (hivemind 1.1.12):
 
-- p2pd is started by `node.daemon`, not by ``P2P.create``; hivemind connects to it.
-- Streams go through node/p2p/streams.py, straight over p2pd's control socket.
+- p2pd is started by node/p2p/daemon.py, not by ``P2P.create``; hivemind connects to it.
+- Streams go through node/p2p/streams.py, which speaks with p2pd itself over its control socket.
 - The DHT refuses records that do not carry their owner's key, on every honest peer: an unsigned
   plain value with a later expiration would otherwise shut a key for everybody.
 - Its package is entered without its ``__init__``, which would import its averager, optimizer and layers, and scipy
   with them: a fifth of the processor time that a node takes to start.
-- Lookups are our own (`node.lookup`): they ask every peer they know of and never answer from a cache,
+- Lookups are our own (node/dht/lookup.py): they ask every peer they know of and never answer from a cache,
   because a stale answer here means two owners of one stage.
 
 Every method has a deadline and raises errors of `protocol.errors` only.
@@ -23,8 +23,7 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from importlib import resources
 from importlib.util import find_spec, module_from_spec
@@ -34,9 +33,8 @@ from typing import Any
 import msgspec
 
 from understudy.node.dht import store as storing
-from understudy.node.dht.config import SwarmConfig
 from understudy.node.dht.lookup import Entries, look_up
-from understudy.node.dht.reconnect import MEET_AGAIN_EVERY_S, Reconnector
+from understudy.node.dht.reconnect import Reconnector
 from understudy.node.dht.signing import (
     RECORD_VALUE_BYTES_MAX,
     SIGNATURE_BYTES_MAX,
@@ -45,11 +43,8 @@ from understudy.node.dht.signing import (
     is_owned,
     owned_records,
 )
-from understudy.node.p2p.addresses import check_listen_port
-from understudy.node.p2p.daemon import Daemon, sweep_stale_sockets
-from understudy.node.p2p.dial import check_identity_is_free, find_reachable
+from understudy.node.p2p.daemon import Daemon
 from understudy.node.p2p.identity import Identity
-from understudy.node.p2p.streams import StreamCallback, StreamHost
 from understudy.protocol.errors import ClockSkewError, LocalProtocolError, NetworkError
 from understudy.protocol.ids import PeerId
 
@@ -71,9 +66,8 @@ with warnings.catch_warnings():
     from hivemind.utils.logging import use_hivemind_log_handler
     from hivemind.utils.multiaddr import Multiaddr
 
-__all__ = ["P2PD", "P2PNode", "StoredRecord", "SwarmConfig", "dht_time", "quiet_libraries", "sweep_stale_sockets"]
+__all__ = ["P2PD", "HivemindDHT", "dht_time", "quiet_libraries"]
 
-DAEMON_TIMEOUT_S = 30.0
 JOIN_TIMEOUT_S = 15.0
 JOIN_RPC_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 3.0
@@ -150,79 +144,58 @@ class _OwnedRecordsOnly(RSASignatureValidator):  # type: ignore[misc]
         return subkey.encode() + bytes(self.local_public_key)
 
 
-class P2PNode:
-    """This peer's presence in the swarm. Open it with ``async with P2PNode.open(...)``."""
+class HivemindDHT:
+    """hivemind's two objects: its connection to p2pd and its DHT node. Opened by `join`; end it with `close`."""
 
-    def __init__(self, identity: Identity, daemon: Daemon, *, is_reader: bool = False) -> None:
+    def __init__(self, identity: Identity, *, is_reader: bool = False) -> None:
         self._is_reader = is_reader
-        self._validator = _OwnedRecordsOnly(_IdentityKey(identity))
-        self._daemon = daemon
-        self._streams = StreamHost(daemon)
+        self.validator = _OwnedRecordsOnly(_IdentityKey(identity))
         self._connecting: asyncio.Task[Any] | None = None
-        self._p2p: Any = None
-        self._dht: Any = None
-        self.peer_id = identity.peer_id
-        self.addresses: tuple[str, ...] = ()
-        """Where other peers can dial this one, each with /p2p/<PeerID>."""
+        self.connection: Any = None
+        """hivemind's P2P."""
+        self.node: Any = None
+        """hivemind's DHTNode."""
 
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, config: SwarmConfig, identity: Identity) -> AsyncIterator[P2PNode]:
-        """Join the swarm of ``config.initial_peers``, or found one. Leaves nothing behind at exit.
+    async def join(self, daemon: Daemon, initial_peers: Sequence[str]) -> tuple[str, ...]:
+        """Connect to p2pd and join the DHT of these peers, or found one: the addresses to be dialled at.
 
-        Raises `SettingsError` and `NetworkError`, each saying what to do.
+        Raises `NetworkError`.
         """
-        if identity.path is None and not config.is_reader:
-            raise LocalProtocolError("p2pd reads the identity from a file: use Identity.load_or_create")
-        sweep_stale_sockets()
-        for address in config.host_maddrs:
-            check_listen_port(address)
-        reachable = await find_reachable(config.initial_peers, config.join_patience_s)
-        if reachable and not identity.is_new:
-            await check_identity_is_free(P2PD, identity, reachable)
-        daemon = await Daemon.start(config.daemon_settings(P2PD, identity, reachable), DAEMON_TIMEOUT_S)
-        p2p = cls(identity, daemon, is_reader=config.is_reader)
-        try:
-            await p2p._join(reachable)
-            yield p2p
-        finally:
-            await p2p._close()
-
-    async def _join(self, initial_peers: Sequence[str]) -> None:
         try:
             with _as_network_error("the seed was reached but does not answer: try again, it may be busy"):
                 async with asyncio.timeout(JOIN_TIMEOUT_S):
-                    await self._connect()
-                    self.addresses = tuple(str(address) for address in await self._p2p.get_visible_maddrs())
-                    self._dht = await self._create_dht(initial_peers)
+                    await self._connect(daemon)
+                    addresses = tuple(str(address) for address in await self.connection.get_visible_maddrs())
+                    self.node = await self._create_node(initial_peers)
         except ValidationError as error:
             raise _validation_error(str(error)) from error
-        self._dht.protocol.wait_timeout = RPC_TIMEOUT_S
-        self._dht.protocol.storage.maxsize = KEYS_STORED_MAX
-        storing.wrap_calls(self._dht)
+        self.node.protocol.wait_timeout = RPC_TIMEOUT_S
+        self.node.protocol.storage.maxsize = KEYS_STORED_MAX
+        storing.wrap_calls(self.node)
+        return addresses
 
-    async def _connect(self) -> None:
-        """A task of its own, which `_close` waits for: hivemind, when cancelled, does not close what it has opened."""
-        self._connecting = asyncio.create_task(P2P.replicate(Multiaddr(f"/unix{self._daemon.control_path}")))
-        self._p2p = await asyncio.shield(self._connecting)
-        control = self._p2p._client.control
+    async def _connect(self, daemon: Daemon) -> None:
+        """A task of its own, which `close` waits for: hivemind, when cancelled, does not close what it has opened."""
+        self._connecting = asyncio.create_task(P2P.replicate(Multiaddr(f"/unix{daemon.control_path}")))
+        self.connection = await asyncio.shield(self._connecting)
+        control = self.connection._client.control
         for task in (control._read_task, control._write_task):
-            task.add_done_callback(self._connection_ended)
+            task.add_done_callback(lambda task: self._connection_ended(task, daemon))
 
-    def _connection_ended(self, task: asyncio.Task[Any]) -> None:
+    def _connection_ended(self, task: asyncio.Task[Any], daemon: Daemon) -> None:
         """hivemind never looks how the tasks of its connection to p2pd end, nor notices that they did.
 
         p2pd may have exited, as it does when the connection closes: its exit status says more, and comes at once.
         """
-        if task.cancelled():  # by `_close`
+        if task.cancelled():  # by `close`
             return
         reason = task.exception() or "it was closed"
         error = NetworkError(f"the connection to the libp2p daemon broke ({reason}): start the node again")
-        asyncio.get_running_loop().call_later(EXIT_NOTICED_S, self._daemon.fail, error)
+        asyncio.get_running_loop().call_later(EXIT_NOTICED_S, daemon.fail, error)
 
-    async def _create_dht(self, initial_peers: Sequence[str]) -> Any:
+    async def _create_node(self, initial_peers: Sequence[str]) -> Any:
         return await DHTNode.create(
-            p2p=self._p2p,
+            p2p=self.connection,
             initial_peers=list(initial_peers),
             client_mode=self._is_reader,
             num_replicas=REPLICAS,
@@ -233,68 +206,46 @@ class P2PNode:
             cache_nearest=0,
             cache_refresh_before_expiry=0,
             reuse_get_requests=False,
-            record_validator=self._validator,
+            record_validator=self.validator,
         )
 
-    async def _close(self) -> None:
-        """Take leave of libp2p and end p2pd, whatever state the start got to."""
-        try:
-            await self._streams.close()
-            with contextlib.suppress(TimeoutError, OSError, P2PDaemonError):
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    if self._connecting is not None and not self._connecting.done():
-                        self._p2p = await self._connecting
-                    if self._dht is not None:
-                        await self._dht.shutdown()
-                    if self._p2p is not None:
-                        await self._p2p.shutdown()
-        finally:
-            await self._daemon.stop()
+    async def close(self) -> None:
+        """Take leave of the DHT and of libp2p, whatever state `join` got to."""
+        with contextlib.suppress(TimeoutError, OSError, P2PDaemonError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                if self._connecting is not None and not self._connecting.done():
+                    self.connection = await self._connecting
+                if self.node is not None:
+                    await self.node.shutdown()
+                if self.connection is not None:
+                    await self.connection.shutdown()
 
-    async def watch_daemon(self) -> None:
-        """Run this as long as the swarm is open; never returns. Raises `NetworkError` when p2pd dies or hangs up,
-        and `LocalProtocolError` when a stream's callback broke a rule of ours.
-
-        Meanwhile it looks for DHT peers that fell silent, so that they find each other again.
-        """
-        reconnector = Reconnector(self._dht)
-        while True:
-            await reconnector.meet_again()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(MEET_AGAIN_EVERY_S):
-                    await self._daemon.watch()
+    def reconnector(self) -> Reconnector:
+        """Who meets this DHT's peers again that fell silent."""
+        return Reconnector(self.node)
 
     async def store(self, key: str, subkey: str, value: bytes, expiration: float) -> bool:
-        """Sign and publish a record until ``expiration`` (DHT time, unix seconds).
-
-        False: nobody took it: a record of ours with the same or a later expiration is
-        there already. Every update needs a later expiration than the one before it.
-        Raises `NetworkError`.
-        """
+        """As `P2PNode.store` says. Raises `NetworkError`; `LocalProtocolError` for what no peer would take."""
         if self._is_reader:
             raise LocalProtocolError(f"record {key} was to be stored by a reader")
         if len(value) > RECORD_VALUE_BYTES_MAX or len(subkey.encode()) > SUBKEY_BYTES_MAX:
             raise LocalProtocolError(f"record {key} is too large: {len(value)} bytes, subkey {subkey!r}")
-        owned_subkey = self._validator.tagged(subkey)
+        owned_subkey = self.validator.tagged(subkey)
         with _as_network_error(f"cannot publish {key}: no answer from the DHT"):
             async with asyncio.timeout(DHT_TIMEOUT_S):
-                return await storing.store(self._dht, key, owned_subkey, value, float(expiration))
-
-    async def get(self, key: str) -> list[StoredRecord]:
-        """All signed records of a key that have not expired. Raises `NetworkError`."""
-        return (await self.get_many([key]))[key]
+                return await storing.store(self.node, key, owned_subkey, value, float(expiration))
 
     async def get_many(self, keys: Collection[str]) -> dict[str, list[StoredRecord]]:
-        """Like `get`, for several keys with one walk through the DHT."""
+        """Of each key all signed records that have not expired. Raises `NetworkError`."""
         with _as_network_error("cannot read from the DHT: no answer"):
             async with asyncio.timeout(DHT_TIMEOUT_S):
-                found = await look_up(self._dht, keys)
+                found = await look_up(self.node, keys)
         now = dht_time()
-        return {key: owned_records(self._validator.opened(entries), now) for key, entries in found.items()}
+        return {key: owned_records(self.validator.opened(entries), now) for key, entries in found.items()}
 
     async def clock_offsets(self) -> list[float]:
         """Seconds by which this machine's clock is ahead of that of each peer of the DHT that answers."""
-        protocol = self._dht.protocol
+        protocol = self.node.protocol
 
         async def offset(peer: Any) -> float:
             asked = get_dht_time()
@@ -310,40 +261,8 @@ class P2PNode:
         """The peers that libp2p is connected to, and at which addresses. Raises `NetworkError`."""
         with _as_network_error("the libp2p daemon does not answer"):
             async with asyncio.timeout(DHT_TIMEOUT_S):
-                found = await self._p2p.list_peers()
+                found = await self.connection.list_peers()
         return {PeerId(str(info.peer_id)): tuple(map(str, info.addrs)) for info in found}
-
-    async def open_stream(
-        self, peer: PeerId, protocol: str, timeout_s: float
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A byte stream to the peer's callback for ``protocol``, accepted by its running process.
-
-        `PeerRefusedError`: the peer is gone. `NetworkError`: nobody knows, it may be slow.
-        Measured on loopback, two busy cores, seen from a peer with a stream open:
-
-        - remote process SIGKILLed: our reader ends (EOF, no exception) after 5 to 35 ms, its p2pd
-          is gone after 30 to 40 ms, opening again is refused within 2 ms (at once after the kill:
-          within 70 ms). So an early end of a stream is the signal: open again, refused is dead.
-        - its p2pd SIGKILLed: the same, EOF after 5 ms.
-        - remote process stopped (SIGSTOP), or its whole machine: reads stay silent, and opening is
-          silent until ``timeout_s``: `NetworkError`, never refused. 5 ms after SIGCONT it opens.
-        - a peer known only by its PeerID, of which only a common peer was dialled: 2 to 6 ms; the
-          same after the seed died, 18 ms. libp2p's own routing finds the address.
-        - a peer that restarted on its old port and identity right after a refusal: 12 ms.
-        """
-        return await self._streams.open(peer, protocol, timeout_s)
-
-    async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> None:
-        """Dial a peer; without addresses, libp2p looks them up among the peers it knows."""
-        await self._streams.connect(peer, addresses, timeout_s)
-
-    async def serve_streams(self, protocol: str, callback: StreamCallback) -> None:
-        """From now on run ``callback(remote peer, reader, writer)`` for each incoming stream.
-
-        The PeerID is authenticated. The stream is closed when the callback returns or raises; an
-        error of ours, a reset or an early end costs only the stream.
-        """
-        await self._streams.serve(protocol, callback)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from understudy.node.dht.config import reader_config
-from understudy.node.dht.hivemind_dht import P2PNode
+from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.doctor.machine import Finding
 from understudy.node.joining import obtain_manifest
 from understudy.node.p2p.addresses import JoinString, check_listen_port, endpoint_of, is_loopback, peer_id_in

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from understudy.node.__main__ import Multiaddrs, option, parse_listen, run
-from understudy.node.__main__ import main as run_command
+from understudy.node.cli import Multiaddrs, option, parse_listen, run, run_command
 from understudy.node.join_file import read_join
 from understudy.node.p2p.addresses import JoinString
 from understudy.node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
@@ -34,7 +33,8 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
     """Join the swarm as a guest, export, leave."""
     from rich.console import Console
 
-    from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig
+    from understudy.node.dht.config import SwarmConfig
+    from understudy.node.dht.p2p_node import P2PNode
     from understudy.node.export.exporter import ExportRun
     from understudy.node.export.folder import ExportFolder
     from understudy.node.export.view import ExportView

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from understudy.node.compute.tensors import activation_header
-from understudy.node.compute.worker import ComputeThread
-from understudy.node.dht.hivemind_dht import P2PNode
+from understudy.node.compute.thread import ComputeThread
+from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.dht.record_sync import Records
 from understudy.node.export.folder import ExportFolder, Origin
 from understudy.node.links.link import LinkRules, Listener

@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 
 from understudy.node.compute.weights import WeightsSnapshot
 from understudy.node.export.hugging_face import write_small_files
-from understudy.node.export.place import MOVING, STEP_FOLDERS, Place, find_place, sync, sync_folder
+from understudy.node.export.place import MOVING, STEP_FOLDERS, Place, find_place
 from understudy.node.export.shards import read_stage, shard_name, stage_names
+from understudy.node.files.atomic import ASIDE, sync, sync_folder, write_atomically, writing_aside
 from understudy.protocol.errors import SettingsError, StorageError
 from understudy.protocol.manifest import RunManifest
 
@@ -81,6 +82,7 @@ class ExportFolder:
         try:
             folder._lock(lock)
             folder._complete()
+            folder._forget_half_files()
             try:
                 yield folder
             finally:
@@ -97,6 +99,14 @@ class ExportFolder:
         except OSError as error:
             raise SettingsError(f"{self.target} cannot be completed: {error}") from error
         self.is_whole = True
+
+    def _forget_half_files(self) -> None:
+        """A kill left them, and DIR is to hold nothing but the export."""
+        try:
+            for path in self.partial.glob(f"{STEP_FOLDERS}/*{ASIDE}"):
+                path.unlink()
+        except OSError as error:
+            raise SettingsError(f"{self.partial} cannot be tidied up: {error}") from error
 
     def _lock(self, descriptor: int) -> None:
         try:
@@ -169,28 +179,22 @@ class ExportFolder:
         """Write a verified stage. Raises `StorageError`."""
         weights, origin = arrived
         path = self._step_folder(step) / shard_name(stage, manifest.stage_count)
-        aside = path.with_suffix(".new")
         names = [spec.name for spec in weights.specs]
         try:
-            save_file(dict(zip(names, weights.tensors, strict=True)), aside, metadata={"format": "pt"})
-            aside.chmod(SHARD_MODE)
-            sync(aside)
-            aside.replace(path)
+            with writing_aside(path) as aside:
+                save_file(dict(zip(names, weights.tensors, strict=True)), aside, metadata={"format": "pt"})
+                aside.chmod(SHARD_MODE)
             self._origins.setdefault(step, {})[str(stage)] = origin
             self._write_record(manifest, step)
         except (OSError, SafetensorError) as error:
-            aside.unlink(missing_ok=True)
             raise _storage_error(self.partial, error) from error
 
     def _write_record(self, manifest: RunManifest, step: int) -> None:
         tokens = step * manifest.tokens_per_step
         origins = dict(sorted(self._origins[step].items(), key=lambda entry: int(entry[0])))
         record = ExportRecord(manifest.run_id(), manifest.digest(), step, tokens, origins)
-        path = self._step_folder(step) / EXPORT_FILE
-        aside = path.with_suffix(".new")
-        aside.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
-        sync(aside)
-        aside.replace(path)
+        content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+        write_atomically(self._step_folder(step) / EXPORT_FILE, content)
 
     def finish(self, manifest: RunManifest, step: int) -> Path:
         """All stages are there: write the rest and let it appear under its name. Raises `StorageError`."""

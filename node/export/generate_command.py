@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from understudy.node.__main__ import run
+from understudy.node.cli import run
 from understudy.node.process import EXIT_DONE, StopSwitch
 from understudy.protocol.errors import SettingsError, StorageError
 

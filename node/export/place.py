@@ -13,6 +13,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from understudy.node.files.atomic import sync_folder
 from understudy.protocol.errors import SettingsError, StorageError
 
 PARTIAL = "export.partial"
@@ -82,18 +83,3 @@ def find_place(wanted: Path) -> Place:
     except OSError as error:
         raise SettingsError(f"{wanted} cannot be looked at ({error.strerror}): choose another folder") from error
     raise SettingsError(f"{target} is there already and not empty: choose another folder, or remove it")
-
-
-def sync(path: Path) -> None:
-    """What the name says is on the disk before it is relied on."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """So are the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,18 +11,15 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
-from understudy.node.compute.model import blank_stage
-from understudy.node.compute.stage import PART_NAMES
-from understudy.node.compute.weights import WeightsSnapshot, check_specs
+from understudy.node.compute.parts import check_part
+from understudy.node.compute.thread import ComputeThread
+from understudy.node.compute.weights import WeightsSnapshot
 from understudy.node.compute.weights_buffer import WeightsBuffer
-from understudy.node.compute.worker import ComputeThread
 from understudy.node.links.framing import read_message, read_some, write_frame
 from understudy.node.links.link import OPEN_TIMEOUT_S, LinkRules, Streams
 from understudy.protocol.errors import NetworkError, PeerRefusedError, RemoteProtocolError, WeightsError
 from understudy.protocol.events import Fetch
-from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION, ModelSettings
 from understudy.protocol.wire.frames import FETCH_MESSAGE_BYTES_MAX
 from understudy.protocol.wire.messages import FetchEnd, FetchHeader, FetchRefused, FetchRequest
@@ -151,15 +148,10 @@ class _Transfer:
         if not isinstance(header, FetchHeader):
             raise RemoteProtocolError("the donor answered with something else than weights")
         if self._buffer is None:
-            check_specs(header.specs, self._template(), PART_NAMES[self._fetch.part])
+            check_part(header.specs, self._fetch.part, self._fetcher.model, self._fetch.claim[0])
             self._buffer = WeightsBuffer(header.specs)
         elif self._buffer.specs != header.specs:
             raise RemoteProtocolError("the donor changed its weights during the transfer")
-
-    def _template(self) -> nn.Module:
-        """What we are about to build, without its memory. The parts that neighbours keep copies of are S0's."""
-        is_whole = self._fetch.part in ("stage", "initial")
-        return blank_stage(self._fetcher.model, self._fetch.claim[0] if is_whole else DRIVER_STAGE)
 
     async def _fill(self, reader: asyncio.StreamReader) -> None:
         buffer = self._buffer

@@ -11,16 +11,14 @@ encoded here by hand, so that this file needs nothing but ``cryptography``.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import secrets
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
+from understudy.node.files.atomic import write_atomically
 from understudy.node.files.plain_files import open_plain
 from understudy.protocol.errors import RemoteProtocolError, SettingsError
 from understudy.protocol.ids import PEER_ID_CHARS_MAX, PeerId
@@ -200,19 +198,10 @@ def _read(path: Path) -> bytes | None:
 def _create(path: Path, encoded: bytes) -> bool:
     """Write a file only its owner can read; False when the file appeared meanwhile.
 
-    A reader sees the whole file or none: it is written aside and linked into place.
+    A reader sees the whole file or none.
     """
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
-        try:
-            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(encoded)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(aside, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                aside.unlink()
+        write_atomically(path, encoded, mode=0o600, may_replace=False)
     except FileExistsError:
         return False
     except FileNotFoundError as error:

@@ -197,8 +197,8 @@ def _live(birth: Birth) -> None:
     for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
         os.dup2(source, target)
     from understudy.bootstrap.__main__ import bootstrap
-    from understudy.node.__main__ import main as run_command
     from understudy.node.__main__ import node
+    from understudy.node.cli import run_command
     from understudy.node.export.command import export
 
     _arm(birth)

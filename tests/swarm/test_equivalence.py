@@ -21,7 +21,8 @@ from understudy.node.compute.model import UnsplitModel
 from understudy.node.compute.optimizer import StageOptimizer
 from understudy.node.config import NodeConfig
 from understudy.node.data.corpus import Batches, open_corpus
-from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig
+from understudy.node.dht.config import SwarmConfig
+from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.export.exporter import ExportRun
 from understudy.node.export.folder import ExportFolder
 from understudy.node.export.generation import ExportedModel

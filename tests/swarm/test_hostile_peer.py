@@ -19,7 +19,9 @@ import uvloop
 
 from tests.swarm.nursery import Nursery
 from tests.swarm.processes import Brood
-from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig, dht_time
+from understudy.node.dht.config import SwarmConfig
+from understudy.node.dht.hivemind_dht import dht_time
+from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.p2p.addresses import JoinString, parse_join
 from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import NetworkError

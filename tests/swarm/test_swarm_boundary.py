@@ -20,9 +20,11 @@ import pytest
 import uvloop
 
 from understudy.node.dht import hivemind_dht as boundary
-from understudy.node.dht import reconnect
-from understudy.node.dht.config import reader_config
-from understudy.node.dht.hivemind_dht import P2PNode, SwarmConfig, dht_time
+from understudy.node.dht import p2p_node, reconnect
+from understudy.node.dht.config import SwarmConfig, reader_config
+from understudy.node.dht.hivemind_dht import dht_time
+from understudy.node.dht.p2p_node import P2PNode
+from understudy.node.dht.signing import RECORD_VALUE_BYTES_MAX
 from understudy.node.p2p.daemon import SOCKET_FOLDER, processors, sweep_stale_sockets
 from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import LocalProtocolError, NetworkError, PeerRefusedError, RemoteProtocolError
@@ -38,7 +40,9 @@ real_time, skew_s = time.time, float(sys.argv[3])
 time.time = lambda: real_time() + skew_s
 import asyncio, pathlib
 from understudy.node.p2p.identity import Identity
-from understudy.node.dht.hivemind_dht import Swarm, SwarmConfig, quiet_libraries
+from understudy.node.dht.config import SwarmConfig
+from understudy.node.dht.hivemind_dht import quiet_libraries
+from understudy.node.dht.p2p_node import P2PNode
 from understudy.protocol.errors import NetworkError
 
 async def echo(peer, reader, writer):
@@ -49,9 +53,9 @@ async def main():
     quiet_libraries(is_verbose=False)
     config = SwarmConfig(("/ip4/127.0.0.1/tcp/0",), initial_peers=(sys.argv[1],))
     try:
-        async with Swarm.open(config, Identity.load_or_create(pathlib.Path(sys.argv[2]))) as swarm:
-            await swarm.serve_streams("echo", echo)
-            print(swarm.peer_id, flush=True)
+        async with P2PNode.open(config, Identity.load_or_create(pathlib.Path(sys.argv[2]))) as p2p:
+            await p2p.serve_streams("echo", echo)
+            print(p2p.peer_id, flush=True)
             await asyncio.Event().wait()
     except NetworkError as error:
         print("refused:", error, flush=True)
@@ -134,9 +138,9 @@ def test_a_reader_reads_all_and_is_known_to_nobody(tmp_path: Path) -> None:
                 assert (record.owner, record.value, record.expiration) == (a.peer_id, b"value", expiration)
                 with pytest.raises(LocalProtocolError, match="by a reader"):
                     await reader.store("key", "", b"mine", expiration)
-                assert [len(peer._dht.protocol.routing_table.peer_id_to_uid) for peer in (a, b)] == [1, 1]
-                assert b.peer_id in {str(peer) for peer in reader._dht.protocol.routing_table.peer_id_to_uid}
-                assert list(reader._dht.protocol.storage.data) == []
+                assert [len(peer._dht.node.protocol.routing_table.peer_id_to_uid) for peer in (a, b)] == [1, 1]
+                assert b.peer_id in {str(peer) for peer in reader._dht.node.protocol.routing_table.peer_id_to_uid}
+                assert list(reader._dht.node.protocol.storage.data) == []
 
     run(main())
 
@@ -168,7 +172,7 @@ def test_a_replica_that_missed_an_update_does_not_answer_from_its_own_copy(
     async def main() -> None:
         async with pair(tmp_path) as (a, b), opened(tmp_path, "c", *a.addresses):
             assert await b.store("key", "", b"old", dht_time() + 20)
-            monkeypatch.setattr(a._dht.protocol.storage, "store_subkey", lambda *_: False)
+            monkeypatch.setattr(a._dht.node.protocol.storage, "store_subkey", lambda *_: False)
             assert await b.store("key", "", b"new", dht_time() + 30)
             assert [record.value for record in await a.get("key")] == [b"new"]
 
@@ -196,9 +200,10 @@ def test_a_signed_record_that_cannot_be_unpacked_hides_no_other(tmp_path: Path) 
         async with pair(tmp_path) as (a, b):
             expiration = dht_time() + 20
             assert await b.store("key", "", b"value", expiration)
-            protocol, key, subkey = a._dht.protocol, type(a._dht.node_id).generate("key"), b._validator.tagged("x")
+            key, subkey = type(a._dht.node.node_id).generate("key"), b._dht.validator.tagged("x")
+            protocol = a._dht.node.protocol
             record = boundary.DHTRecord(key.to_bytes(), protocol.serializer.dumps(subkey), b"\xc4\x09cut", expiration)
-            signed = b._validator.sign_value(record)
+            signed = b._dht.validator.sign_value(record)
             assert protocol.storage.store_subkey(key, subkey, signed, expiration)
             for reader in (a, b):
                 assert [record.value for record in await reader.get("key")] == [b"value"]
@@ -213,7 +218,7 @@ def test_unsigned_and_forged_records_are_neither_stored_nor_returned(tmp_path: P
     async def main() -> None:
         async with pair(tmp_path) as (a, b), stranger(a.addresses) as dht:
             expiration = dht_time() + 60
-            tag_of_b = b._validator.tagged("")
+            tag_of_b = b._dht.validator.tagged("")
             forgeries = (b"unsigned", b"x" + tag_of_b, tag_of_b, b"[owner:ssh-rsa AAAA]", None)
             for seconds, subkey in enumerate(forgeries):
                 await dht.store("key", b"forged", expiration + seconds, subkey=subkey)
@@ -241,7 +246,7 @@ def test_what_is_too_large_is_not_published(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(tmp_path, "a") as a:
             with pytest.raises(LocalProtocolError, match="too large"):
-                await a.store("key", "", bytes(boundary.RECORD_VALUE_BYTES_MAX + 1), dht_time() + 10)
+                await a.store("key", "", bytes(RECORD_VALUE_BYTES_MAX + 1), dht_time() + 10)
             with pytest.raises(LocalProtocolError, match="too large"):
                 await a.store("key", "x" * 65, b"", dht_time() + 10)
 
@@ -465,7 +470,7 @@ def test_a_connection_to_our_daemon_that_is_read_no_more_is_reported(tmp_path: P
 
     async def main() -> None:
         async with pair(tmp_path) as (a, _):
-            reader = a._p2p._client.control._read_task.get_coro().cr_frame.f_locals["reader"]
+            reader = a._dht.connection._client.control._read_task.get_coro().cr_frame.f_locals["reader"]
             reader.set_exception(ValueError("made up"))
             with raises_one_line(NetworkError, r"connection to the libp2p daemon broke \(made up\): start"):
                 async with asyncio.timeout(5.0):
@@ -476,14 +481,14 @@ def test_a_connection_to_our_daemon_that_is_read_no_more_is_reported(tmp_path: P
 
 def test_peers_that_forgot_each_other_meet_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a pause of all traffic: both routing tables are empty, nobody calls anybody."""
-    monkeypatch.setattr(boundary, "MEET_AGAIN_EVERY_S", 0.05)
+    monkeypatch.setattr(p2p_node, "MEET_AGAIN_EVERY_S", 0.05)
 
     async def main() -> None:
         async with pair(tmp_path) as (a, b), asyncio.TaskGroup() as group:
             watching = group.create_task(a.watch_daemon())
             await until(lambda: _has_met(a, b))
             for p2p in (a, b):
-                table = p2p._dht.protocol.routing_table
+                table = p2p._dht.node.protocol.routing_table
                 for node in list(table.uid_to_peer_id):
                     del table[node]
             assert await b.store("key", "", b"alone", dht_time() + 20)
@@ -585,7 +590,7 @@ def test_nothing_is_left_after_close(tmp_path: Path) -> None:
         async with opened(tmp_path, "a") as a:
             await a.serve_streams("echo", echo)
             paths.extend([a._daemon.control_path, a._streams._listen_path])
-            paths.append(Path(str(a._p2p._client_listen_maddr).removeprefix("/unix")))
+            paths.append(Path(str(a._dht.connection._client_listen_maddr).removeprefix("/unix")))
             assert paths[0].is_socket()
             assert paths[1].is_socket()
             assert len(daemons()) == 1

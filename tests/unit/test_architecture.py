@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -22,8 +22,8 @@ IMPURE = {
 """What protocol/ must not know of: everything that has a clock, a thread, a file or a mind of its own."""
 
 CARRIERS = {
-    "runtime", "config", "data/corpus", "data/streamed", "links/framing", "links/link", "links/network",
-    "links/transfer", "export/folder", "export/generation", "export/initial_weights", "export/shards",
+    "config", "data/training_data", "links/framing", "links/link", "links/network",
+    "export/generation", "export/shards",
 }  # fmt: skip
 """Who names torch's types outside of node/compute, which computes with them. Nobody else knows of it."""
 
@@ -83,8 +83,8 @@ def test_hivemind_stands_behind_one_boundary(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_torch_stays_with_the_weights(name: str) -> None:
-    is_compute = name.startswith("node/compute/")
-    assert "torch" not in packages(name) or is_compute or name in {f"node/{module}.py" for module in CARRIERS}
+    is_carrier = name in {f"node/{module}.py" for module in CARRIERS}
+    assert name.startswith("node/compute/") or is_carrier == ("torch" in packages(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,6 +99,7 @@ def test_what_may_be_missing_is_imported_where_it_is_needed(name: str) -> None:
 def test_threads_are_for_computing_and_for_reading(name: str) -> None:
     threads = {"threading", "concurrent", "multiprocessing", "queue"}
     assert not packages(name) & threads or name in {
+        "node/compute/thread.py",
         "node/compute/worker.py",
         "node/data/prefetch.py",
         "node/data/streamed.py",
@@ -107,7 +108,7 @@ def test_threads_are_for_computing_and_for_reading(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_uvloop_is_chosen_in_one_place(name: str) -> None:
-    assert "uvloop" not in packages(name) or name == "node/__main__.py"
+    assert "uvloop" not in packages(name) or name == "node/cli.py"
 
 
 @pytest.mark.parametrize("name", of("protocol") + of("node"))
@@ -154,6 +155,162 @@ def test_no_exception_is_caught_blindly(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_global(name: str) -> None:
     assert not [part for part in ast.walk(tree_of(name)) if isinstance(part, ast.Global)]
+
+
+# --- who imports whom in node/ and bootstrap/ ----------------------------------------------------
+
+NODE_IMPORTS = {
+    # Below: they know of nothing else here.
+    "files": set(),
+    "process": {"files"},
+    # Carriers: bytes, not what they mean.
+    "p2p": {"files"},
+    "dht": {"p2p"},
+    "links": {"p2p", "compute"},
+    # Work: knows of no carrier.
+    "data": set(),
+    "compute": {"data"},
+    # For people. The picture shows what the links counted.
+    "ui": {"links"},
+    "doctor": {"files", "p2p", "dht", "joining"},
+    # The machine's own settings, and the way into a run.
+    "config": {"p2p"},
+    "join_file": {"files", "p2p"},
+    "joining": {"p2p", "dht", "ui"},
+    "health": {"p2p"},
+    # Who joins carriers and work: the runtime, the command lines, and the export, which is a program of its own.
+    "runtime": {"config", "dht", "links", "compute", "data", "ui"},
+    "cli": {"files", "process", "p2p"},
+    "__main__": {"cli", "process", "config", "join_file", "joining", "p2p", "dht", "data", "ui", "runtime"},
+    "export": {
+        "files", "p2p", "dht", "links", "compute", "data", "ui", "cli", "process", "config", "join_file", "joining",
+    },
+}  # fmt: skip
+"""Of each package and module of node/ the others that it imports: no more, and no fewer, as no need is no permission."""
+
+LINKS_KNOW_OF_COMPUTE = {"tensors", "weights", "weights_buffer", "parts", "thread"}
+"""Bytes go from the line into tensors and back without a copy between, so links/ names those that hold them, what a
+stage's part must hold, and the thread that digests what came. Nothing that computes."""
+
+ABOVE_EXPORT = {"command", "generate_command"}
+"""The command lines of the export, which alone of it know of command lines."""
+
+BOOTSTRAP_IMPORTS = {
+    "swarm_view": set(),
+    "same_run": set(),
+    "founding": set(),
+    "doctor": set(),
+    "seed": {"founding"},
+    "begin": {"founding", "same_run"},
+    "status": {"swarm_view"},
+    "local": {"founding", "swarm_view"},
+    "__main__": {"begin", "doctor", "founding", "local", "seed", "status"},
+}
+"""The same for bootstrap/: what is about processes on this machine, local/, is known to the command line alone."""
+
+
+def unit_of(name: str) -> str:
+    """The package within its folder at the top, or the module that stands there alone."""
+    return name.split("/")[1].removesuffix(".py")
+
+
+def units_imported(top: str) -> dict[str, set[str]]:
+    """Of each package and module in a folder at the top the others there that it imports, also for types alone."""
+    found: dict[str, set[str]] = {unit_of(name): set() for name in of(top)}
+    for name in of(top):
+        others = {unit_of(other) for other in ours_among(imported(tree_of(name))) if other.startswith(f"{top}/")}
+        found[unit_of(name)] |= others - {unit_of(name)}
+    del found["__init__"]
+    return found
+
+
+def test_the_packages_of_a_node_import_what_they_should() -> None:
+    assert units_imported("node") == NODE_IMPORTS
+
+
+def test_the_modules_of_bootstrap_import_what_they_should() -> None:
+    assert units_imported("bootstrap") == BOOTSTRAP_IMPORTS
+
+
+def test_the_links_know_of_tensors_and_not_of_what_is_computed() -> None:
+    named = {other for name in of("node") if unit_of(name) == "links" for other in import_graph()[name]}
+    assert {name for name in named if unit_of(name) == "compute"} == {
+        f"node/compute/{module}.py" for module in LINKS_KNOW_OF_COMPUTE
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in of("node") if unit_of(name) == "export"])
+def test_only_a_command_line_knows_of_command_lines(name: str) -> None:
+    knows = {unit_of(other) for other in import_graph()[name]} & {"cli", "process", "join_file"}
+    assert not knows or name in {f"node/export/{module}.py" for module in ABOVE_EXPORT}
+
+
+# --- no cycles -----------------------------------------------------------------------------------
+
+
+def run_time_imports(part: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """At whatever depth: a function that imports only postpones. What only a type checker reads does not count."""
+    if isinstance(part, ast.Import | ast.ImportFrom):
+        yield part
+    is_for_types = isinstance(part, ast.If) and ast.unparse(part.test) == "TYPE_CHECKING"
+    for child in part.orelse if is_for_types else ast.iter_child_nodes(part):  # type: ignore[attr-defined]
+        yield from run_time_imports(child)
+
+
+def ours_among(modules: Collection[str]) -> set[str]:
+    """The files of ours that these modules are."""
+    paths = {module.removeprefix("understudy.").replace(".", "/") for module in modules}
+    return {name for path in paths for name in (f"{path}.py", f"{path}/__init__.py") if name in NAMES}
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Of each file the files that it imports."""
+    return {name: ours_among(imported(ast.Module(list(run_time_imports(tree_of(name))), []))) for name in NAMES}
+
+
+def find_cycle(graph: Mapping[str, Collection[str]]) -> list[str]:
+    """Names of which each imports the next, and the last is the first again; empty if there is no such thing."""
+    done: set[str] = set()
+
+    def search(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph[name]):
+            if cycle := search(other, [*way, name]):
+                return cycle
+        done.add(name)
+        return []
+
+    return next(filter(None, (search(name, []) for name in sorted(graph))), [])
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    assert find_cycle(import_graph()) == []
+
+
+def test_a_detour_is_found() -> None:
+    assert find_cycle({"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": []}) == []
+    assert find_cycle({"a": ["b"], "b": ["c", "d"], "c": [], "d": ["b"]}) == ["b", "d", "b"]
+    assert find_cycle({"a": ["a"]}) == ["a", "a"]
+
+
+def test_an_import_within_a_function_counts_and_one_for_types_does_not() -> None:
+    text = """
+if TYPE_CHECKING:
+    import one
+else:
+    import two
+def late():
+    with suppress():
+        from three import four
+"""
+    assert imported(ast.Module(list(run_time_imports(ast.parse(text))), [])) == {"two", "three", "three.four"}
+    assert ours_among({"understudy.node.dht", "understudy.node.dht.store", "node.dht.no_such_module"}) == {
+        "node/dht/__init__.py",
+        "node/dht/store.py",
+    }
 
 
 OWNERS = {"node/dht/hivemind_dht.py": 1}

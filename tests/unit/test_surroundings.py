@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.surroundings import settled
-from understudy.node.__main__ import default_identity
+from understudy.node.cli import default_identity
 from understudy.protocol.errors import SettingsError
 
 

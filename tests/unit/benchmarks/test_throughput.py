@@ -20,7 +20,7 @@ from benchmarks.throughput.tables import parts
 from understudy.bootstrap.founding import load_manifest
 from understudy.node.compute.model import UnsplitModel, build_block_stage
 from understudy.node.compute.optimizer import StageOptimizer
-from understudy.node.data.corpus import open_data
+from understudy.node.data.sources import open_data
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings, WireSettings
 

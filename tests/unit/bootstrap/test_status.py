@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from understudy.bootstrap import status
-from understudy.bootstrap.local.view import SPARES_NAMED_MAX, status_line, status_view
 from understudy.bootstrap.status import StatusArguments
+from understudy.bootstrap.swarm_view import SPARES_NAMED_MAX, status_line, status_view
 from understudy.protocol.observe.swarm_status import SpareView, StageView, SwarmView
 
 VIEW = SwarmView(

@@ -9,7 +9,8 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from understudy.node.dht.hivemind_dht import P2PNode, StoredRecord
+from understudy.node.dht.p2p_node import P2PNode
+from understudy.node.dht.signing import StoredRecord
 from understudy.node.export.exporter import ExportRun
 from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.events import Event, Fetch, MessageReceived, TimerFired

@@ -19,6 +19,7 @@ from understudy.node.compute.weights import WeightsSnapshot, snapshot
 from understudy.node.export import folder as module
 from understudy.node.export.folder import ExportFolder, Origin
 from understudy.node.export.shards import read_stage, shard_name
+from understudy.node.files.atomic import ASIDE
 from understudy.protocol.errors import SettingsError, StorageError
 from understudy.protocol.manifest import ModelSettings, RunManifest
 
@@ -216,6 +217,15 @@ def test_an_interrupted_export_is_found_again(tmp_path: Path) -> None:
         add(folder, 1)
         target = folder.finish(MANIFEST, STEP)
     assert sorted(json.loads((target / "export.json").read_text())["stages"]) == ["0", "1", "2"]
+
+
+def test_half_a_file_that_a_kill_left_is_no_part_of_the_export(tmp_path: Path) -> None:
+    step_folder = interrupted(tmp_path / "out", 0, 2)
+    (step_folder / f"{shard_name(1, 3)}.0123abcd{ASIDE}").write_bytes(b"half")
+    with reserved(tmp_path / "out") as folder:
+        add(folder, 1)
+        target = folder.finish(MANIFEST, STEP)
+    assert not [path.name for path in target.iterdir() if "0123abcd" in path.name]
 
 
 def corrupt(path: Path) -> None:

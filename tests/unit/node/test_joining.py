@@ -8,7 +8,8 @@ import pytest
 
 from tests.fakes import run_leaping
 from understudy.bootstrap.founding import found, join_string
-from understudy.node.dht.hivemind_dht import P2PNode, StoredRecord
+from understudy.node.dht.p2p_node import P2PNode
+from understudy.node.dht.signing import StoredRecord
 from understudy.node.joining import FIND_TIMEOUT_S, LOOK_AGAIN_AFTER_S, obtain_manifest
 from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import NetworkError, SettingsError

@@ -20,7 +20,8 @@ from tests.fakes import MemoryWriter, as_writer, reader_of, until
 from understudy.node import runtime
 from understudy.node.config import NodeConfig
 from understudy.node.data.data_check import DriverText
-from understudy.node.dht.hivemind_dht import P2PNode, StoredRecord
+from understudy.node.dht.p2p_node import P2PNode
+from understudy.node.dht.signing import StoredRecord
 from understudy.node.p2p.streams import StreamCallback
 from understudy.node.runtime import Node
 from understudy.node.ui.display import Display

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from understudy.node.compute import stage as module
 from understudy.node.compute.model import build_block_stage, build_edge_stage, build_stage
-from understudy.node.compute.stage import PART_NAMES, StageHost
+from understudy.node.compute.parts import PART_NAMES
+from understudy.node.compute.stage import StageHost
 from understudy.node.compute.tensors import header_of, to_wire
 from understudy.node.compute.weights import WeightsSnapshot, blend, snapshot
-from understudy.node.data.corpus import TrainingData
 from understudy.node.data.prefetch import ReadAhead
+from understudy.node.data.training_data import TrainingData
 from understudy.protocol.errors import LocalProtocolError, TextError
 from understudy.protocol.events import (
     Applied,

@@ -23,12 +23,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from understudy.node.data import rows, texts
 from understudy.node.data import streamed as streamed_data
-from understudy.node.data.corpus import TrainingData, open_data
 from understudy.node.data.data_check import DriverText, describe_data, objection_to_driving
 from understudy.node.data.prefetch import ReadAhead
+from understudy.node.data.sources import open_data
 from understudy.node.data.streamed import StreamedBatches
 from understudy.node.data.texts import Texts
 from understudy.node.data.tokenizer import Tokens, save_tokenizer
+from understudy.node.data.training_data import TrainingData
 from understudy.protocol.errors import LocalProtocolError, SettingsError, TextError
 from understudy.protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings
 

@@ -14,7 +14,8 @@ import torch
 
 from tests.fakes import FakeStreams, MemoryWriter, as_writer, reader_of
 from understudy.node.compute.model import build_stage
-from understudy.node.compute.stage import PART_NAMES, StageHost
+from understudy.node.compute.parts import PART_NAMES
+from understudy.node.compute.stage import StageHost
 from understudy.node.compute.weights import WeightsSnapshot, snapshot
 from understudy.node.compute.weights_buffer import WeightsBuffer
 from understudy.node.compute.worker import Worker
