@@ -186,7 +186,7 @@ NODE_IMPORTS = {
         "files", "p2p", "dht", "links", "compute", "data", "ui", "cli", "process", "config", "join_file", "joining",
     },
 }  # fmt: skip
-"""Of each package and module of node/ the others that it imports: no more, and no fewer, as no need is no permission."""
+"""Of each package and module of node/ the others that it imports: no more, and no fewer. No need is no permission."""
 
 LINKS_KNOW_OF_COMPUTE = {"tensors", "weights", "weights_buffer", "parts", "thread"}
 """Bytes go from the line into tensors and back without a copy between, so links/ names those that hold them, what a
