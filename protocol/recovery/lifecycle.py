@@ -11,6 +11,7 @@ import msgspec
 
 from understudy.protocol.events import ApplyJob, Fetched, FetchFailed, JobDone, ReleaseStage, Stop, Store, TextRead
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.membership.consequences import Consequences
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.seats import Status
 from understudy.protocol.node_state import NodeState
@@ -34,7 +35,7 @@ from understudy.protocol.wire.messages import (
 from understudy.protocol.wire.records import AnyRecord, ManifestRecord, ProgressRecord, SpareRecord, StageRecord
 
 
-class Lifecycle:
+class Lifecycle(Consequences):
     """Spare, claimant, owner, retired, gone: the life of a node."""
 
     def __init__(self, state: NodeState, detector: FailureDetector, signed_manifest: ManifestRecord | None) -> None:
@@ -60,6 +61,12 @@ class Lifecycle:
         self._is_known_spare = False
         self._store(self.claimant.policy.my_record())
         self._detector.read()
+
+    def look_for_work(self) -> None:
+        """We have read more than before, and have no stage."""
+        self.take_place()
+        self.claimant.consider()
+        self.say_spare()
 
     def take_place(self) -> None:
         """Wait in front or in reserve, by what we know of the stages and of the others who wait."""
@@ -98,6 +105,25 @@ class Lifecycle:
         self._state.is_view_changed |= isinstance(event.job, ApplyJob)
         if self._state.failure is not None:
             self.leave("failed")
+
+    # --- what membership finds out ---
+
+    def owner_changed(self, stage: int) -> None:
+        if self.host is not None:
+            self.host.owner_changed(stage)
+
+    def owner_revived(self, stage: int) -> None:
+        if self.host is not None:
+            self.host.owner_revived(stage)
+
+    def seat_changed(self, stage: int) -> None:
+        self.claimant.seat_changed(stage)
+
+    def note_spares(self, records: list[SpareRecord]) -> None:
+        self.claimant.policy.note_spares(records)
+
+    def note_read(self, key: str) -> None:
+        self.claimant.note_read(key)
 
     # --- what others ask of an owner ---
 
