@@ -21,7 +21,6 @@ from understudy.protocol.events import (
     Payload,
     Run,
     SendFailed,
-    Store,
 )
 from understudy.protocol.ids import DRIVER_STAGE, Attempt, Microbatch
 from understudy.protocol.node_state import NodeState
@@ -29,15 +28,10 @@ from understudy.protocol.pipeline.dropping import Drops, dropped
 from understudy.protocol.pipeline.host import Host
 from understudy.protocol.pipeline.ledger import DriverLedger, DriverPhase
 from understudy.protocol.pipeline.observer import StepObserver
+from understudy.protocol.pipeline.progress import ProgressReport
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.window import Window
 from understudy.protocol.wire.messages import Backward, Commit, Dropped, Forward
-from understudy.protocol.wire.records import ProgressRecord
-
-PROGRESS_PERIOD_S = 1.0
-"""The progress record is stored at most this often."""
-FINAL_PROGRESS_LIFETIME_S = 3600.0
-"""The last progress record stays longer, for those who come back late: the run is done."""
 
 
 class Driver(Host):
@@ -55,7 +49,7 @@ class Driver(Host):
         self._is_disturbed = True
         """Something is in this step's duration that the next one's lacks; a driver's first step has all beginnings."""
         self._step_began = self._commit_sent = state.now
-        self._progress_at = -PROGRESS_PERIOD_S
+        self._progress = ProgressReport(state)
 
     def _open_step(self, step: int) -> DriverLedger:
         return DriverLedger(step, self._state.manifest.step.microbatches, self._state.incarnation)
@@ -278,7 +272,7 @@ class Driver(Host):
             self._state.emit("window.settled", size=self._window.size)
         self._is_disturbed = False
         self._close_step()
-        self._report(step, loss, tokens / seconds if seconds > 0 else 0.0)
+        self._progress.committed(step, loss, tokens / seconds if seconds > 0 else 0.0)
 
     def _close_step(self) -> None:
         """Apply our own part, tell the stages, open the next step."""
@@ -292,14 +286,3 @@ class Driver(Host):
 
     def _send_commit(self, stage: int) -> None:
         self._state.send_to_stage(stage, Commit(self._state.incarnation, self._ledger.step - 1))
-
-    def _report(self, step: int, loss: float | None, tokens_per_second: float) -> None:
-        total = self._state.manifest.step.total_steps
-        tokens = step * self._state.manifest.tokens_per_step
-        record = ProgressRecord(self._state.me, self._state.incarnation, step, loss, tokens, tokens_per_second)
-        self._state.progress = record
-        if self._state.now - self._progress_at < PROGRESS_PERIOD_S and step != total:
-            return
-        self._progress_at = self._state.now
-        lifetime_s = FINAL_PROGRESS_LIFETIME_S if step == total else self._state.manifest.timing.record_lifetime_s
-        self._state.act(Store(record, lifetime_s))

@@ -16,6 +16,7 @@ from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.driver_backup import DriverBackupSource
+from understudy.protocol.recovery.split import SplitJudge
 from understudy.protocol.recovery.witness import Witness
 from understudy.protocol.wire.messages import EdgeCopy, EdgeCopyKept, FetchRequest, LeaseRelease, LeaseRequest
 
@@ -32,6 +33,7 @@ class OwnedStage:
         observers: list[StepObserver] = [self._leases] if self._backup is None else [self._leases, self._backup]
         kind = Driver if state.stage == DRIVER_STAGE else BlockStage
         self.host: Driver | BlockStage = kind(state, self._queue, observers)
+        self.split = SplitJudge(state, self.host)
 
     @property
     def is_wanted(self) -> bool:
