@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.membership.consequences import Consequences
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.gossip import MembershipGossip
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.recovery.lifecycle import Lifecycle
 from understudy.protocol.wire.records import (
     SPARES_KEY,
     AnyRecord,
@@ -22,10 +22,10 @@ class DhtReader:
     """Takes in what was read under one key."""
 
     def __init__(
-        self, state: NodeState, detector: FailureDetector, lifecycle: Lifecycle, gossip: MembershipGossip
+        self, state: NodeState, detector: FailureDetector, consequences: Consequences, gossip: MembershipGossip
     ) -> None:
         self._state, self._detector = state, detector
-        self._lifecycle, self._gossip = lifecycle, gossip
+        self._consequences, self._gossip = consequences, gossip
 
     def on_records(self, key: str, records: tuple[AnyRecord, ...]) -> None:
         tenures = [record for record in records if isinstance(record, StageRecord)]
@@ -36,17 +36,15 @@ class DhtReader:
         spares = [record for record in records if isinstance(record, SpareRecord)]
         if key == SPARES_KEY:
             self._detector.note_spares(spares)
-            self._lifecycle.claimant.policy.note_spares(spares)
+            self._consequences.note_spares(spares)
         if self._state.tenure is None:
             self._note_offers([record for record in records if isinstance(record, OfferRecord)])
         for found in records:
             if isinstance(found, ProgressRecord):
                 self._note_progress(found)
-        self._lifecycle.claimant.note_read(key)
+        self._consequences.note_read(key)
         if self._state.tenure is None and not self._state.is_stopped:
-            self._lifecycle.take_place()
-            self._lifecycle.claimant.consider()
-            self._lifecycle.say_spare()
+            self._consequences.look_for_work()
 
     def _note_missing(self, key: str, records: list[StageRecord]) -> None:
         """A stage whose owner's record has expired is a hole to those who do not hear the owner."""
@@ -83,13 +81,13 @@ class DhtReader:
         is_end = 0 < total <= record.step
         is_recent = record.incarnation >= membership.known_incarnation(DRIVER_STAGE)
         is_drivers = membership.serving_peer(DRIVER_STAGE) == record.peer
-        is_successors = not membership.is_serving(DRIVER_STAGE) or self._lifecycle.is_alone
-        is_successors |= is_end and self._lifecycle.is_beaten_to(record)
+        is_successors = not membership.is_serving(DRIVER_STAGE) or self._consequences.is_alone
+        is_successors |= is_end and self._consequences.is_beaten_to(record)
         if is_end:
-            self._lifecycle.take_over_end(record)
+            self._consequences.take_over_end(record)
         if record.peer == self._state.me or not (is_drivers or (is_successors and (is_recent or is_end))):
             return
         if self._state.tenure is None:
             self._state.committed = min(record.step, total or record.step)
         if is_end and (self._state.tenure is None or is_successors):
-            self._lifecycle.end_run(is_doubtful=not is_recent)
+            self._consequences.end_run(is_doubtful=not is_recent)

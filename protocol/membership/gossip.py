@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from understudy.protocol.membership.consequences import Consequences
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.placement import Standing, supersedes
 from understudy.protocol.membership.seats import Observation, Seat, Status
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.recovery.lifecycle import Lifecycle
 from understudy.protocol.wire.messages import Alive, Claim, Fenced, Lost, Refusal, StageState
 from understudy.protocol.wire.records import StageRecord
 
 
 class MembershipGossip:
-    """Keeps the view of who owns what, and tells the lifecycle what a change means."""
+    """Keeps the view of who owns what, and says what changed to whom it matters."""
 
-    def __init__(self, state: NodeState, detector: FailureDetector, lifecycle: Lifecycle) -> None:
-        self._state, self._detector, self._lifecycle = state, detector, lifecycle
+    def __init__(self, state: NodeState, detector: FailureDetector, consequences: Consequences) -> None:
+        self._state, self._detector, self._consequences = state, detector, consequences
 
     def hear(self, tenure: Tenure, state: StageState, step: int) -> bool:
         """An owner spoke to us. False: its tenure is over, and it is told so."""
@@ -50,7 +50,7 @@ class MembershipGossip:
         if record.peer != self._state.me:
             self._take_note(self._seat(tenure, record.state, record.step), is_direct=False)
         elif self._state.tenure != tenure:
-            self._lifecycle.recall(record)
+            self._consequences.recall(record)
 
     def _seat(self, tenure: Tenure, state: StageState, step: int) -> Seat:
         return Seat(tenure.stage, tenure.peer, tenure.incarnation, state, step, Status.ALIVE, self._state.now)
@@ -80,22 +80,19 @@ class MembershipGossip:
         self._state.emit_about("peer.left", left)
         tenure = self._state.tenure
         if tenure is not None and tenure.stage == left.stage:
-            self._lifecycle.lose(f"S{left.stage} was held by another peer under {left.incarnation}")
+            self._consequences.lose(f"S{left.stage} was held by another peer under {left.incarnation}")
         self.on_seat_changed(left.stage)
         is_enough = left.stage == DRIVER_STAGE or self._state.tenure is None
         if is_enough and 0 < self._state.manifest.step.total_steps <= left.step:
-            self._lifecycle.end_run()
+            self._consequences.end_run()
 
     def _on_new_owner(self, stage: int) -> None:
         tenure = self._state.tenure
-        if (
-            tenure is not None
-            and tenure.stage == stage
-            and self._state.membership.groups[stage].first.peer != self._state.me
-        ):
-            self._lifecycle.lose(f"S{stage} is held by another peer")
-        elif self._lifecycle.host is not None and self._state.membership.is_serving(stage):
-            self._lifecycle.host.owner_changed(stage)
+        is_ours = self._state.membership.groups[stage].first.peer == self._state.me
+        if tenure is not None and tenure.stage == stage and not is_ours:
+            self._consequences.lose(f"S{stage} is held by another peer")
+        elif self._state.membership.is_serving(stage):
+            self._consequences.owner_changed(stage)
         self.on_seat_changed(stage)
 
     def _on_revived(self, stage: int, before: Seat | None, *, is_news: bool) -> None:
@@ -107,14 +104,14 @@ class MembershipGossip:
             self._detector.take_back(owner)
         if before is not None and before is not owner and self._state.is_serving:
             self._state.send(before.peer, Refusal(stage, before.incarnation, before.incarnation, "owner alive"))
-        if self._lifecycle.host is not None and self._state.membership.is_serving(stage):
-            self._lifecycle.host.owner_revived(stage)
+        if self._state.membership.is_serving(stage):
+            self._consequences.owner_revived(stage)
         self.on_seat_changed(stage)
 
     def on_seat_changed(self, stage: int) -> None:
         """Somebody's tenure of this stage began, ended or moved on."""
         self._state.is_view_changed = True
-        self._lifecycle.claimant.seat_changed(stage)
+        self._consequences.seat_changed(stage)
 
     def declare_dead(self, seat: Seat) -> None:
         """We ourselves found that this owner is gone."""
@@ -144,7 +141,7 @@ class MembershipGossip:
         elif isinstance(message, Fenced):
             if is_about_us and message.owner != self._state.me and self._is_beaten_by(message):
                 membership.raise_incarnation(message.stage, message.incarnation)
-                self._lifecycle.lose(f"S{message.stage} is held by another peer under {message.incarnation}")
+                self._consequences.lose(f"S{message.stage} is held by another peer under {message.incarnation}")
         elif is_about_us:
             return
         elif isinstance(message, Lost):

@@ -6,19 +6,13 @@ the stages. A death costs the microbatches in flight, not the step. Its edge hos
 
 from __future__ import annotations
 
-from understudy.protocol.events import Store
 from understudy.protocol.ids import DRIVER_STAGE
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.ledger import StepLedger
+from understudy.protocol.pipeline.progress import ProgressReport
 from understudy.protocol.pipeline.window import Window
 from understudy.protocol.wire.messages import Commit, Dropped
-from understudy.protocol.wire.records import ProgressRecord
-
-PROGRESS_PERIOD_S = 1.0
-"""The progress record is stored at most this often."""
-FINAL_PROGRESS_LIFETIME_S = 3600.0
-"""The last progress record stays longer, for those who come back late: the run is done."""
 
 
 class Coordinator:
@@ -35,7 +29,7 @@ class Coordinator:
         self._is_disturbed = True
         """Something is in this step's duration that the next one's lacks; the first step has all beginnings."""
         self._step_began = self._commit_sent = state.now
-        self._progress_at = -PROGRESS_PERIOD_S
+        self._progress = ProgressReport(state)
 
     def _open_step(self) -> StepLedger:
         return StepLedger(self._edge.step, self._state.manifest.step.microbatches)
@@ -119,7 +113,7 @@ class Coordinator:
             self._state.emit("window.settled", size=self._window.size)
         self._is_disturbed = False
         self._close_step()
-        self._report(step, loss, tokens / seconds if seconds > 0 else 0.0)
+        self._progress.committed(step, loss, tokens / seconds if seconds > 0 else 0.0)
 
     def _close_step(self) -> None:
         """Have our own part applied, tell the stages, open the next step."""
@@ -159,14 +153,3 @@ class Coordinator:
         if self._state.incarnation > 1 and step == self._ledger.step == self._first_step:
             self._close_step()
             self.advance()
-
-    def _report(self, step: int, loss: float | None, tokens_per_second: float) -> None:
-        total = self._state.manifest.step.total_steps
-        tokens = step * self._state.manifest.tokens_per_step
-        record = ProgressRecord(self._state.me, self._state.incarnation, step, loss, tokens, tokens_per_second)
-        self._state.progress = record
-        if self._state.now - self._progress_at < PROGRESS_PERIOD_S and step != total:
-            return
-        self._progress_at = self._state.now
-        lifetime_s = FINAL_PROGRESS_LIFETIME_S if step == total else self._state.manifest.timing.record_lifetime_s
-        self._state.act(Store(record, lifetime_s))

@@ -1,6 +1,7 @@
 """The stage that a node holds: how it comes by it, what runs on it, and how it ends.
 
-A node without a stage is a spare and has a `Claimant`; an owner has an `OwnedStage`.
+A node without a stage is a spare and has a `Claimant`; an owner has an `OwnedStage`. Somewhat above 300 lines, because
+this is where the parts of a node's life meet: a third of it hands questions on to whichever of the two is there.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import msgspec
 
 from understudy.protocol.events import ApplyJob, Fetched, FetchFailed, JobDone, ReleaseStage, Stop, Store, TextRead
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.membership.consequences import Consequences
 from understudy.protocol.membership.failure_detector import FailureDetector
-from understudy.protocol.membership.seats import Status
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.pipeline.coordinator import FINAL_PROGRESS_LIFETIME_S, Coordinator
+from understudy.protocol.pipeline.coordinator import Coordinator
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.claimant import Claimant, OpenClaim
 from understudy.protocol.recovery.ladder import Plan
 from understudy.protocol.recovery.owned_stage import OwnedStage
+from understudy.protocol.recovery.run_end import close_last_step, is_beaten_to, is_dispensable, store_last_word
 from understudy.protocol.recovery.spare import SparePolicy
 from understudy.protocol.wire.messages import (
     Announce,
@@ -35,7 +37,7 @@ from understudy.protocol.wire.messages import (
 from understudy.protocol.wire.records import AnyRecord, ManifestRecord, ProgressRecord, SpareRecord, StageRecord
 
 
-class Lifecycle:
+class Lifecycle(Consequences):
     """Spare, claimant, owner, retired, gone: the life of a node."""
 
     def __init__(self, state: NodeState, detector: FailureDetector, signed_manifest: ManifestRecord | None) -> None:
@@ -44,7 +46,6 @@ class Lifecycle:
         self._is_known_spare = False
         self.claimant = Claimant(state, SparePolicy(state, self._capacity, None))
         self._owned: OwnedStage | None = None
-        self._alone_ahead_since: float | None = None
 
     @property
     def host(self) -> BlockStage | EdgeHost | None:
@@ -66,6 +67,12 @@ class Lifecycle:
         self._is_known_spare = False
         self._store(self.claimant.policy.my_record())
         self._detector.read()
+
+    def look_for_work(self) -> None:
+        """We have read more than before, and have no stage."""
+        self.take_place()
+        self.claimant.consider()
+        self.say_spare()
 
     def take_place(self) -> None:
         """Wait in front or in reserve, by what we know of the stages and of the others who wait."""
@@ -104,6 +111,25 @@ class Lifecycle:
         self._state.is_view_changed |= isinstance(event.job, ApplyJob)
         if self._state.failure is not None:
             self.leave("failed")
+
+    # --- what membership finds out ---
+
+    def owner_changed(self, stage: int) -> None:
+        if self.host is not None:
+            self.host.owner_changed(stage)
+
+    def owner_revived(self, stage: int) -> None:
+        if self.host is not None:
+            self.host.owner_revived(stage)
+
+    def seat_changed(self, stage: int) -> None:
+        self.claimant.seat_changed(stage)
+
+    def note_spares(self, records: list[SpareRecord]) -> None:
+        self.claimant.policy.note_spares(records)
+
+    def note_read(self, key: str) -> None:
+        self.claimant.note_read(key)
 
     # --- what others ask of an owner ---
 
@@ -202,7 +228,7 @@ class Lifecycle:
         if self._state.membership.serving_peer(stage) == self._state.me:
             self._state.membership.give_up(stage)
         self._state.tenure, self._state.is_recognised = None, False
-        self._owned = self._alone_ahead_since = None
+        self._owned = None
         self._state.act(ReleaseStage())
         self._state.membership.forget_deaths()
         self.claimant = Claimant(self._state, SparePolicy(self._state, self._capacity, None))
@@ -233,33 +259,9 @@ class Lifecycle:
 
     def yield_if_apart(self) -> None:
         """Give our stage up if the others live in another history, after a split: rebuilt from them, it is theirs."""
-        if self.host is None:
-            return
-        stage, step = self._state.stage, self.host.step
-        if self._is_outpaced(self.host):
-            self.hand_back(f"the others are beyond step {step}, where S{stage} was left behind", "withdrawn")
-        elif self._has_been_alone_ahead():
-            self.hand_back(f"S{stage} alone is at step {step}, where nobody follows", "withdrawn")
-
-    def _is_outpaced(self, host: BlockStage | EdgeHost) -> bool:
-        """Two of the others, as one may be wrong, or all of them; a block stage at least, to be rebuilt from.
-
-        Who is one step ahead of us heard of a commit that is on its way to us, unless that step could not be decided
-        with us: it lacks what we did not count, or we are S0, did not decide it and could not take it over.
-        """
-        ahead, others = self._state.membership.beyond(self._state.stage, host.step + host.can_close)
-        return any(stage != DRIVER_STAGE for stage in ahead) and len(ahead) >= min(2, others)
-
-    def _has_been_alone_ahead(self) -> bool:
-        """We closed a step that nobody else did, of all who are there, for as long as any record of before lives."""
-        state = self._state
-        ahead, others = state.membership.beyond(state.stage, state.committed)
-        stages = state.manifest.stage_count - 1
-        if ahead or others < (stages if self.coordinator is not None else min(2, stages)):
-            self._alone_ahead_since = None
-            return False
-        self._alone_ahead_since = self._alone_ahead_since or state.now
-        return state.now - self._alone_ahead_since > state.manifest.timing.record_lifetime_s
+        reason = None if self._owned is None else self._owned.split.reason_to_yield()
+        if reason is not None:
+            self.hand_back(reason, "withdrawn")
 
     def refresh(self) -> None:
         """Store again what must not expire, say again what was not acknowledged."""
@@ -281,41 +283,15 @@ class Lifecycle:
         self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
 
     def finish_if_done(self) -> None:
-        if self._owned is None or not self._state.is_run_done or self._owned.is_wanted:
-            return
-        if self.coordinator is not None:
-            is_over = self.coordinator.is_done
-        else:
-            is_over = not self._state.membership.is_present(DRIVER_STAGE) and not self._is_ahead
-        if is_over:
+        owned = self._owned
+        if owned is not None and not owned.is_wanted and is_dispensable(self._state, owned.coordinator):
             self.leave("done")
 
-    @property
-    def _is_ahead(self) -> bool:
-        """S0 was just lost, and a neighbour does not know that the last step is decided: our heartbeats will tell it.
-
-        For a while only: a neighbour that counted less than the whole step needs a new S0, which may never come.
-        """
-        driver = self._state.membership.seat(DRIVER_STAGE)
-        horizon = self._state.now - self._state.manifest.timing.record_lifetime_s
-        seats = (self._state.membership.seat(stage) for stage in self._state.neighbours() - {DRIVER_STAGE})
-        is_lost = driver is not None and driver.status is Status.DEAD and driver.died_at > horizon
-        return is_lost and any(
-            seat is not None and seat.is_serving and seat.step < self._state.committed for seat in seats
-        )
-
     def end_run(self, *, is_doubtful: bool = False) -> None:
-        """The last step is committed and the driver is gone. We apply it if only its commit is missing, and leave.
-
-        ``is_doubtful``: somebody claimed S0 since; as long as we have company, a commit may still be on its way.
-        """
-        total = self._state.manifest.step.total_steps
-        if isinstance(self.host, BlockStage) and not self._state.is_stopped:
-            close = self.host.on_neighbour_step if is_doubtful else self.host.on_end
-            close(total)
-            if self.host.step > total or (is_doubtful and self._has_company and self.host.step == total):
-                return
-        self.leave("done")
+        """The last step is committed and the driver is gone. We apply it if only its commit is missing, and leave."""
+        host = None if self._state.is_stopped else self.host
+        if not (isinstance(host, BlockStage) and close_last_step(self._state, host, is_doubtful=is_doubtful)):
+            self.leave("done")
 
     def leave(self, reason: Literal["done", "asked", "failed"]) -> None:
         """Say goodbye: a record outlives us, so ours must say that we left."""
@@ -331,21 +307,9 @@ class Lifecycle:
         else:
             self._store(SpareRecord(self._state.me, self._capacity, "left"))
         if self._state.tenure is not None and self._state.is_run_done and self.coordinator is None:
-            self._store_end()
+            store_last_word(self._state)
         self._state.emit("peer.left", reason=reason)
         self._state.act(Stop(reason, self._state.failure or ""))
-
-    def _store_end(self) -> None:
-        """The driver may have died with the news: every owner that saw the end leaves word of it."""
-        incarnation = max(1, self._state.membership.known_incarnation(DRIVER_STAGE))
-        tokens = self._state.committed * self._state.manifest.tokens_per_step
-        record = ProgressRecord(self._state.me, incarnation, self._state.committed, None, tokens, 0.0)
-        self._state.act(Store(record, FINAL_PROGRESS_LIFETIME_S))
-
-    @property
-    def _has_company(self) -> bool:
-        others = set(range(self._state.manifest.stage_count)) - {self._state.stage}
-        return any(map(self._state.membership.is_present, others))
 
     def take_over_end(self, end: ProgressRecord) -> None:
         """A driver before us decided the last step, and perhaps nobody is left who heard of it but the DHT."""
@@ -354,10 +318,7 @@ class Lifecycle:
 
     def is_beaten_to(self, end: ProgressRecord) -> bool:
         """Another driver decided the last step, and no word that may still be on its way will bring us there."""
-        if self.host is None:
-            return False
-        is_ours_to_decide = self.coordinator is not None and end.incarnation > self._state.incarnation
-        return self.host.step < end.step or (is_ours_to_decide and self.host.step == end.step)
+        return self.host is not None and is_beaten_to(self._state, self.host, end)
 
     @property
     def is_alone(self) -> bool:

@@ -17,6 +17,7 @@ from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.driver_backup import DriverBackupSource
+from understudy.protocol.recovery.split import SplitJudge
 from understudy.protocol.recovery.witness import Witness
 from understudy.protocol.wire.messages import EdgeCopy, EdgeCopyKept, FetchRequest, LeaseRelease, LeaseRequest
 
@@ -38,6 +39,7 @@ class OwnedStage:
             self.coordinator = Coordinator(state, self.host)
         else:
             self.host = BlockStage(state, self._queue, observers)
+        self.split = SplitJudge(state, self.host)
 
     @property
     def is_wanted(self) -> bool:

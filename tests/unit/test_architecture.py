@@ -76,6 +76,91 @@ def test_the_core_is_pure(name: str) -> None:
     assert not packages(name) & IMPURE
 
 
+# --- the layers of protocol/ ---
+
+LAYERS: dict[str, set[str]] = {
+    "ids": set(),
+    "errors": set(),
+    "text_check": set(),
+    "routing": {"ids"},
+    "manifest": {"errors", "ids"},
+    "wire": {"errors", "ids", "manifest"},
+    "events": {"ids", "wire"},
+    "pace": {"events", "ids"},
+    # Whom the view of the swarm consists of, and what follows from it: pure, so the shared board may hold it.
+    "membership/placement": {"ids", "wire"},
+    "membership/seats": {"ids", "membership/placement", "wire"},
+    "membership/groups": {"ids", "membership/placement", "membership/seats"},
+    "membership/view": {"ids", "manifest", "membership/groups", "membership/placement", "membership/seats"},
+    # The shared board of one node: all parts below read and write it.
+    "node_state": {
+        "errors", "events", "ids", "manifest", "membership/seats", "membership/view", "pace", "routing", "text_check",
+        "wire",
+    },
+    "membership": {
+        "errors", "events", "ids", "membership/groups", "membership/placement", "membership/seats", "node_state", "wire",
+    },
+    # A stage's jobs and the steps that others may follow: all that an export has to know of training.
+    "pipeline/observer": set(),
+    "pipeline/queue": {"events", "ids"},
+    "pipeline": {
+        "errors", "events", "ids", "manifest", "node_state", "pipeline/observer", "pipeline/queue", "routing", "wire",
+    },
+    "export": {
+        "errors", "events", "ids", "manifest", "membership/placement", "node_state", "pipeline/observer",
+        "pipeline/queue", "wire",
+    },
+    # Builds a stage, so it knows the hosts, and who observes their steps: exports are one of them.
+    "recovery": {
+        "events", "export", "ids", "manifest", "membership", "membership/placement", "membership/seats", "node_state",
+        "pipeline", "pipeline/observer", "pipeline/queue", "routing", "wire",
+    },
+    # For people: it looks at everything, and nothing but the core looks at it.
+    "observe": {
+        "ids", "manifest", "membership", "membership/placement", "membership/seats", "node_state", "recovery", "wire",
+    },
+    "core": {
+        "errors", "events", "ids", "manifest", "membership", "membership/view", "node_state", "observe", "pipeline",
+        "recovery", "wire",
+    },
+}  # fmt: skip
+"""What each part of protocol/ imports of the others: all that it may, and all above it. The most exact name counts."""
+
+
+def layer(module: str) -> str | None:
+    """The part of protocol/ that a file or an imported name belongs to; None if to none, as the packages themselves."""
+    path = module.removesuffix(".py").removeprefix("understudy.").replace(".", "/")
+    parts = path.removeprefix("protocol/").split("/")
+    if not path.startswith("protocol/") or parts[-1] == "__init__":
+        return None
+    return next((name for name in ("/".join(parts[:2]), parts[0]) if name in LAYERS), None)
+
+
+def layers_imported(name: str) -> set[str]:
+    return {found for module in imported(tree_of(name)) if (found := layer(module)) is not None}
+
+
+@pytest.mark.parametrize("name", of("protocol"))
+def test_each_part_of_the_core_imports_what_its_layer_may(name: str) -> None:
+    own = layer(name)
+    assert own is not None or name.endswith("__init__.py"), "a part of protocol/ that no layer is known of"
+    assert layers_imported(name) <= (LAYERS[own] | {own} if own is not None else set())
+
+
+def test_a_layer_imports_only_those_above_it() -> None:
+    """So there is no circle, and a part can be read with those above it alone."""
+    known: set[str] = set()
+    for name, above in LAYERS.items():
+        assert above <= known, f"{name} imports {above - known}, which is not above it"
+        known.add(name)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_may_import_no_more_than_it_does(name: str) -> None:
+    used = {found for path in of("protocol") if layer(path) == name for found in layers_imported(path)}
+    assert used - {name} == LAYERS[name]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_hivemind_stands_behind_one_boundary(name: str) -> None:
     assert "hivemind" not in packages(name) or name == "node/dht/hivemind_dht.py"
