@@ -98,7 +98,8 @@ LAYERS: dict[str, set[str]] = {
         "wire",
     },
     "membership": {
-        "errors", "events", "ids", "membership/groups", "membership/placement", "membership/seats", "node_state", "wire",
+        "errors", "events", "ids", "membership/groups", "membership/placement", "membership/seats", "node_state",
+        "wire",
     },
     # A stage's jobs and the steps that others may follow: all that an export has to know of training.
     "pipeline/observer": set(),
