@@ -40,7 +40,7 @@ async def obtain_manifest(p2p: P2PNode, join: JoinString) -> tuple[RunManifest, 
             try:
                 record = decode_record(MANIFEST_KEY, stored.owner, stored.value)
                 if isinstance(record, ManifestRecord):
-                    return check_charter(record, join), record
+                    return check_signed_manifest(record, join), record
             except (SettingsError, RemoteProtocolError) as error:
                 problem = SettingsError(str(error))
                 if isinstance(error, SettingsError) and deadline > loop.time() + ANOTHER_TIMEOUT_S:
@@ -53,7 +53,7 @@ async def obtain_manifest(p2p: P2PNode, join: JoinString) -> tuple[RunManifest, 
     raise problem
 
 
-def check_charter(record: ManifestRecord, join: JoinString) -> RunManifest:
+def check_signed_manifest(record: ManifestRecord, join: JoinString) -> RunManifest:
     """The manifest, if it is the one that the join string names and the founder signed. Raises `SettingsError`."""
     manifest = decode_manifest(record.manifest)
     if manifest.digest() != join.digest:

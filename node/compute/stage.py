@@ -73,7 +73,7 @@ class StageHost:
         self.held: dict[str, WeightsSnapshot] = {}
         """Snapshots and copies that others may fetch, by digest. Read by the event loop."""
         self._leases: dict[int, HeldCopy] = {}
-        """What is held for exporters, by step."""
+        """Snapshots that exporters leased, by step."""
 
     # --- jobs ---
 
@@ -89,7 +89,7 @@ class StageHost:
             case ApplyJob() | SnapshotJob():
                 return self._apply(job) if isinstance(job, ApplyJob) else self._snapshots(job.parts)
             case LeaseJob() | DigestJob():
-                return self._hold(job.step) if isinstance(job, LeaseJob) else self._digest_more(job.step)
+                return self._copy_for_lease(job.step) if isinstance(job, LeaseJob) else self._digest_more(job.step)
             case InitialiseJob() | BlendJob():
                 return self._build(job)
 
@@ -104,7 +104,7 @@ class StageHost:
     def release_snapshot(self, release: ReleaseSnapshot) -> None:
         self.held.pop(release.digest, None)
 
-    def release_hold(self, release: ReleaseLease) -> None:
+    def release_lease(self, release: ReleaseLease) -> None:
         self._leases.pop(release.step, None)
 
     def find_held(self, digest: str) -> WeightsSnapshot | None:
@@ -171,7 +171,7 @@ class StageHost:
         self.held |= {copy.digest: copy for copy in copies}
         return tuple((copy.payload_bytes, copy.digest) for copy in copies)
 
-    def _hold(self, step: int) -> None:
+    def _copy_for_lease(self, step: int) -> None:
         """A plain copy: this is all that training waits for when somebody exports."""
         self._leases[step] = HeldCopy(self.module)
 

@@ -48,7 +48,7 @@ class Worker(ComputeThread):
             case ReleaseSnapshot():
                 self._queue(lambda: self._host.release_snapshot(action))
             case ReleaseLease():
-                self._queue(lambda: self._host.release_hold(action))
+                self._queue(lambda: self._host.release_lease(action))
             case ReleaseStage():
                 self._queue(self._host.release)
 

@@ -32,7 +32,6 @@ from typing import Any
 
 import msgspec
 
-from understudy.node.dht import store as storing
 from understudy.node.dht.lookup import Entries, look_up
 from understudy.node.dht.reconnect import Reconnector
 from understudy.node.dht.signing import (
@@ -43,6 +42,7 @@ from understudy.node.dht.signing import (
     is_owned,
     owned_records,
 )
+from understudy.node.dht.store import store_record, wrap_calls
 from understudy.node.p2p.daemon import Daemon
 from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import ClockSkewError, LocalProtocolError, NetworkError
@@ -171,7 +171,7 @@ class HivemindDHT:
             raise _validation_error(str(error)) from error
         self.node.protocol.wait_timeout = RPC_TIMEOUT_S
         self.node.protocol.storage.maxsize = KEYS_STORED_MAX
-        storing.wrap_calls(self.node)
+        wrap_calls(self.node)
         return addresses
 
     async def _connect(self, daemon: Daemon) -> None:
@@ -233,7 +233,7 @@ class HivemindDHT:
         owned_subkey = self.validator.tagged(subkey)
         with _as_network_error(f"cannot publish {key}: no answer from the DHT"):
             async with asyncio.timeout(DHT_TIMEOUT_S):
-                return await storing.store(self.node, key, owned_subkey, value, float(expiration))
+                return await store_record(self.node, key, owned_subkey, value, float(expiration))
 
     async def get_many(self, keys: Collection[str]) -> dict[str, list[StoredRecord]]:
         """Of each key all signed records that have not expired. Raises `NetworkError`."""

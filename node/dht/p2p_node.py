@@ -68,7 +68,7 @@ class P2PNode:
             await self._daemon.stop()
 
     async def watch_daemon(self) -> None:
-        """Run this as long as the swarm is open; never returns. Raises `NetworkError` when p2pd dies or hangs up,
+        """Run this as long as the node is open; never returns. Raises `NetworkError` when p2pd dies or hangs up,
         and `LocalProtocolError` when a stream's callback broke a rule of ours.
 
         Meanwhile it looks for DHT peers that fell silent, so that they find each other again.

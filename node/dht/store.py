@@ -19,7 +19,7 @@ _answers: ContextVar[list[bool] | None] = ContextVar("_answers", default=None)
 
 
 def wrap_calls(dht: Any) -> None:
-    """Once per DHTNode, before `store`."""
+    """Once per DHTNode, before `store_record`."""
     call_store = dht.protocol.call_store
 
     async def guarded(peer: Any, *arguments: Any, **options: Any) -> Any:
@@ -34,7 +34,7 @@ def wrap_calls(dht: Any) -> None:
     dht.protocol.call_store = guarded
 
 
-async def store(dht: Any, key: str, subkey: bytes, value: bytes, expiration: float) -> bool:
+async def store_record(dht: Any, key: str, subkey: bytes, value: bytes, expiration: float) -> bool:
     """Whether another peer took the record, or, when there is none, this one.
 
     The caller sets the deadline.

@@ -109,8 +109,8 @@ async def visit(join: JoinString) -> tuple[list[Finding], RunManifest | None]:
         async with P2PNode.open(reader_config(join.addresses), Identity.generate()) as p2p:
             findings = [judge_clock(await p2p.clock_offsets())]
             connections = await p2p.connections()
-            doors = {peer_id_in(address) for address in join.addresses}
-            findings.append(judge_route([address for peer in doors for address in connections.get(peer, ())]))
+            joined_by = {peer_id_in(address) for address in join.addresses}
+            findings.append(judge_route([address for peer in joined_by for address in connections.get(peer, ())]))
             manifest, _ = await obtain_manifest(p2p, join)
     except ClockSkewError as error:
         return [Finding("clock", "bad", str(error))], None

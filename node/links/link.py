@@ -41,7 +41,7 @@ UNSURE_S = 10.0
 
 
 class Streams(Protocol):
-    """What links need of the swarm (node/dht/hivemind_dht.py)."""
+    """What links need of a `P2PNode` (node/dht/p2p_node.py)."""
 
     async def open_stream(
         self, peer: PeerId, protocol: str, timeout_s: float

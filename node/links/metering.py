@@ -40,7 +40,7 @@ class Counters:
 
 
 class MeteredStreams:
-    """The swarm's streams to peers, counted."""
+    """A `P2PNode`'s streams to peers, counted."""
 
     def __init__(self, streams: Streams, counters: Counters) -> None:
         self._streams, self._counters = streams, counters

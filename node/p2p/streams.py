@@ -77,7 +77,7 @@ class StreamHost:
     async def open(
         self, peer: PeerId, protocol: str, timeout_s: float
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """See `node.swarm.Swarm.open_stream`."""
+        """See `P2PNode.open_stream` (node/dht/p2p_node.py)."""
         request = open_request(peer, protocol, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
@@ -103,7 +103,7 @@ class StreamHost:
         return (reader, writer) if await _is_accepted(reader, writer) else None
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> None:
-        """See `node.swarm.Swarm.connect`."""
+        """See `P2PNode.connect` (node/dht/p2p_node.py)."""
         try:
             async with asyncio.timeout(timeout_s):
                 _, writer = await self._ask(peer, connect_request(peer, addresses, timeout_s))
@@ -112,7 +112,7 @@ class StreamHost:
         writer.close()
 
     async def serve(self, protocol: str, callback: StreamCallback) -> None:
-        """See `node.swarm.Swarm.serve_streams`."""
+        """See `P2PNode.serve_streams` (node/dht/p2p_node.py)."""
         if protocol in self._callbacks:
             raise LocalProtocolError(f"protocol {protocol} is served already")
         self._callbacks[protocol] = callback

@@ -1,4 +1,4 @@
-"""Bytes of a stream straight into memory of ours.
+"""Zero-copy reading: bytes of a stream go from the socket into memory of ours.
 
 asyncio's `StreamReader` copies what comes four times before it lies in a tensor (uvloop's buffer, bytes, its own
 buffer, bytes again). While somebody waits in `ZeroCopyReader.recv_into`, the operating system writes into the
@@ -164,7 +164,7 @@ class _Writer(asyncio.StreamWriter):
 
 
 async def open_unix_stream(path: Path, limit: int) -> tuple[ZeroCopyReader, asyncio.StreamWriter]:
-    """Like `asyncio.open_unix_connection`, with a reader that reads straight. Raises `OSError`."""
+    """Like `asyncio.open_unix_connection`, with a reader that can do so. Raises `OSError`."""
     loop = asyncio.get_running_loop()
     reader = ZeroCopyReader(limit, loop)
     inner = asyncio.StreamReaderProtocol(reader, loop=loop)
@@ -174,7 +174,7 @@ async def open_unix_stream(path: Path, limit: int) -> tuple[ZeroCopyReader, asyn
 
 
 async def start_unix_streams(accept: Accept, path: Path, limit: int) -> asyncio.Server:
-    """Like `asyncio.start_unix_server`, with readers that read straight."""
+    """Like `asyncio.start_unix_server`, with readers that can do so."""
     loop = asyncio.get_running_loop()
 
     def protocol() -> _StraightProtocol:

@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from understudy.node.ui.history import History, StatusSample
-from understudy.node.ui.panel import own_view, status_line
+from understudy.node.ui.panel import node_panel, status_line
 from understudy.node.ui.telemetry import logger
 from understudy.node.ui.terminal import Terminal
 from understudy.protocol.observe.node_status import SelfView
@@ -93,7 +93,7 @@ class Display:
             if self._live is None:
                 self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
                 self._live.start()
-            self._live.update(own_view(sample), refresh=True)
+            self._live.update(node_panel(sample), refresh=True)
         except OSError:
             self.lose_terminal()
 

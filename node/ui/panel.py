@@ -11,22 +11,22 @@ from understudy.protocol.observe.node_status import Neighbour
 _HEARING_STYLES = {"answers": "green", "recovering": "yellow", "silent": "bold yellow"}
 
 
-def own_view(sample: StatusSample) -> Table:
+def node_panel(sample: StatusSample) -> Table:
     """Who and why, how far and how fast, who is beside us, what was recovered last."""
-    picture = Table.grid(padding=(0, 2))
-    picture.add_column(style="dim", no_wrap=True)
-    picture.add_column(overflow="fold")
-    picture.add_row("node", f"..{sample.view.peer[-8:]} of {sample.view.run_id}")
-    picture.add_row("stage", _standing(sample))
-    picture.add_row("progress", _progress(sample))
-    picture.add_row("traffic", f"{amount(sample.bytes_in)} in, {amount(sample.bytes_out)} out")
+    panel = Table.grid(padding=(0, 2))
+    panel.add_column(style="dim", no_wrap=True)
+    panel.add_column(overflow="fold")
+    panel.add_row("node", f"..{sample.view.peer[-8:]} of {sample.view.run_id}")
+    panel.add_row("stage", _standing(sample))
+    panel.add_row("progress", _progress(sample))
+    panel.add_row("traffic", f"{amount(sample.bytes_in)} in, {amount(sample.bytes_out)} out")
     if sample.view.neighbours:
-        picture.add_row("neighbours", _neighbours(sample.view.neighbours))
+        panel.add_row("neighbours", _neighbours(sample.view.neighbours))
     if sample.view.missing:
         names = ", ".join(f"S{stage}" for stage in sample.view.missing)
-        picture.add_row("waits for", Text(f"an owner of {names}", style="bold yellow"))
-    picture.add_row("recovery", sample.last_recovery or "none so far")
-    return picture
+        panel.add_row("waits for", Text(f"an owner of {names}", style="bold yellow"))
+    panel.add_row("recovery", sample.last_recovery or "none so far")
+    return panel
 
 
 def _standing(sample: StatusSample) -> Text:

@@ -19,7 +19,7 @@ from understudy.bootstrap.local.monitor import Board
 from understudy.node.links.metering import Counters
 from understudy.node.process import on_hangup
 from understudy.node.ui import display as module
-from understudy.node.ui import display_loop as watching
+from understudy.node.ui import display_loop
 from understudy.node.ui.display import LINE_EVERY_S, ConsoleHandler, Display
 from understudy.node.ui.display_loop import Watch
 from understudy.node.ui.history import History
@@ -219,10 +219,10 @@ def test_the_progress_is_read_for_whoever_looks(
     monkeypatch: pytest.MonkeyPatch, console: Console, expected: list[str]
 ) -> None:
     """An owner whose neighbours are all there has no reason of its own to read it: once for some pictures or a line."""
-    monkeypatch.setattr(watching, "PICTURES_PER_READ", 3)
-    monkeypatch.setattr(watching, "PERIOD_S", 0.001)
-    monkeypatch.setattr(watching, "LINE_EVERY_S", 0.002)
-    monkeypatch.setattr(watching, "ANSWER_S", 0.001)
+    monkeypatch.setattr(display_loop, "PICTURES_PER_READ", 3)
+    monkeypatch.setattr(display_loop, "PERIOD_S", 0.001)
+    monkeypatch.setattr(display_loop, "LINE_EVERY_S", 0.002)
+    monkeypatch.setattr(display_loop, "ANSWER_S", 0.001)
     happened: list[str] = []
     reads: list[Read] = []
 
@@ -258,9 +258,9 @@ def divide(*_: object, **__: object) -> Any:
 BUGS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "what is told": lambda patch: patch.setattr(History, "note", divide),
     "what is seen": lambda patch: patch.setattr(History, "sample", divide),
-    "the picture": lambda patch: patch.setattr(module, "own_view", divide),
+    "the picture": lambda patch: patch.setattr(module, "node_panel", divide),
     "the line": lambda patch: patch.setattr(module, "status_line", divide),
-    "the drawing": lambda patch: patch.setattr(module, "own_view", lambda sample: Unprintable()),
+    "the drawing": lambda patch: patch.setattr(module, "node_panel", lambda sample: Unprintable()),
 }
 
 
@@ -269,9 +269,9 @@ def test_a_bug_in_the_picture_costs_the_picture_only(
     bug: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Found by reading: it ended the node, and with it a stage."""
-    monkeypatch.setattr(watching, "PERIOD_S", 0.001)
-    monkeypatch.setattr(watching, "LINE_EVERY_S", 0.002)
-    monkeypatch.setattr(watching, "ANSWER_S", 0.001)
+    monkeypatch.setattr(display_loop, "PERIOD_S", 0.001)
+    monkeypatch.setattr(display_loop, "LINE_EVERY_S", 0.002)
+    monkeypatch.setattr(display_loop, "ANSWER_S", 0.001)
     screen = Screen()
     console = Console(file=screen) if bug == "the line" else terminal(screen)
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from understudy.node.ui.history import StatusSample
-from understudy.node.ui.panel import amount, own_view, status_line
+from understudy.node.ui.panel import amount, node_panel, status_line
 from understudy.protocol.ids import PeerId
 from understudy.protocol.observe.node_status import Neighbour, SelfView
 
@@ -33,7 +33,7 @@ SAMPLE = StatusSample(
 
 def drawn(sample: StatusSample, width: int = 80) -> list[str]:
     screen = io.StringIO()
-    Console(width=width, file=screen).print(own_view(sample))
+    Console(width=width, file=screen).print(node_panel(sample))
     return [line.rstrip() for line in screen.getvalue().splitlines()]
 
 

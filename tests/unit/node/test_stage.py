@@ -298,8 +298,8 @@ def test_what_is_held_is_copied_at_once_and_digested_bit_by_bit(manifest: RunMan
     assert found is not None
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found.tensors, expected.tensors, strict=True))
     assert host.find_held("unknown") is None
-    host.release_hold(ReleaseLease(0))
-    host.release_hold(ReleaseLease(0))
+    host.release_lease(ReleaseLease(0))
+    host.release_lease(ReleaseLease(0))
     assert host.find_held(expected.digest) is None
     assert host.work(DigestJob(0)) is None
 

@@ -1,4 +1,4 @@
-"""Bytes of a real socket that go straight into memory of ours, and all that may come between."""
+"""Zero-copy reading from a real socket into memory of ours, and all that may come between."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def connected(folder: Path, make_loop: Callable[[], asyncio.AbstractEventLoop], 
 
 
 async def filled(reader: ZeroCopyReader, count: int) -> bytes:
-    """The next bytes, read straight."""
+    """The next bytes, without a copy."""
     target = memoryview(bytearray(count))
     done = 0
     while done < count:
@@ -72,7 +72,7 @@ def test_what_is_sent_lies_in_the_target(tmp_path: Path, make_loop: Callable[[],
 
 @pytest.mark.parametrize("make_loop", LOOPS)
 def test_both_ways_of_reading_may_be_mixed(tmp_path: Path, make_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    """Messages are read by asyncio, the tensors between them straight, whatever came together."""
+    """Messages are read by asyncio, the tensors between them without a copy, whatever came together."""
 
     async def body(reader: ZeroCopyReader, other: asyncio.StreamWriter) -> None:
         other.write(PAYLOAD * 2)
