@@ -33,6 +33,10 @@ HUB = {"datasets", "huggingface_hub", "pyarrow", "fsspec"}
 COMMAND_LINES = {"bootstrap/__main__.py", "node/__main__.py", "node/process.py"}
 
 
+LINES_MAX = 300
+"""Of a module in node/ and bootstrap/: beyond it there are two ideas in one file."""
+
+
 @cache
 def tree_of(name: str) -> ast.Module:
     return ast.parse((ROOT / name).read_text(encoding="utf-8"), name)
@@ -412,6 +416,11 @@ def test_every_task_has_an_owner(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_module_says_what_it_is(name: str) -> None:
     assert ast.get_docstring(tree_of(name))
+
+
+@pytest.mark.parametrize("name", of("node") + of("bootstrap"))
+def test_a_module_can_be_read_in_one_go(name: str) -> None:
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= LINES_MAX
 
 
 @pytest.mark.parametrize("name", NAMES)
