@@ -16,7 +16,8 @@ from understudy.node.export.generate_command import generate
 from understudy.node.files.descriptors import open_standard_descriptors
 from understudy.node.p2p.addresses import JoinString
 from understudy.node.process import EXIT_DONE, StopSwitch, run_guarded
-from understudy.protocol.manifest import PRESETS, PROTOCOL_VERSION
+from understudy.protocol.manifest import PROTOCOL_VERSION
+from understudy.protocol.presets import PRESETS
 
 app = typer.Typer(
     name="understudy",

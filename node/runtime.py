@@ -60,7 +60,7 @@ from understudy.protocol.events import (
     TimerFired,
 )
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import decode_manifest
+from understudy.protocol.manifest_reader import decode_manifest
 from understudy.protocol.wire.messages import AnyMessage, DataMessage
 from understudy.protocol.wire.records import ManifestRecord
 

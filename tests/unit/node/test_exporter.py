@@ -15,7 +15,7 @@ from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.events import Event, Fetch, MessageReceived, TimerFired
 from understudy.protocol.export.actions import ExportWish
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import preset
+from understudy.protocol.presets import preset
 from understudy.protocol.wire.messages import Heartbeat
 
 TIMEOUT_S = 10.0

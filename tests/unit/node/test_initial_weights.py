@@ -31,7 +31,8 @@ from understudy.protocol.events import (
     TimerFired,
 )
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import InitialSettings, ModelSettings, RunManifest, manifest_from_table
+from understudy.protocol.manifest import InitialSettings, ModelSettings, RunManifest
+from understudy.protocol.manifest_reader import manifest_from_table
 from understudy.protocol.recovery.claimant import INITIAL_RETRY_S, SETTLE_S
 from understudy.protocol.wire.messages import FetchRequest
 from understudy.protocol.wire.records import stage_key

@@ -48,8 +48,9 @@ from understudy.protocol.events import (
     TimerFired,
 )
 from understudy.protocol.ids import Attempt, Microbatch, PeerId
-from understudy.protocol.manifest import PROTOCOL_VERSION, preset
+from understudy.protocol.manifest import PROTOCOL_VERSION
 from understudy.protocol.pipeline.updates import OWN_SKIPS_MAX
+from understudy.protocol.presets import preset
 from understudy.protocol.wire.frames import encode_frame
 from understudy.protocol.wire.messages import FetchEnd, Forward, Heartbeat, Hello
 from understudy.protocol.wire.records import (

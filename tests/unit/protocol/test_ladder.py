@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import InitialSettings, RecoverySettings, preset
+from understudy.protocol.manifest import InitialSettings, RecoverySettings
+from understudy.protocol.presets import preset
 from understudy.protocol.recovery.ladder import (
     LADDER,
     NO_STAGE,
