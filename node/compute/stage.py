@@ -21,25 +21,22 @@ from understudy.node.compute.tensors import from_wire, to_wire
 from understudy.node.compute.weights import HeldCopy, WeightsSnapshot, adopt, blend, snapshot
 from understudy.node.data.corpus import TrainingData
 from understudy.node.data.data_check import DriverText
+from understudy.protocol.actions import Discard, Keep, ReleaseLease, ReleaseSnapshot
 from understudy.protocol.errors import LocalProtocolError, WeightsError
-from understudy.protocol.events import (
+from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.jobs import (
     Applied,
     ApplyJob,
     BackwardJob,
     BlendJob,
     DigestJob,
-    Discard,
     ForwardJob,
     InitialiseJob,
     Job,
-    Keep,
     LeaseJob,
     LossJob,
-    ReleaseLease,
-    ReleaseSnapshot,
     SnapshotJob,
 )
-from understudy.protocol.ids import Attempt, Microbatch
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.wire.messages import Part
 
@@ -85,7 +82,7 @@ class StageHost:
     # --- jobs ---
 
     def work(self, job: Job) -> Any:
-        """Do a job; see protocol/events.py for what each returns."""
+        """Do a job; see protocol/jobs.py for what each returns."""
         match job:
             case ForwardJob():
                 return self._forward(job)

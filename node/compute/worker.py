@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from understudy.node.compute.stage import StageHost
-from understudy.protocol.events import Discard, Job, Keep, ReleaseLease, ReleaseSnapshot, ReleaseStage
+from understudy.protocol.actions import Discard, Keep, ReleaseLease, ReleaseSnapshot, ReleaseStage
+from understudy.protocol.jobs import Job
 
 Finished = Callable[[Job, Any, float], None]
 """Told of a job, its result, and the seconds that the thread was busy with it."""

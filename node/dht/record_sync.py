@@ -8,8 +8,9 @@ import logging
 from typing import Any
 
 from understudy.node.dht.hivemind_dht import P2PNode, dht_time
+from understudy.protocol.actions import Read, Store
 from understudy.protocol.errors import NetworkError, RemoteProtocolError
-from understudy.protocol.events import Read, RecordsRead, Store
+from understudy.protocol.events import RecordsRead
 from understudy.protocol.wire.records import RECORDS_PER_KEY_MAX, AnyRecord, decode_record, encode_record, key_of
 
 logger = logging.getLogger(__name__)

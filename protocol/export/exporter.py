@@ -17,20 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from understudy.protocol.events import (
-    CancelFetches,
-    Emit,
-    Event,
-    Fetch,
-    Fetched,
-    FetchFailed,
-    MessageReceived,
-    Read,
-    RecordsRead,
-    Send,
-    Started,
-    TimerFired,
-)
+from understudy.protocol.actions import CancelFetches, Emit, Fetch, Read, Send
+from understudy.protocol.events import Event, Fetched, FetchFailed, MessageReceived, RecordsRead, Started, TimerFired
 from understudy.protocol.export.actions import BeginExport, ExportAction, ExportWish, FailExport, FinishExport
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.manifest import RunManifest

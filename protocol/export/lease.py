@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from understudy.protocol.actions import ReleaseLease
 from understudy.protocol.errors import RemoteProtocolError
-from understudy.protocol.events import DigestJob, LeaseJob, ReleaseLease
 from understudy.protocol.ids import PeerId
+from understudy.protocol.jobs import DigestJob, LeaseJob
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.queue import WorkQueue

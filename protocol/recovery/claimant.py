@@ -20,22 +20,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from understudy.protocol.events import (
-    BlendJob,
-    CancelFetches,
-    Fetch,
-    Fetched,
-    FetchFailed,
-    InitialiseJob,
-    Job,
-    JobDone,
-    Payload,
-    Read,
-    ReleaseStage,
-    Run,
-    Store,
-)
+from understudy.protocol.actions import CancelFetches, Fetch, Read, ReleaseStage, Run, Store
+from understudy.protocol.events import Fetched, FetchFailed, JobDone
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from understudy.protocol.jobs import BlendJob, InitialiseJob, Job, Payload
 from understudy.protocol.membership.placement import nearest_survivors
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.recovery.driver_backup import keeping_stages

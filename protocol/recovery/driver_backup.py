@@ -16,8 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from understudy.protocol.events import Fetch, Fetched, FetchFailed, Keep, ReleaseSnapshot, SnapshotJob
+from understudy.protocol.actions import Fetch, Keep, ReleaseSnapshot
+from understudy.protocol.events import Fetched, FetchFailed
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.jobs import SnapshotJob
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.observer import StepObserver

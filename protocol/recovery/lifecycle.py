@@ -10,8 +10,10 @@ from typing import Literal
 
 import msgspec
 
-from understudy.protocol.events import ApplyJob, Fetched, FetchFailed, JobDone, ReleaseStage, Stop, Store, TextRead
+from understudy.protocol.actions import ReleaseStage, Stop, Store
+from understudy.protocol.events import Fetched, FetchFailed, JobDone, TextRead
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.jobs import ApplyJob
 from understudy.protocol.membership.consequences import Consequences
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.node_state import NodeState

@@ -7,9 +7,10 @@ only; all their work on the weights goes through the one queue of the stage.
 
 from __future__ import annotations
 
-from understudy.protocol.events import DigestJob, Fetched, FetchFailed, JobDone, LeaseJob, SnapshotJob
+from understudy.protocol.events import Fetched, FetchFailed, JobDone
 from understudy.protocol.export.lease import SnapshotLeases
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.jobs import DigestJob, LeaseJob, SnapshotJob
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.driver import Driver
 from understudy.protocol.pipeline.observer import StepObserver

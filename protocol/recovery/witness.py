@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from understudy.protocol.events import ReleaseSnapshot, SnapshotJob, Store
+from understudy.protocol.actions import ReleaseSnapshot, Store
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.jobs import SnapshotJob
 from understudy.protocol.membership.placement import dead_stretch, nearest_survivors
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.node_state import NodeState

@@ -16,7 +16,7 @@ from tests.sim.schedules import hindered_schedule
 from tests.sim.simulation import Simulation, build, replace_settings, small_manifest
 from tests.sim.test_seeds import chunks, run_seed
 from tests.sim.transcripts import LIMIT_S, read
-from understudy.protocol.events import Applied, SnapshotJob
+from understudy.protocol.jobs import Applied, SnapshotJob
 from understudy.protocol.pipeline.driver import Driver
 from understudy.protocol.pipeline.ledger import StageLedger
 from understudy.protocol.pipeline.stage import BlockStage

@@ -11,8 +11,9 @@ import pytest
 
 from understudy.node.dht.hivemind_dht import P2PNode, StoredRecord
 from understudy.node.export.exporter import ExportRun
+from understudy.protocol.actions import Fetch
 from understudy.protocol.errors import LocalProtocolError
-from understudy.protocol.events import Event, Fetch, MessageReceived, TimerFired
+from understudy.protocol.events import Event, MessageReceived, TimerFired
 from understudy.protocol.export.actions import ExportWish
 from understudy.protocol.ids import PeerId
 from understudy.protocol.presets import preset

@@ -24,6 +24,7 @@ from understudy.node.dht.hivemind_dht import P2PNode, StoredRecord
 from understudy.node.p2p.streams import StreamCallback
 from understudy.node.runtime import Node
 from understudy.node.ui.display import Display
+from understudy.protocol.actions import Action, CancelFetches, Fetch
 from understudy.protocol.errors import (
     LocalProtocolError,
     NetworkError,
@@ -33,13 +34,7 @@ from understudy.protocol.errors import (
     WeightsError,
 )
 from understudy.protocol.events import (
-    Action,
-    Applied,
-    ApplyJob,
-    BackwardJob,
-    CancelFetches,
     Event,
-    Fetch,
     JobDone,
     MessageReceived,
     PeerUnreachable,
@@ -48,6 +43,7 @@ from understudy.protocol.events import (
     TimerFired,
 )
 from understudy.protocol.ids import Attempt, Microbatch, PeerId
+from understudy.protocol.jobs import Applied, ApplyJob, BackwardJob
 from understudy.protocol.manifest import PROTOCOL_VERSION
 from understudy.protocol.pipeline.updates import OWN_SKIPS_MAX
 from understudy.protocol.presets import preset

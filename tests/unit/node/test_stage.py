@@ -19,25 +19,22 @@ from understudy.node.compute.tensors import header_of, to_wire
 from understudy.node.compute.weights import WeightsSnapshot, blend, snapshot
 from understudy.node.data.corpus import TrainingData
 from understudy.node.data.prefetch import ReadAhead
+from understudy.protocol.actions import Discard, Keep, ReleaseLease, ReleaseSnapshot
 from understudy.protocol.errors import LocalProtocolError, TextError
-from understudy.protocol.events import (
+from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.jobs import (
     Applied,
     ApplyJob,
     BackwardJob,
     BlendJob,
     DigestJob,
-    Discard,
     ForwardJob,
     InitialiseJob,
     Job,
-    Keep,
     LeaseJob,
     LossJob,
-    ReleaseLease,
-    ReleaseSnapshot,
     SnapshotJob,
 )
-from understudy.protocol.ids import Attempt, Microbatch
 from understudy.protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings, WireDtype, WireSettings
 from understudy.protocol.wire.messages import Part, TensorHeader
 

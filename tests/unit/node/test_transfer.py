@@ -22,6 +22,7 @@ from understudy.node.links import transfer as module
 from understudy.node.links.framing import read_message, write_frame
 from understudy.node.links.link import LinkRules
 from understudy.node.links.transfer import TRIES_MAX, Fetcher, WeightsServer, fetch_protocol
+from understudy.protocol.actions import Fetch
 from understudy.protocol.errors import (
     NetworkError,
     PeerRefusedError,
@@ -29,7 +30,6 @@ from understudy.protocol.errors import (
     UnderstudyError,
     WeightsError,
 )
-from understudy.protocol.events import Fetch
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION, ModelSettings, RunManifest
 from understudy.protocol.wire.frames import PREFIX, encode_frame

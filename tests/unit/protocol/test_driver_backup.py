@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from understudy.protocol.events import Emit, Fetch, Fetched, ReleaseSnapshot, Send, SnapshotJob
+from understudy.protocol.actions import Emit, Fetch, ReleaseSnapshot, Send
+from understudy.protocol.events import Fetched
 from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.jobs import SnapshotJob
 from understudy.protocol.manifest import ModelSettings, RecoverySettings, RunManifest
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership

@@ -8,18 +8,8 @@ from typing import Any
 import pytest
 
 from tests.sim.simulation import small_manifest
-from understudy.protocol.events import (
-    CancelFetches,
-    Emit,
-    Fetch,
-    Fetched,
-    FetchFailed,
-    MessageReceived,
-    RecordsRead,
-    Send,
-    Started,
-    TimerFired,
-)
+from understudy.protocol.actions import CancelFetches, Emit, Fetch, Send
+from understudy.protocol.events import Fetched, FetchFailed, MessageReceived, RecordsRead, Started, TimerFired
 from understudy.protocol.export.actions import BeginExport, ExportWish, FailExport, FinishExport
 from understudy.protocol.export.exporter import (
     FETCH_TRIES,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.sim.simulation import small_manifest
+from understudy.protocol.actions import ReleaseLease, Send
 from understudy.protocol.core import Core
 from understudy.protocol.errors import RemoteProtocolError
-from understudy.protocol.events import DigestJob, Job, LeaseJob, MessageReceived, ReleaseLease, Send
+from understudy.protocol.events import MessageReceived
 from understudy.protocol.export.lease import (
     AHEAD_MAX,
     COPY_EVERY_S,
@@ -19,6 +20,7 @@ from understudy.protocol.export.lease import (
     SnapshotLeases,
 )
 from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.jobs import DigestJob, Job, LeaseJob
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
