@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from understudy.protocol.membership import reasons
 from understudy.protocol.membership.consequences import Consequences
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.placement import Standing, supersedes
@@ -78,7 +79,7 @@ class MembershipGossip:
         self._state.emit_about("peer.left", left)
         tenure = self._state.tenure
         if tenure is not None and tenure.stage == left.stage:
-            self._consequences.lose(f"S{left.stage} was held by another peer under {left.incarnation}")
+            self._consequences.lose(reasons.held_after_us(left.stage, left.incarnation))
         self.on_seat_changed(left.stage)
         is_enough = left.stage == DRIVER_STAGE or self._state.tenure is None
         if is_enough and 0 < self._state.manifest.step.total_steps <= left.step:
@@ -87,7 +88,7 @@ class MembershipGossip:
     def _on_new_owner(self, stage: int) -> None:
         tenure = self._state.tenure
         if tenure is not None and tenure.stage == stage and self._state.membership.seats[stage].peer != self._state.me:
-            self._consequences.lose(f"S{stage} is held by another peer")
+            self._consequences.lose(reasons.held_by_another(stage))
         elif self._state.membership.is_serving(stage):
             self._consequences.owner_changed(stage)
         self.on_seat_changed(stage)
@@ -138,7 +139,7 @@ class MembershipGossip:
         elif isinstance(message, Fenced):
             if is_about_us and message.owner != self._state.me and self._is_beaten_by(message):
                 membership.raise_incarnation(message.stage, message.incarnation)
-                self._consequences.lose(f"S{message.stage} is held by another peer under {message.incarnation}")
+                self._consequences.lose(reasons.held_by_another(message.stage, message.incarnation))
         elif is_about_us:
             return
         elif isinstance(message, Lost):

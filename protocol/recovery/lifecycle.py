@@ -19,6 +19,7 @@ from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.driver import Driver
 from understudy.protocol.pipeline.stage import BlockStage
+from understudy.protocol.recovery import reasons
 from understudy.protocol.recovery.claimant import Claimant, OpenClaim
 from understudy.protocol.recovery.ladder import Plan
 from understudy.protocol.recovery.owned_stage import OwnedStage
@@ -176,9 +177,9 @@ class Lifecycle(Consequences):
         self._state.emit("text.failed", step=event.step, reason=event.failure)
         claim = self.claimant.claim
         if isinstance(self.host, Driver):
-            self.hand_back("the text cannot be read")
+            self.hand_back(reasons.TEXT_UNREADABLE)
         elif claim is not None and claim.stage == DRIVER_STAGE:
-            self.claimant.abandon("the text cannot be read")
+            self.claimant.abandon(reasons.TEXT_UNREADABLE)
         else:
             self.refresh()
 
