@@ -3,7 +3,7 @@
 An exporter holds no stage. It reads the owners from the DHT, picks a step, and asks every owner to hold
 its weights as they are after that step (protocol/export/lease.py)::
 
-    looking ---every stage has an owner--> asking   the owners, again every `HOLD_REPEAT_S`: the lease
+    looking ---every stage has an owner--> asking   the owners, again every `LEASE_RENEW_S`: the lease
     asking  ---all of them hold----------> fetching a few at a time
     fetching --all are there-------------> finished
 
@@ -29,7 +29,7 @@ from understudy.protocol.wire.records import PROGRESS_KEY, ProgressRecord, Stage
 TICK_S = 0.25
 LOOK_EVERY_S = 1.0
 """How often the owners are looked up."""
-HOLD_REPEAT_S = 2.0
+LEASE_RENEW_S = 2.0
 """A wish is said again after this long: it may be lost, and it renews the lease."""
 NOBODY_S = 20.0
 """No stage of the run has an owner for this long: the run is over, or its swarm is gone."""
@@ -94,7 +94,7 @@ class Exporter:
                     self._has_ended |= any(self._is_last(step) for step in self._progress.values())
                 self._note_owner(key, [record for record in records if isinstance(record, StageRecord)])
             case MessageReceived(peer, LeaseStatus() as answer):
-                self._on_held(peer, answer)
+                self._on_lease_status(peer, answer)
             case Fetched(claim, donor, digest):
                 self._on_fetched(claim, donor, digest)
             case FetchFailed(claim, donor, digest, reason):
@@ -116,7 +116,7 @@ class Exporter:
         if self._now - self._served_at > NOBODY_S:
             self._fail(reasons.NOBODY_SERVES)
         elif self._has_ended and self._served_at == self._now > self._whole_at + NOBODY_S:
-            self._let_go()
+            self._release()
             self._fail(reasons.nobody_recovers(self._missing()))
 
     def _missing(self) -> list[int]:
@@ -188,13 +188,13 @@ class Exporter:
     def _ask(self) -> None:
         assert self._step is not None
         for stage, part in self._parts.items():
-            is_due = self._now - part.asked_at >= HOLD_REPEAT_S
+            is_due = self._now - part.asked_at >= LEASE_RENEW_S
             if part.owner is not None and not part.digest and is_due:
                 part.asked_at = self._now
                 part.silent_since = min(part.silent_since, self._now)
                 self._act(Send(PeerId(part.owner.peer), LeaseRequest(stage, part.owner.incarnation, self._step)))
 
-    def _on_held(self, peer: PeerId, answer: LeaseStatus) -> None:
+    def _on_lease_status(self, peer: PeerId, answer: LeaseStatus) -> None:
         part = self._parts.get(answer.stage)
         if part is None or part.digest or not part.is_owned_by(peer, answer.incarnation):
             return
@@ -209,9 +209,9 @@ class Exporter:
             case "full":
                 self._say("answers", "export.queued", [answer.stage])
             case "held":
-                self._note_held(part, answer)
+                self._note_lease(part, answer)
 
-    def _note_held(self, part: StagePart, answer: LeaseStatus) -> None:
+    def _note_lease(self, part: StagePart, answer: LeaseStatus) -> None:
         expected = self._manifest.model.stage_bytes(answer.stage)
         if answer.payload_bytes != expected:
             assert part.owner is not None
@@ -221,7 +221,7 @@ class Exporter:
 
     def _restart(self, reason: str) -> None:
         """The step cannot be had from all: let go of it everywhere and aim later, further ahead each time."""
-        self._let_go()
+        self._release()
         for stage, part in self._parts.items():
             self._forget_answer(stage, part)
             part.digest, part.failures = "", 0
@@ -229,7 +229,7 @@ class Exporter:
         self._lead = min(2 * self._lead, LEAD_MAX)
         self._ask()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         for part in self._parts.values():
             if part.owner is not None and self._step is not None:
                 self._act(Send(PeerId(part.owner.peer), LeaseRelease(self._step)))

@@ -187,7 +187,7 @@ def note_apart(source: Any, parts: tuple[Any, ...], copied: tuple[tuple[int, str
     source._is_ordered = source.is_head_due = parts == PARTS[:1]
 
 
-def forget_the_last_pair(keeper: DriverBackupHolder, part: Any, copies: list[Any]) -> list[Any]:
+def forget_the_last_pair(holder: DriverBackupHolder, part: Any, copies: list[Any]) -> list[Any]:
     return copies[-1:]
 
 

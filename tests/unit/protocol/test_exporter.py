@@ -14,7 +14,7 @@ from understudy.protocol.export.actions import BeginExport, ExportWish, FailExpo
 from understudy.protocol.export.exporter import (
     FETCH_TRIES,
     FETCHES_AT_ONCE,
-    HOLD_REPEAT_S,
+    LEASE_RENEW_S,
     NOBODY_S,
     Exporter,
     best_tenure,
@@ -153,7 +153,7 @@ def test_an_owner_beyond_the_step_moves_all_of_it_and_the_lead_grows() -> None:
 def test_a_wish_is_repeated_until_its_stage_is_there() -> None:
     export, _ = held()
     export.do(Fetched((0, 1), peer(0), "S0@5", "W0"))
-    assert asked(export.wait(HOLD_REPEAT_S)) == [(peer(1), 5), (peer(2), 5)]
+    assert asked(export.wait(LEASE_RENEW_S)) == [(peer(1), 5), (peer(2), 5)]
 
 
 def test_a_new_owner_is_asked_and_the_fetch_from_the_old_one_ends() -> None:
