@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from understudy.protocol.ids import Attempt, Microbatch, PeerId
 from understudy.protocol.jobs import Job, Payload
-from understudy.protocol.wire.messages import AnyMessage, Part
+from understudy.protocol.wire.fields import Part
+from understudy.protocol.wire.messages import AnyMessage
 from understudy.protocol.wire.records import AnyRecord
 
 

@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import Any
 
 from understudy.protocol.ids import Attempt, Microbatch
-from understudy.protocol.wire.messages import Part
+from understudy.protocol.wire.fields import Part
 
 Payload = Any
 """A tensor to the node, a symbol to the simulator, nothing at all to the protocol."""

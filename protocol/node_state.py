@@ -15,7 +15,8 @@ from understudy.protocol.membership.view import Membership
 from understudy.protocol.pace import Pace
 from understudy.protocol.routing import neighbours
 from understudy.protocol.text_check import TextCheck
-from understudy.protocol.wire.messages import Announce, AnyMessage, Heartbeat, StageState
+from understudy.protocol.wire.fields import StageState
+from understudy.protocol.wire.messages import Announce, AnyMessage, Heartbeat
 from understudy.protocol.wire.records import ProgressRecord
 
 

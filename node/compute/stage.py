@@ -38,7 +38,7 @@ from understudy.protocol.jobs import (
     SnapshotJob,
 )
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.wire.messages import Part
+from understudy.protocol.wire.fields import Part
 
 Key = tuple[Microbatch, Attempt]
 

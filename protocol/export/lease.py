@@ -17,7 +17,8 @@ from understudy.protocol.jobs import DigestJob, LeaseJob
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.queue import WorkQueue
-from understudy.protocol.wire.messages import FetchRequest, LeaseRequest, LeaseState, LeaseStatus
+from understudy.protocol.wire.fields import LeaseState
+from understudy.protocol.wire.messages import FetchRequest, LeaseRequest, LeaseStatus
 
 SNAPSHOTS_MAX = 3
 """Steps asked for at a time; each costs a copy of the stage's weights."""

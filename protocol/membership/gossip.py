@@ -10,7 +10,8 @@ from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.placement import Standing, supersedes
 from understudy.protocol.membership.seats import Observation, Seat, Status
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.wire.messages import Alive, Claim, Fenced, Lost, Refusal, StageState
+from understudy.protocol.wire.fields import StageState
+from understudy.protocol.wire.messages import Alive, Claim, Fenced, Lost, Refusal
 from understudy.protocol.wire.records import StageRecord
 
 

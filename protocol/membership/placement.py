@@ -10,7 +10,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
-from understudy.protocol.wire.messages import StageState
+from understudy.protocol.wire.fields import StageState
 from understudy.protocol.wire.records import SpareRecord, StageRecord
 
 CLAIM_PATIENCE_S = 2.0

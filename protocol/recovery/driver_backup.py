@@ -24,7 +24,8 @@ from understudy.protocol.manifest import RunManifest
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.queue import WorkQueue
-from understudy.protocol.wire.messages import Donation, EdgeCopy, EdgeCopyKept, FetchRequest, Part
+from understudy.protocol.wire.fields import Part
+from understudy.protocol.wire.messages import Donation, EdgeCopy, EdgeCopyKept, FetchRequest
 
 COPIES_KEPT = 2
 RESEND_S = 2.0

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.manifest import RecoverySettings, RunManifest
 from understudy.protocol.routing import partners
-from understudy.protocol.wire.messages import Donation, Part
+from understudy.protocol.wire.fields import Part
+from understudy.protocol.wire.messages import Donation
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.recovery.driver_backup import DriverBackupHolder, holding_stages
-from understudy.protocol.wire.messages import Claim, Donation, FetchRequest, Grant, Refusal, RefusalReason
+from understudy.protocol.wire.fields import RefusalReason
+from understudy.protocol.wire.messages import Claim, Donation, FetchRequest, Grant, Refusal
 from understudy.protocol.wire.records import OfferRecord
 
 

@@ -36,7 +36,8 @@ from understudy.protocol.jobs import (
     SnapshotJob,
 )
 from understudy.protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings, WireDtype, WireSettings
-from understudy.protocol.wire.messages import Part, TensorHeader
+from understudy.protocol.wire.fields import Part
+from understudy.protocol.wire.tensors import TensorHeader
 
 torch.set_num_threads(1)
 

@@ -32,16 +32,10 @@ from understudy.protocol.errors import (
 )
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION, ModelSettings, RunManifest
+from understudy.protocol.wire.fields import Part
 from understudy.protocol.wire.frames import PREFIX, encode_frame
-from understudy.protocol.wire.messages import (
-    FetchEnd,
-    FetchHeader,
-    FetchRefused,
-    FetchRequest,
-    Heartbeat,
-    Part,
-    TensorHeader,
-)
+from understudy.protocol.wire.messages import FetchEnd, FetchHeader, FetchRefused, FetchRequest, Heartbeat
+from understudy.protocol.wire.tensors import TensorHeader
 
 SETTINGS = ModelSettings(hidden_size=8, intermediate_size=12, attention_heads=2, block_stages=3, layers_per_stage=2)
 RULES = LinkRules("run-0", "d" * 64, TensorHeader("float32", (1, 2, 8)))

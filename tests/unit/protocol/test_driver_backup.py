@@ -22,7 +22,8 @@ from understudy.protocol.recovery.driver_backup import (
     holders_of,
     holding_stages,
 )
-from understudy.protocol.wire.messages import EdgeCopy, EdgeCopyKept, FetchRequest, Part
+from understudy.protocol.wire.fields import Part
+from understudy.protocol.wire.messages import EdgeCopy, EdgeCopyKept, FetchRequest
 
 
 def run_of(block_stages: int, keepers: int = 2, every: int = 1) -> RunManifest:

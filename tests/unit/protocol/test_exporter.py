@@ -20,7 +20,8 @@ from understudy.protocol.export.exporter import (
     best_tenure,
 )
 from understudy.protocol.ids import PeerId
-from understudy.protocol.wire.messages import LeaseRelease, LeaseRequest, LeaseState, LeaseStatus
+from understudy.protocol.wire.fields import LeaseState
+from understudy.protocol.wire.messages import LeaseRelease, LeaseRequest, LeaseStatus
 from understudy.protocol.wire.records import PROGRESS_KEY, ProgressRecord, StageRecord, stage_key
 
 MANIFEST = small_manifest(stages=3, steps=0)

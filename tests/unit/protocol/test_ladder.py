@@ -24,7 +24,8 @@ from understudy.protocol.recovery.ladder import (
     plan_recovery,
     weigh,
 )
-from understudy.protocol.wire.messages import Donation, Part
+from understudy.protocol.wire.fields import Part
+from understudy.protocol.wire.messages import Donation
 
 NORMS = st.floats(min_value=1e-30, max_value=1e30)
 
