@@ -15,7 +15,8 @@ from understudy.node.export import command as export_command
 from understudy.node.export.generate_command import generate
 from understudy.node.p2p.addresses import JoinString
 from understudy.node.process import EXIT_DONE, StopSwitch
-from understudy.protocol.manifest import PRESETS, PROTOCOL_VERSION
+from understudy.protocol.manifest import PROTOCOL_VERSION
+from understudy.protocol.presets import PRESETS
 
 app = typer.Typer(
     name="understudy",

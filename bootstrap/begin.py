@@ -14,7 +14,8 @@ from understudy.node.data.data_check import describe_data
 from understudy.node.export.initial_weights import InitialWeights
 from understudy.node.ui.telemetry import logger as told
 from understudy.protocol.errors import SettingsError
-from understudy.protocol.manifest import PRESETS, RunManifest
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.presets import PRESETS
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,9 @@ from understudy.node.join_file import write_join
 from understudy.node.p2p.addresses import JoinString, parse_join, told_to_others
 from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import SettingsError
-from understudy.protocol.manifest import PRESETS, RunManifest, check, decode_manifest, parse_manifest, preset
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.manifest_reader import check, decode_manifest, parse_manifest
+from understudy.protocol.presets import PRESETS, preset
 from understudy.protocol.wire.records import ManifestRecord
 
 MANIFEST_FILE = "manifest.json"

@@ -9,7 +9,8 @@ from understudy.node.p2p.addresses import JoinString
 from understudy.node.p2p.identity import peer_id_of, verify
 from understudy.node.ui.telemetry import logger
 from understudy.protocol.errors import NetworkError, RemoteProtocolError, SettingsError, UnderstudyError
-from understudy.protocol.manifest import RunManifest, decode_manifest
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.manifest_reader import decode_manifest
 from understudy.protocol.wire.records import MANIFEST_KEY, ManifestRecord, decode_record
 
 FIND_TIMEOUT_S = 15.0

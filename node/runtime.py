@@ -26,24 +26,14 @@ from understudy.node.links.transfer import Fetcher, WeightsServer, fetch_protoco
 from understudy.node.ui.display import Display
 from understudy.node.ui.display_loop import Watch
 from understudy.node.ui.telemetry import EventLog
-from understudy.protocol.core import Core
-from understudy.protocol.errors import NetworkError, RemoteProtocolError, TextError, TrainingError, WeightsError
-from understudy.protocol.events import (
+from understudy.protocol.actions import (
     Action,
-    BackwardJob,
     CancelFetches,
     CloseLinks,
     Discard,
     Emit,
-    Event,
     Fetch,
-    Fetched,
-    FetchFailed,
-    Job,
-    JobDone,
     Keep,
-    MessageReceived,
-    PeerUnreachable,
     Read,
     ReadText,
     ReleaseLease,
@@ -51,16 +41,27 @@ from understudy.protocol.events import (
     ReleaseStage,
     Run,
     Send,
+    Stop,
+    Store,
+)
+from understudy.protocol.core import Core
+from understudy.protocol.errors import NetworkError, RemoteProtocolError, TextError, TrainingError, WeightsError
+from understudy.protocol.events import (
+    Event,
+    Fetched,
+    FetchFailed,
+    JobDone,
+    MessageReceived,
+    PeerUnreachable,
     SendFailed,
     Started,
-    Stop,
     StopRequested,
-    Store,
     TextRead,
     TimerFired,
 )
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import decode_manifest
+from understudy.protocol.jobs import BackwardJob, Job
+from understudy.protocol.manifest_reader import decode_manifest
 from understudy.protocol.wire.messages import AnyMessage, DataMessage
 from understudy.protocol.wire.records import ManifestRecord
 

@@ -7,16 +7,14 @@ when to come back with `TimerFired`.
 
 from __future__ import annotations
 
+from understudy.protocol.actions import Action, CloseLinks
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.events import (
-    Action,
-    CloseLinks,
     Event,
     Fetched,
     FetchFailed,
     JobDone,
     MessageReceived,
-    Payload,
     PeerUnreachable,
     RecordsRead,
     SendFailed,
@@ -26,6 +24,7 @@ from understudy.protocol.events import (
     TimerFired,
 )
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from understudy.protocol.jobs import Payload
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.dht_reader import DhtReader
 from understudy.protocol.membership.failure_detector import FailureDetector

@@ -1,37 +1,27 @@
 """The run manifest: what all peers of a run must agree on.
 
-People write it as ``run.toml`` or name a preset; the founder signs its canonical bytes; its
+People write it as ``run.toml`` or name a preset (presets.py); the founder signs its canonical bytes; its
 SHA-256 digest is part of the join string, so a newcomer can check what it was given. It never
-changes during a run.
+changes during a run. What rules there are between its fields, manifest_reader.py says.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import tomllib
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from understudy.protocol.errors import SettingsError
 from understudy.protocol.ids import DRIVER_STAGE, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX
 
 PROTOCOL_VERSION = 2
-MANIFEST_BYTES_MAX = 16 * 1024
 
 Positive = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 NonNegativeFloat = Annotated[float, Meta(ge=0)]
 HubName = Annotated[str, Meta(max_length=1024)]
 ShortText = Annotated[str, Meta(max_length=256)]
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_STREAMED_KEYS = (
-    "dataset", "config", "split", "column", "revision", "tokenizer", "tokenizer_revision", "end_of_text",
-    "validation_split",
-)  # fmt: skip
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -212,162 +202,3 @@ class RunManifest(_Section, frozen=True):
     def run_id(self) -> str:
         """The name and the beginning of the digest: the prefix of all DHT keys of the run."""
         return f"{self.name}-{self.digest()[:12]}"
-
-
-def decode_manifest(encoded: bytes) -> RunManifest:
-    """The inverse of `RunManifest.encode`. Raises `SettingsError`."""
-    if len(encoded) > MANIFEST_BYTES_MAX:
-        raise SettingsError(f"the manifest is {len(encoded)} bytes; at most {MANIFEST_BYTES_MAX} are allowed")
-    try:
-        manifest = msgspec.json.decode(encoded, type=RunManifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise SettingsError(f"the manifest does not fit: {error}") from error
-    check(manifest)
-    return manifest
-
-
-def parse_manifest(text: str, source: str) -> RunManifest:
-    """Read a ``run.toml``. ``source`` names it in messages. Raises `SettingsError`."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{source} is not valid TOML: {error}") from error
-    return manifest_from_table(table, source)
-
-
-def manifest_from_table(table: dict[str, Any], source: str) -> RunManifest:
-    """Validate a table of settings. Raises `SettingsError`."""
-    _check_choices(table, source)
-    try:
-        manifest = msgspec.convert(table, type=RunManifest)
-    except msgspec.ValidationError as error:
-        raise SettingsError(f"{source}: {error}") from error
-    check(manifest)
-    return manifest
-
-
-def _check_choices(table: dict[str, Any], source: str) -> None:
-    """Say what a setting may be, where msgspec says only what it must not be. Raises `SettingsError`."""
-    for section in msgspec.structs.fields(RunManifest):
-        given = table.get(section.name)
-        if not isinstance(given, dict) or not isinstance(section.type, type):
-            continue
-        for field in msgspec.structs.fields(section.type):
-            allowed = get_args(field.type) if get_origin(field.type) is Literal else ()
-            if allowed and given.get(field.name, allowed[0]) not in allowed:
-                setting, choices = f"{section.name}.{field.name}", " or ".join(repr(choice) for choice in allowed)
-                raise SettingsError(f"{source}: {setting} is {given[field.name]!r}: it must be {choices}")
-
-
-def check(manifest: RunManifest) -> None:
-    """Rules across fields. Raises `SettingsError`."""
-    model, timing = manifest.model, manifest.timing
-    if manifest.protocol_version != PROTOCOL_VERSION:
-        raise SettingsError(
-            f"the run speaks protocol version {manifest.protocol_version}, this node speaks {PROTOCOL_VERSION}: "
-            "install the version of understudy that the run was founded with"
-        )
-    if len(manifest.initial.digests) not in (0, manifest.stage_count) or (
-        bool(manifest.initial.digests) != bool(manifest.initial.peer)
-    ):
-        raise SettingsError("[initial] is not for a run.toml: name the weights with bootstrap --initial-weights DIR")
-    if model.hidden_size % model.attention_heads:
-        raise SettingsError(
-            f"model.hidden_size {model.hidden_size} must be a multiple of model.attention_heads {model.attention_heads}"
-        )
-    if (model.hidden_size // model.attention_heads) % 2:
-        raise SettingsError("model.hidden_size / model.attention_heads must be even: rotary embedding turns pairs")
-    if not timing.heartbeat_s < timing.suspect_after_s < timing.dead_after_s:
-        raise SettingsError("timing must satisfy heartbeat_s < suspect_after_s < dead_after_s")
-    if not 2 * timing.record_refresh_s <= timing.record_lifetime_s:
-        raise SettingsError("timing.record_lifetime_s must be at least twice timing.record_refresh_s")
-    _check_data(manifest.data)
-
-
-def is_local(name: str) -> bool:
-    """Whether a dataset's or tokenizer's name is a path of this machine rather than a name of the hub."""
-    return name.startswith(("/", "./", "../", "~"))
-
-
-def _check_data(data: DataSettings) -> None:
-    """Rules within the table. Raises `SettingsError`."""
-    if data.source == "text" and not data.paths:
-        raise SettingsError("data.source = 'text' needs data.paths: files or folders of UTF-8 text")
-    if data.source != "text" and data.paths:
-        raise SettingsError(f"data.paths belongs to data.source = 'text', not to {data.source!r}: remove it")
-    if data.source == "huggingface":
-        _check_streamed(data)
-        return
-    for field in msgspec.structs.fields(DataSettings):
-        if field.name in _STREAMED_KEYS and getattr(data, field.name) != field.default:
-            raise SettingsError(
-                f"data.{field.name} belongs to data.source = 'huggingface', not to {data.source!r}: remove it"
-            )
-
-
-def _check_streamed(data: DataSettings) -> None:
-    for key, example in (
-        ("dataset", "owner/name or a folder"),
-        ("tokenizer", "owner/name or a tokenizer.json"),
-        ("end_of_text", "the token that ends each text, such as <|endoftext|>"),
-        ("split", "such as train"),
-        ("column", "such as text"),
-    ):
-        if not getattr(data, key):
-            raise SettingsError(f"data.source = 'huggingface' needs data.{key}: {example}")
-    if data.validation_split == data.split:
-        raise SettingsError(
-            f"data.validation_split is data.split, {data.split!r}: hold out another split, or a fraction"
-        )
-    for name, key in ((data.dataset, "revision"), (data.tokenizer, "tokenizer_revision")):
-        revision = getattr(data, key)
-        if is_local(name) and revision:
-            raise SettingsError(f"data.{key}: {name} is a path of this machine and has no revisions: remove it")
-        if not is_local(name) and not _COMMIT.fullmatch(revision):
-            raise SettingsError(
-                f"data.{key} must be the full commit hash (40 hexadecimal digits) of {name}, so that its text "
-                "cannot change during the run: the hub shows it at 'Files and versions' (a path begins with / . or ~)"
-            )
-
-
-_PAPER_OPTIMIZER = {"warmup_steps": 100, "weight_decay": 0.0}
-
-_PRESETS: dict[str, dict[str, Any]] = {
-    # Trains on two CPU cores in minutes on text that every machine already has.
-    "tiny": {},
-    # The paper's three models (CHECKFREE: 124M, 500M, 1.5B): width, heads, depth, context and rate.
-    "124m": {
-        "model": {
-            "vocabulary_size": 50257, "hidden_size": 512, "intermediate_size": 1376, "attention_heads": 8,
-            "block_stages": 4, "layers_per_stage": 3, "context_length": 512,
-        },
-        "optimizer": {**_PAPER_OPTIMIZER, "learning_rate": 6e-4},
-        "step": {"microbatches": 16, "microbatch_size": 4, "microbatch_timeout_s": 120.0},
-    },
-    "500m": {
-        "model": {
-            "vocabulary_size": 50257, "hidden_size": 1024, "intermediate_size": 2752, "attention_heads": 16,
-            "block_stages": 6, "layers_per_stage": 4, "context_length": 1024,
-        },
-        "optimizer": {**_PAPER_OPTIMIZER, "learning_rate": 3e-4},
-        "recovery": {"learning_rate_scale": 1.2},
-        "step": {"microbatches": 24, "microbatch_size": 2, "microbatch_timeout_s": 300.0},
-    },
-    "1.5b": {
-        "model": {
-            "vocabulary_size": 50257, "hidden_size": 2048, "intermediate_size": 5504, "attention_heads": 16,
-            "block_stages": 6, "layers_per_stage": 4, "context_length": 4096,
-        },
-        "optimizer": {**_PAPER_OPTIMIZER, "learning_rate": 3e-4},
-        "step": {"microbatches": 24, "microbatch_size": 1, "microbatch_timeout_s": 600.0},
-    },
-}  # fmt: skip
-
-PRESETS = tuple(_PRESETS)
-
-
-def preset(name: str) -> RunManifest:
-    """The manifest of a preset. Raises `SettingsError` for an unknown name."""
-    if name not in _PRESETS:
-        raise SettingsError(f"unknown preset {name!r}: use one of {', '.join(PRESETS)}, or the path of a run.toml")
-    return manifest_from_table({"name": name, **_PRESETS[name]}, f"preset {name}")

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from understudy.protocol.actions import Action, Emit, ReadText, Send
 from understudy.protocol.errors import LocalProtocolError
-from understudy.protocol.events import Action, Emit, Payload, ReadText, Send
 from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.jobs import Payload
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.pace import Pace
 from understudy.protocol.routing import neighbours
 from understudy.protocol.text_check import TextCheck
-from understudy.protocol.wire.messages import Announce, AnyMessage, Heartbeat, StageState
+from understudy.protocol.wire.fields import StageState
+from understudy.protocol.wire.messages import Announce, AnyMessage, Heartbeat
 from understudy.protocol.wire.records import ProgressRecord
 
 

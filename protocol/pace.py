@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from understudy.protocol.events import BackwardJob, ForwardJob, JobDone, LossJob
+from understudy.protocol.events import JobDone
 from understudy.protocol.ids import Tenure
+from understudy.protocol.jobs import BackwardJob, ForwardJob, LossJob
 
 WEIGHT = 1 / 16
 """Of the latest job of a kind in the mean of all before."""

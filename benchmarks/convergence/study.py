@@ -19,7 +19,9 @@ from benchmarks.convergence.strategies import STRATEGIES, vulnerable
 from benchmarks.convergence.trainer import Trainer
 from benchmarks.origin import Origin
 from understudy.protocol.errors import SettingsError
-from understudy.protocol.manifest import RunManifest, manifest_from_table, preset
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.manifest_reader import manifest_from_table
+from understudy.protocol.presets import preset
 
 
 @dataclass(frozen=True, slots=True)

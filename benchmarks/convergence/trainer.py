@@ -21,8 +21,8 @@ from understudy.node.compute.model import BlockStage, EdgeStage, build_stage
 from understudy.node.compute.stage import StageHost
 from understudy.node.compute.weights import WeightsSnapshot, snapshot
 from understudy.node.data.sources import open_data
-from understudy.protocol.events import ApplyJob, BackwardJob, BlendJob, ForwardJob, InitialiseJob, LossJob, SnapshotJob
 from understudy.protocol.ids import DRIVER_STAGE, Attempt, Microbatch, PeerId
+from understudy.protocol.jobs import ApplyJob, BackwardJob, BlendJob, ForwardJob, InitialiseJob, LossJob, SnapshotJob
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.recovery.ladder import GrantedDonations, Plan, RecoveryCase, plan_recovery
 from understudy.protocol.routing import neighbours, route

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.wire.frames import tensor_bytes
-from understudy.protocol.wire.messages import TensorHeader
+from understudy.protocol.wire.tensors import TensorHeader
 
 
 def activation_bytes(manifest: RunManifest) -> int:

@@ -13,7 +13,7 @@ from benchmarks.page import Row, render
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import WireDtype
 from understudy.protocol.wire.frames import tensor_bytes
-from understudy.protocol.wire.messages import TensorHeader
+from understudy.protocol.wire.tensors import TensorHeader
 
 WireName = Literal["float32", "noise", "bfloat16", "int8", "int8-row"]
 SEEDS = (0, 1, 2)

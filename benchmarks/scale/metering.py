@@ -10,7 +10,8 @@ from functools import lru_cache
 
 from tests.sim.node import SimNode
 from tests.sim.simulation import Simulation
-from understudy.protocol.events import Action, Event, Read, RecordsRead, Send, Store
+from understudy.protocol.actions import Action, Read, Send, Store
+from understudy.protocol.events import Event, RecordsRead
 from understudy.protocol.ids import PeerId
 from understudy.protocol.wire.frames import encode_frame
 from understudy.protocol.wire.messages import AnyMessage, Backward, Forward

@@ -23,7 +23,8 @@ from understudy.node.links.link import LinkRules, Listener
 from understudy.node.links.metering import Counters, MeteredStreams
 from understudy.node.links.network import Network
 from understudy.protocol.ids import Attempt, PeerId
-from understudy.protocol.wire.messages import AnyMessage, Forward, Heartbeat, TensorHeader
+from understudy.protocol.wire.messages import AnyMessage, Forward, Heartbeat
+from understudy.protocol.wire.tensors import TensorHeader
 
 OPEN_TIMEOUT_S = 10.0
 READ_BYTES = 1 << 20

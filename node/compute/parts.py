@@ -8,7 +8,8 @@ from understudy.node.compute.model import EMBEDDING_NAMES, HEAD_NAMES, blank_sta
 from understudy.node.compute.weights import check_specs
 from understudy.protocol.ids import DRIVER_STAGE
 from understudy.protocol.manifest import ModelSettings
-from understudy.protocol.wire.messages import Part, TensorSpec
+from understudy.protocol.wire.fields import Part
+from understudy.protocol.wire.tensors import TensorSpec
 
 PART_NAMES: dict[Part, tuple[str, ...]] = {
     "stage": (),

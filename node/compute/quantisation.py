@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from understudy.protocol.wire.messages import BLOCK_CHANNELS, SCALE_BYTES
+from understudy.protocol.wire.tensors import BLOCK_CHANNELS, SCALE_BYTES
 
 LEVELS = 127
 """Of each sign. There is no -128, so a gradient and its negative are rounded alike.

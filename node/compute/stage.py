@@ -22,27 +22,24 @@ from understudy.node.compute.tensors import from_wire, to_wire
 from understudy.node.compute.weights import HeldCopy, WeightsSnapshot, adopt, blend, snapshot
 from understudy.node.data.data_check import DriverText
 from understudy.node.data.training_data import TrainingData
+from understudy.protocol.actions import Discard, Keep, ReleaseLease, ReleaseSnapshot
 from understudy.protocol.errors import LocalProtocolError, WeightsError
-from understudy.protocol.events import (
+from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.jobs import (
     Applied,
     ApplyJob,
     BackwardJob,
     BlendJob,
     DigestJob,
-    Discard,
     ForwardJob,
     InitialiseJob,
     Job,
-    Keep,
     LeaseJob,
     LossJob,
-    ReleaseLease,
-    ReleaseSnapshot,
     SnapshotJob,
 )
-from understudy.protocol.ids import Attempt, Microbatch
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.wire.messages import Part
+from understudy.protocol.wire.fields import Part
 
 Key = tuple[Microbatch, Attempt]
 
@@ -78,7 +75,7 @@ class StageHost:
     # --- jobs ---
 
     def work(self, job: Job) -> Any:
-        """Do a job; see protocol/events.py for what each returns."""
+        """Do a job; see protocol/jobs.py for what each returns."""
         match job:
             case ForwardJob():
                 return self._forward(job)

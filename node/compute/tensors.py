@@ -9,7 +9,7 @@ from understudy.node.compute.quantisation import quantised, restored, width_of
 from understudy.node.compute.weights import DTYPES, raw_bytes
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.manifest import RunManifest, WireDtype
-from understudy.protocol.wire.messages import TensorHeader
+from understudy.protocol.wire.tensors import TensorHeader
 
 _WIRE_DTYPES: dict[WireDtype, torch.dtype] = {
     "float32": torch.float32,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.protocol.errors import LocalProtocolError, WeightsError
-from understudy.protocol.wire.messages import TensorSpec, WeightsDtype
+from understudy.protocol.wire.tensors import TensorSpec, WeightsDtype
 
 SPECS_MAX = 1 << 16
 PAYLOAD_BYTES_MAX = 1 << 36

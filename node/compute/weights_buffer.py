@@ -9,7 +9,7 @@ import torch
 
 from understudy.node.compute.weights import DTYPES, WeightsSnapshot, check_size, raw_bytes
 from understudy.protocol.errors import LocalProtocolError, WeightsError
-from understudy.protocol.wire.messages import TensorSpec
+from understudy.protocol.wire.tensors import TensorSpec
 
 
 class WeightsBuffer:

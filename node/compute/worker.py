@@ -12,7 +12,8 @@ import torch
 
 from understudy.node.compute.stage import StageHost
 from understudy.node.compute.thread import ComputeThread
-from understudy.protocol.events import Discard, Job, Keep, ReleaseLease, ReleaseSnapshot, ReleaseStage
+from understudy.protocol.actions import Discard, Keep, ReleaseLease, ReleaseSnapshot, ReleaseStage
+from understudy.protocol.jobs import Job
 
 Finished = Callable[[Job, Any, float], None]
 """Told of a job, its result, and the seconds that the thread was busy with it."""

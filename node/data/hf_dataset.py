@@ -22,7 +22,8 @@ from understudy.node.data.rows import (
 from understudy.node.data.streamed_file import PACKED_OTHERWISE, first_line, said
 from understudy.node.data.tokenizer import INSTALL
 from understudy.protocol.errors import SettingsError, TextError
-from understudy.protocol.manifest import DataSettings, is_local
+from understudy.protocol.manifest import DataSettings
+from understudy.protocol.manifest_reader import is_local
 
 _PLAIN: dict[str, dict[str, str | bool | None]] = {
     "ParquetConfig": {"filters": None},

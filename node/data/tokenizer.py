@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from understudy.protocol.errors import SettingsError, TextError
-from understudy.protocol.manifest import DataSettings, is_local
+from understudy.protocol.manifest import DataSettings
+from understudy.protocol.manifest_reader import is_local
 
 TokenIds = npt.NDArray[np.int32]
 

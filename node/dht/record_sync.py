@@ -9,8 +9,9 @@ from typing import Any
 
 from understudy.node.dht.hivemind_dht import dht_time
 from understudy.node.dht.p2p_node import P2PNode
+from understudy.protocol.actions import Read, Store
 from understudy.protocol.errors import NetworkError, RemoteProtocolError
-from understudy.protocol.events import Read, RecordsRead, Store
+from understudy.protocol.events import RecordsRead
 from understudy.protocol.wire.records import RECORDS_PER_KEY_MAX, AnyRecord, decode_record, encode_record, key_of
 
 logger = logging.getLogger(__name__)

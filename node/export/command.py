@@ -14,7 +14,7 @@ from understudy.node.p2p.addresses import JoinString
 from understudy.node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.export.actions import ExportWish
-from understudy.protocol.export.lease import HOLD_LEASE_S, LINGER_S
+from understudy.protocol.export.lease import LEASE_S, LINGER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def told_of_interruption(*, has_shards: bool) -> str:
     if not has_shards:
         return "Interrupted before any stage had arrived: nothing is kept."
     return (
-        f"Interrupted. The same command goes on with the same step if it is started within {HOLD_LEASE_S:.0f} s, or "
+        f"Interrupted. The same command goes on with the same step if it is started within {LEASE_S:.0f} s, or "
         f"{LINGER_S:.0f} s if the run has ended."
     )
 

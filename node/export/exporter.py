@@ -15,20 +15,9 @@ from understudy.node.export.folder import ExportFolder, Origin
 from understudy.node.links.link import LinkRules, Listener
 from understudy.node.links.network import Network
 from understudy.node.links.transfer import Fetcher
+from understudy.protocol.actions import CancelFetches, Emit, Fetch, Read, Send
 from understudy.protocol.errors import NetworkError, RemoteProtocolError, StorageError, WeightsError
-from understudy.protocol.events import (
-    CancelFetches,
-    Emit,
-    Event,
-    Fetch,
-    Fetched,
-    FetchFailed,
-    MessageReceived,
-    Read,
-    Send,
-    Started,
-    TimerFired,
-)
+from understudy.protocol.events import Event, Fetched, FetchFailed, MessageReceived, Started, TimerFired
 from understudy.protocol.export.actions import BeginExport, ExportAction, ExportWish, FailExport, FinishExport
 from understudy.protocol.export.exporter import Exporter
 from understudy.protocol.ids import PeerId

@@ -13,7 +13,8 @@ from understudy.node.export.hugging_face import read_config
 from understudy.node.export.shards import load_tensors, ordered_stage
 from understudy.protocol.errors import SettingsError, StorageError, WeightsError
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import MANIFEST_BYTES_MAX, InitialSettings, ModelSettings, RunManifest
+from understudy.protocol.manifest import InitialSettings, ModelSettings, RunManifest
+from understudy.protocol.manifest_reader import MANIFEST_BYTES_MAX
 from understudy.protocol.wire.messages import FetchRequest
 
 

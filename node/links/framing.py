@@ -21,7 +21,8 @@ from understudy.protocol.wire.frames import (
     encode_frame,
     tensor_bytes,
 )
-from understudy.protocol.wire.messages import AnyMessage, Backward, Forward, TensorHeader
+from understudy.protocol.wire.messages import AnyMessage, Backward, Forward
+from understudy.protocol.wire.tensors import TensorHeader
 
 READ_BYTES = 1 << 20
 """A tensor is read in pieces of at most this size."""

@@ -22,7 +22,8 @@ from understudy.node.links.framing import write_frame
 from understudy.protocol.errors import NetworkError, PeerRefusedError
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION
-from understudy.protocol.wire.messages import AnyMessage, Backward, DataMessage, Forward, Hello, TensorHeader
+from understudy.protocol.wire.messages import AnyMessage, Backward, DataMessage, Forward, Hello
+from understudy.protocol.wire.tensors import TensorHeader
 
 logger = logging.getLogger(__name__)
 

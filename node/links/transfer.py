@@ -17,8 +17,8 @@ from understudy.node.compute.weights import WeightsSnapshot
 from understudy.node.compute.weights_buffer import WeightsBuffer
 from understudy.node.links.framing import read_message, read_some, write_frame
 from understudy.node.links.link import OPEN_TIMEOUT_S, LinkRules, Streams
+from understudy.protocol.actions import Fetch
 from understudy.protocol.errors import NetworkError, PeerRefusedError, RemoteProtocolError, WeightsError
-from understudy.protocol.events import Fetch
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION, ModelSettings
 from understudy.protocol.wire.frames import FETCH_MESSAGE_BYTES_MAX

@@ -10,8 +10,8 @@ from typing import Any
 
 from understudy.node.links.metering import Counters
 from understudy.node.ui.display import LINE_EVERY_S, PERIOD_S, Display
+from understudy.protocol.actions import Read
 from understudy.protocol.core import Core
-from understudy.protocol.events import Read
 from understudy.protocol.wire.records import PROGRESS_KEY
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from understudy.protocol.events import CancelFetches, Emit, Fetch, Read, Send
+from understudy.protocol.actions import CancelFetches, Emit, Fetch, Read, Send
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 An exporter holds no stage. It reads the owners from the DHT, picks a step, and asks every owner to hold
 its weights as they are after that step (protocol/export/lease.py)::
 
-    looking ---every stage has an owner--> asking   the owners, again every `HOLD_REPEAT_S`: the lease
+    looking ---every stage has an owner--> asking   the owners, again every `LEASE_RENEW_S`: the lease
     asking  ---all of them hold----------> fetching a few at a time
     fetching --all are there-------------> finished
 
@@ -15,23 +15,11 @@ took over right there. So an export is of one step or none, whoever dies meanwhi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from understudy.protocol.events import (
-    CancelFetches,
-    Emit,
-    Event,
-    Fetch,
-    Fetched,
-    FetchFailed,
-    MessageReceived,
-    Read,
-    RecordsRead,
-    Send,
-    Started,
-    TimerFired,
-)
+from understudy.protocol.actions import CancelFetches, Emit, Fetch, Read, Send
+from understudy.protocol.events import Event, Fetched, FetchFailed, MessageReceived, RecordsRead, Started, TimerFired
+from understudy.protocol.export import reasons
 from understudy.protocol.export.actions import BeginExport, ExportAction, ExportWish, FailExport, FinishExport
+from understudy.protocol.export.part import StagePart
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.placement import best_tenure
@@ -41,7 +29,7 @@ from understudy.protocol.wire.records import PROGRESS_KEY, ProgressRecord, Stage
 TICK_S = 0.25
 LOOK_EVERY_S = 1.0
 """How often the owners are looked up."""
-HOLD_REPEAT_S = 2.0
+LEASE_RENEW_S = 2.0
 """A wish is said again after this long: it may be lost, and it renews the lease."""
 NOBODY_S = 20.0
 """No stage of the run has an owner for this long: the run is over, or its swarm is gone."""
@@ -53,23 +41,6 @@ SILENT_S = 8.0
 """An owner that answers nothing for this long is worth a word."""
 LEAD_MAX = 1024
 """How many steps ahead of the swarm an export aims at most, however fast the swarm is."""
-
-
-@dataclass(slots=True)
-class StagePart:
-    """One stage of the export on its way."""
-
-    owner: StageRecord | None = None
-    asked_at: float = float("-inf")
-    answer: LeaseStatus | None = None
-    """That the owner holds it."""
-    is_fetching: bool = False
-    digest: str = ""
-    """Of what is there; empty: not yet."""
-    failures: int = 0
-    """Of the fetches from this owner."""
-    silent_since: float = float("inf")
-    """The owner was asked for this step then and has said nothing yet."""
 
 
 class Exporter:
@@ -123,7 +94,7 @@ class Exporter:
                     self._has_ended |= any(self._is_last(step) for step in self._progress.values())
                 self._note_owner(key, [record for record in records if isinstance(record, StageRecord)])
             case MessageReceived(peer, LeaseStatus() as answer):
-                self._on_held(peer, answer)
+                self._on_lease_status(peer, answer)
             case Fetched(claim, donor, digest):
                 self._on_fetched(claim, donor, digest)
             case FetchFailed(claim, donor, digest, reason):
@@ -143,14 +114,10 @@ class Exporter:
         if not self._missing():
             self._whole_at = self._now
         if self._now - self._served_at > NOBODY_S:
-            self._fail(
-                "nobody serves any stage of this run: it is over, or its swarm is gone, and its weights with it; "
-                "an export has to begin while the run goes on"
-            )
+            self._fail(reasons.NOBODY_SERVES)
         elif self._has_ended and self._served_at == self._now > self._whole_at + NOBODY_S:
-            self._let_go()
-            lost = ", ".join(f"S{stage}" for stage in self._missing())
-            self._fail(f"the run is over and nobody recovers {lost} any more: its last weights are not to be had whole")
+            self._release()
+            self._fail(reasons.nobody_recovers(self._missing()))
 
     def _missing(self) -> list[int]:
         """Stages that are not here and that nobody serves."""
@@ -166,7 +133,7 @@ class Exporter:
                 self._has_ended |= self._is_last(owner.step)
             else:
                 owner = None
-            if _tenure(owner) != _tenure(part.owner):
+            if not part.has_owner(owner):
                 self._forget_answer(stage, part)
                 part.failures = 0
             part.owner = owner
@@ -174,7 +141,7 @@ class Exporter:
     def _forget_answer(self, stage: int, part: StagePart) -> None:
         if part.is_fetching and part.owner is not None:
             self._act(CancelFetches((stage, part.owner.incarnation)))
-        part.answer, part.is_fetching, part.asked_at = None, False, float("-inf")
+        part.ask_anew()
         part.silent_since = float("inf")
 
     # --- aiming and asking ---
@@ -221,15 +188,15 @@ class Exporter:
     def _ask(self) -> None:
         assert self._step is not None
         for stage, part in self._parts.items():
-            is_due = self._now - part.asked_at >= HOLD_REPEAT_S
+            is_due = self._now - part.asked_at >= LEASE_RENEW_S
             if part.owner is not None and not part.digest and is_due:
                 part.asked_at = self._now
                 part.silent_since = min(part.silent_since, self._now)
                 self._act(Send(PeerId(part.owner.peer), LeaseRequest(stage, part.owner.incarnation, self._step)))
 
-    def _on_held(self, peer: PeerId, answer: LeaseStatus) -> None:
+    def _on_lease_status(self, peer: PeerId, answer: LeaseStatus) -> None:
         part = self._parts.get(answer.stage)
-        if part is None or part.digest or _tenure(part.owner) != (peer, answer.incarnation):
+        if part is None or part.digest or not part.is_owned_by(peer, answer.incarnation):
             return
         self._known = max(self._known, answer.committed)
         self._has_ended |= self._is_last(answer.committed)
@@ -238,26 +205,23 @@ class Exporter:
             return
         match answer.status:
             case "passed":
-                self._restart(f"S{answer.stage} is beyond step {answer.step} already")
+                self._restart(reasons.passed(answer.stage, answer.step))
             case "full":
                 self._say("answers", "export.queued", [answer.stage])
             case "held":
-                self._note_held(part, answer)
+                self._note_lease(part, answer)
 
-    def _note_held(self, part: StagePart, answer: LeaseStatus) -> None:
+    def _note_lease(self, part: StagePart, answer: LeaseStatus) -> None:
         expected = self._manifest.model.stage_bytes(answer.stage)
         if answer.payload_bytes != expected:
             assert part.owner is not None
-            self._fail(
-                f"the owner of S{answer.stage}, {part.owner.peer}, offers {answer.payload_bytes} bytes where the stage "
-                f"has {expected}: it is broken or hostile; try again once another peer holds the stage"
-            )
+            self._fail(reasons.wrong_size(answer.stage, part.owner.peer, answer.payload_bytes, expected))
         elif not part.is_fetching:
             part.answer = answer
 
     def _restart(self, reason: str) -> None:
         """The step cannot be had from all: let go of it everywhere and aim later, further ahead each time."""
-        self._let_go()
+        self._release()
         for stage, part in self._parts.items():
             self._forget_answer(stage, part)
             part.digest, part.failures = "", 0
@@ -265,7 +229,7 @@ class Exporter:
         self._lead = min(2 * self._lead, LEAD_MAX)
         self._ask()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         for part in self._parts.values():
             if part.owner is not None and self._step is not None:
                 self._act(Send(PeerId(part.owner.peer), LeaseRelease(self._step)))
@@ -286,34 +250,28 @@ class Exporter:
             assert part.owner is not None
             assert part.answer is not None
             part.is_fetching = True
-            claim = (stage, part.owner.incarnation)
-            answer = part.answer
+            claim, answer = (stage, part.owner.incarnation), part.answer
             self._act(Fetch(claim, PeerId(part.owner.peer), "stage", answer.digest, answer.payload_bytes))
 
-    def _is_awaited(self, claim: tuple[int, int], donor: PeerId, digest: str) -> bool:
-        part = self._parts[claim[0]]
-        is_current = part.is_fetching and _tenure(part.owner) == (donor, claim[1])
-        return is_current and part.answer is not None and part.answer.digest == digest
-
     def _on_fetched(self, claim: tuple[int, int], donor: PeerId, digest: str) -> None:
-        if not self._is_awaited(claim, donor, digest):
+        part = self._parts[claim[0]]
+        if not part.is_awaited(donor, claim[1], digest):
             return
         assert self._step is not None
-        part = self._parts[claim[0]]
         part.digest, part.is_fetching = digest, False
         self._act(Send(donor, LeaseRelease(self._step)))
         self._emit("export.fetched", stage=claim[0], incarnation=claim[1], donor=donor, digest=digest)
 
     def _on_fetch_failed(self, claim: tuple[int, int], donor: PeerId, digest: str, reason: str) -> None:
         """Ask again: if the owner lives and holds it still, or a successor can give it, it goes on."""
-        if not self._is_awaited(claim, donor, digest):
-            return
         part = self._parts[claim[0]]
-        part.answer, part.is_fetching, part.asked_at = None, False, float("-inf")
+        if not part.is_awaited(donor, claim[1], digest):
+            return
+        part.ask_anew()
         part.failures += 1
         self._emit("fetch.failed", stage=claim[0], donor=donor, reason=reason)
         if part.failures >= FETCH_TRIES:
-            self._fail(f"S{claim[0]} cannot be fetched from {donor}: {reason}; run the same command again to go on")
+            self._fail(reasons.not_delivered(claim[0], donor, reason))
 
     # --- the end ---
 
@@ -340,7 +298,3 @@ class Exporter:
 
     def _emit(self, name: str, **fields: object) -> None:
         self._act(Emit(name, {"peer": self._me, "step": self._step, **fields}))
-
-
-def _tenure(owner: StageRecord | None) -> tuple[PeerId, int] | None:
-    return None if owner is None else (PeerId(owner.peer), owner.incarnation)

@@ -10,25 +10,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from understudy.protocol.actions import ReleaseLease
 from understudy.protocol.errors import RemoteProtocolError
-from understudy.protocol.events import DigestJob, LeaseJob, ReleaseLease
 from understudy.protocol.ids import PeerId
+from understudy.protocol.jobs import DigestJob, LeaseJob
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.queue import WorkQueue
-from understudy.protocol.wire.messages import FetchRequest, LeaseRequest, LeaseState, LeaseStatus
+from understudy.protocol.wire.fields import LeaseState
+from understudy.protocol.wire.messages import FetchRequest, LeaseRequest, LeaseStatus
 
-HOLDS_MAX = 3
+SNAPSHOTS_MAX = 3
 """Steps asked for at a time; each costs a copy of the stage's weights."""
 AHEAD_MAX = 4096
 """Steps ahead of ours that may be asked for, the run's last excepted: nobody reserves what comes in a year."""
 COPY_EVERY_S = 2.0
 """Two copies are so far apart at least: exporters cannot make training wait more often."""
-HOLD_MAX_S = 3600.0
+SNAPSHOT_LIFETIME_S = 3600.0
 """A copy is kept no longer than this, whatever its exporters say."""
-HOLDERS_MAX = 8
+LEASES_PER_SNAPSHOT_MAX = 8
 """Exporters of one step."""
-HOLD_LEASE_S = 120.0
+LEASE_S = 120.0
 """Held this long after the exporter's last word: so long it may take to start an interrupted export again."""
 
 LINGER_S = 10.0
@@ -36,7 +38,7 @@ LINGER_S = 10.0
 
 
 @dataclass(slots=True)
-class SnapshotLease:
+class LeasedSnapshot:
     """The weights after one step, for those who asked for them."""
 
     asked_at: float
@@ -50,24 +52,24 @@ class SnapshotLease:
 
 
 class SnapshotLeases(StepObserver):
-    """What an owner holds for exporters."""
+    """The leases that exporters have on an owner's weights, and the snapshots that are there for them."""
 
     def __init__(self, state: NodeState, queue: WorkQueue) -> None:
         self._state, self._queue = state, queue
-        self._held: dict[int, SnapshotLease] = {}
+        self._snapshots: dict[int, LeasedSnapshot] = {}
         self._last_copied, self._copied_at = -1, float("-inf")
 
     @property
     def is_wanted(self) -> bool:
         """An exporter that spoke just now has use for weights that we have: the run's end waits for it a while."""
-        horizon = self._state.now + HOLD_LEASE_S - LINGER_S
+        horizon = self._state.now + LEASE_S - LINGER_S
         return any(
-            held.ordered_at is not None and not self._is_stale(held) and max(held.leases.values()) > horizon
-            for held in self._held.values()
+            snapshot.ordered_at is not None and not self._is_stale(snapshot) and max(snapshot.leases.values()) > horizon
+            for snapshot in self._snapshots.values()
         )
 
-    def _is_stale(self, held: SnapshotLease) -> bool:
-        return held.ordered_at is not None and self._state.now - held.ordered_at > HOLD_MAX_S
+    def _is_stale(self, snapshot: LeasedSnapshot) -> bool:
+        return snapshot.ordered_at is not None and self._state.now - snapshot.ordered_at > SNAPSHOT_LIFETIME_S
 
     def on_request(self, peer: PeerId, message: LeaseRequest, open_step: int) -> None:
         """Note the wish, or renew its lease. ``open_step``: all before it are closed here, their updates queued."""
@@ -77,7 +79,7 @@ class SnapshotLeases(StepObserver):
         tenure = self._state.tenure
         if tenure is None or (tenure.stage, tenure.incarnation) != (message.stage, message.incarnation):
             self._answer(peer, message, "not mine", open_step)
-        elif message.step not in self._held and message.step < open_step - 1:
+        elif message.step not in self._snapshots and message.step < open_step - 1:
             self._answer(peer, message, "passed", open_step)
         elif self._is_out_of_reach(message.step, open_step) or not self._lease(peer, message.step):
             self._answer(peer, message, "full", open_step)
@@ -89,7 +91,7 @@ class SnapshotLeases(StepObserver):
     def _is_out_of_reach(self, step: int, open_step: int) -> bool:
         """For now: it is far away, or the last copy was just now."""
         is_far = step > open_step + AHEAD_MAX and step != self._state.manifest.step.total_steps
-        return is_far or (step == open_step - 1 and step not in self._held and self._is_too_soon(step))
+        return is_far or (step == open_step - 1 and step not in self._snapshots and self._is_too_soon(step))
 
     def _is_too_soon(self, step: int) -> bool:
         """Whether another copy would make training wait too often. The run's last step has its first one at once."""
@@ -98,58 +100,60 @@ class SnapshotLeases(StepObserver):
 
     def _lease(self, peer: PeerId, step: int) -> bool:
         """Whether there is room for this wish, the only one of this exporter: a new one replaces the old."""
-        for other in [other for other in self._held if other != step]:
+        for other in [other for other in self._snapshots if other != step]:
             self.release(peer, other)
-        held = self._held.get(step)
-        if held is None:
-            if len(self._held) >= HOLDS_MAX:
+        snapshot = self._snapshots.get(step)
+        if snapshot is None:
+            if len(self._snapshots) >= SNAPSHOTS_MAX:
                 return False
-            held = self._held[step] = SnapshotLease(self._state.now)
-        if peer not in held.leases and len(held.leases) >= HOLDERS_MAX:
+            snapshot = self._snapshots[step] = LeasedSnapshot(self._state.now)
+        if peer not in snapshot.leases and len(snapshot.leases) >= LEASES_PER_SNAPSHOT_MAX:
             return False
-        held.leases[peer] = self._state.now + HOLD_LEASE_S
+        snapshot.leases[peer] = self._state.now + LEASE_S
         return True
 
     def _status(self, step: int) -> LeaseState:
-        return "held" if self._held[step].digest else "noted"
+        return "held" if self._snapshots[step].digest else "noted"
 
     def _answer(self, peer: PeerId, asked: LeaseRequest, status: LeaseState, open_step: int) -> None:
-        held = self._held.get(asked.step)
-        what = (held.payload_bytes, held.digest) if held is not None and status == "held" else (0, "")
+        snapshot = self._snapshots.get(asked.step)
+        what = (snapshot.payload_bytes, snapshot.digest) if snapshot is not None and status == "held" else (0, "")
         self._state.send(peer, LeaseStatus(asked.stage, asked.incarnation, asked.step, status, open_step - 1, *what))
 
     # --- the copy ---
 
     def closed(self, step: int) -> None:
         """The step's update is queued, and no later one: the place for a copy is right behind it."""
-        held = self._held.get(step)
-        if held is None or held.ordered_at is not None:
+        snapshot = self._snapshots.get(step)
+        if snapshot is None or snapshot.ordered_at is not None:
             return
         if self._is_too_soon(step):
-            del self._held[step]  # its exporters will hear that it is past
+            del self._snapshots[step]  # its exporters will hear that it is past
             return
-        held.ordered_at = self._copied_at = self._state.now
+        snapshot.ordered_at = self._copied_at = self._state.now
         self._last_copied = step
         self._queue.push(LeaseJob(step))
 
     def on_job_done(self, job: LeaseJob | DigestJob, result: tuple[int, str] | None) -> None:
         """One more piece of work on a copy is done."""
-        held = self._held.get(job.step)
-        if held is None:
+        snapshot = self._snapshots.get(job.step)
+        if snapshot is None:
             self._state.act(ReleaseLease(job.step))
         elif result is None:
             self._queue.push(DigestJob(job.step))
-        elif not held.digest:
-            held.payload_bytes, held.digest = result
-            self._tell_holders(job.step, held)
+        elif not snapshot.digest:
+            snapshot.payload_bytes, snapshot.digest = result
+            self._tell_exporters(job.step, snapshot)
 
-    def _tell_holders(self, step: int, held: SnapshotLease) -> None:
-        seconds = self._state.now - held.asked_at
-        self._state.emit("weights.held", step=step, bytes=held.payload_bytes, digest=held.digest, seconds=seconds)
-        news = LeaseStatus(
-            self._state.stage, self._state.incarnation, step, "held", step, held.payload_bytes, held.digest
+    def _tell_exporters(self, step: int, snapshot: LeasedSnapshot) -> None:
+        seconds = self._state.now - snapshot.asked_at
+        self._state.emit(
+            "weights.held", step=step, bytes=snapshot.payload_bytes, digest=snapshot.digest, seconds=seconds
         )
-        for peer in held.leases:
+        news = LeaseStatus(
+            self._state.stage, self._state.incarnation, step, "held", step, snapshot.payload_bytes, snapshot.digest
+        )
+        for peer in snapshot.leases:
             self._state.send(peer, news)
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
@@ -157,24 +161,26 @@ class SnapshotLeases(StepObserver):
         tenure = self._state.tenure
         if tenure is None or (tenure.stage, tenure.incarnation) != (request.stage, request.incarnation):
             return False
-        return any(held.digest == request.digest and peer in held.leases for held in self._held.values())
+        return any(
+            snapshot.digest == request.digest and peer in snapshot.leases for snapshot in self._snapshots.values()
+        )
 
     # --- the end ---
 
     def release(self, peer: PeerId, step: int) -> None:
         """The exporter has what it wanted, or wants something else."""
-        held = self._held.get(step)
-        if held is not None and held.leases.pop(peer, None) is not None and not held.leases:
+        snapshot = self._snapshots.get(step)
+        if snapshot is not None and snapshot.leases.pop(peer, None) is not None and not snapshot.leases:
             self._free(step)
 
     def expire(self) -> None:
         """Forget exporters that fell silent, and all of a copy that is kept for too long."""
-        for step, held in list(self._held.items()):
-            is_stale = self._is_stale(held)
-            for peer in [peer for peer, until in held.leases.items() if is_stale or until <= self._state.now]:
+        for step, snapshot in list(self._snapshots.items()):
+            is_stale = self._is_stale(snapshot)
+            for peer in [peer for peer, until in snapshot.leases.items() if is_stale or until <= self._state.now]:
                 self.release(peer, step)
 
     def _free(self, step: int) -> None:
-        held = self._held.pop(step)
-        if held.ordered_at is not None:
+        snapshot = self._snapshots.pop(step)
+        if snapshot.ordered_at is not None:
             self._state.act(ReleaseLease(step))

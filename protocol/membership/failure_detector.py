@@ -6,7 +6,7 @@ stage or our claim is decided by the core, which is told through `is_changed` an
 
 from __future__ import annotations
 
-from understudy.protocol.events import CloseLinks, Read, Store
+from understudy.protocol.actions import CloseLinks, Read, Store
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.membership.placement import dead_stretch, jitter, nearest_survivors, rank_spares, watched
 from understudy.protocol.membership.seats import Seat, Status

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from understudy.protocol.membership import reasons
 from understudy.protocol.membership.consequences import Consequences
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.placement import Standing, supersedes
 from understudy.protocol.membership.seats import Observation, Seat, Status
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.wire.messages import Alive, Claim, Fenced, Lost, Refusal, StageState
+from understudy.protocol.wire.fields import StageState
+from understudy.protocol.wire.messages import Alive, Claim, Fenced, Lost, Refusal
 from understudy.protocol.wire.records import StageRecord
 
 
@@ -80,7 +82,7 @@ class MembershipGossip:
         self._state.emit_about("peer.left", left)
         tenure = self._state.tenure
         if tenure is not None and tenure.stage == left.stage:
-            self._consequences.lose(f"S{left.stage} was held by another peer under {left.incarnation}")
+            self._consequences.lose(reasons.held_after_us(left.stage, left.incarnation))
         self.on_seat_changed(left.stage)
         is_enough = left.stage == DRIVER_STAGE or self._state.tenure is None
         if is_enough and 0 < self._state.manifest.step.total_steps <= left.step:
@@ -90,7 +92,7 @@ class MembershipGossip:
         tenure = self._state.tenure
         is_ours = self._state.membership.groups[stage].first.peer == self._state.me
         if tenure is not None and tenure.stage == stage and not is_ours:
-            self._consequences.lose(f"S{stage} is held by another peer")
+            self._consequences.lose(reasons.held_by_another(stage))
         elif self._state.membership.is_serving(stage):
             self._consequences.owner_changed(stage)
         self.on_seat_changed(stage)
@@ -141,7 +143,7 @@ class MembershipGossip:
         elif isinstance(message, Fenced):
             if is_about_us and message.owner != self._state.me and self._is_beaten_by(message):
                 membership.raise_incarnation(message.stage, message.incarnation)
-                self._consequences.lose(f"S{message.stage} is held by another peer under {message.incarnation}")
+                self._consequences.lose(reasons.held_by_another(message.stage, message.incarnation))
         elif is_about_us:
             return
         elif isinstance(message, Lost):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
-from understudy.protocol.wire.messages import StageState
+from understudy.protocol.wire.fields import StageState
 from understudy.protocol.wire.records import SpareRecord, StageRecord
 
 CLAIM_PATIENCE_S = 2.0
@@ -47,7 +47,8 @@ def supersedes(challenger: Standing, holder: Standing) -> bool:
     return _precedence(challenger) < _precedence(holder)
 
 
-_STATE_ORDER = {"serving": 0, "recovering": 1, "left": 2, "withdrawn": 3}
+_STATE_ORDER = {"serving": 0, "recovering": 1, "left": 2}
+"""A tenure that was withdrawn is void, and never compared."""
 
 
 def _precedence(tenure: Standing) -> tuple[int, int, PeerId]:

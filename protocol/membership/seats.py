@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 from understudy.protocol.ids import PeerId
 from understudy.protocol.membership.placement import Standing
-from understudy.protocol.wire.messages import StageState
+from understudy.protocol.wire.fields import StageState
 
 
 class Status(Enum):

@@ -10,19 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from understudy.protocol.events import (
-    ApplyJob,
-    BackwardJob,
-    Discard,
-    ForwardJob,
-    Job,
-    JobDone,
-    LossJob,
-    Payload,
-    Run,
-    SendFailed,
-)
+from understudy.protocol.actions import Discard, Run
+from understudy.protocol.events import JobDone, SendFailed
 from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.jobs import ApplyJob, BackwardJob, ForwardJob, Job, LossJob, Payload
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.dropping import Drops, dropped
 from understudy.protocol.pipeline.host import Host

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from understudy.protocol.events import Applied, ApplyJob
+from understudy.protocol.jobs import Applied, ApplyJob
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.queue import WorkQueue

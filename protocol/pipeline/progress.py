@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from understudy.protocol.events import Store
+from understudy.protocol.actions import Store
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.wire.records import ProgressRecord
 

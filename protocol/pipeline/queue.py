@@ -9,7 +9,8 @@ from __future__ import annotations
 import heapq
 from itertools import count
 
-from understudy.protocol.events import (
+from understudy.protocol.ids import Microbatch
+from understudy.protocol.jobs import (
     ApplyJob,
     BackwardJob,
     DigestJob,
@@ -20,7 +21,6 @@ from understudy.protocol.events import (
     Priority,
     SnapshotJob,
 )
-from understudy.protocol.ids import Microbatch
 
 MicrobatchJob = ForwardJob | LossJob | BackwardJob
 

@@ -8,18 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from understudy.protocol.events import (
-    ApplyJob,
-    BackwardJob,
-    Discard,
-    ForwardJob,
-    Job,
-    JobDone,
-    Payload,
-    Run,
-    SendFailed,
-)
+from understudy.protocol.actions import Discard, Run
+from understudy.protocol.events import JobDone, SendFailed
 from understudy.protocol.ids import DRIVER_STAGE, Microbatch, PeerId
+from understudy.protocol.jobs import ApplyJob, BackwardJob, ForwardJob, Job, Payload
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.dropping import dropped
 from understudy.protocol.pipeline.host import Host

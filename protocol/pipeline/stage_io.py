@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from understudy.protocol.errors import RemoteProtocolError
-from understudy.protocol.events import Payload
 from understudy.protocol.ids import DRIVER_STAGE
+from understudy.protocol.jobs import Payload
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.paths import peer_at
 from understudy.protocol.pipeline.queue import WorkQueue

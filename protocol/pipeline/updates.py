@@ -6,7 +6,7 @@ endured for ever: a stage whose numbers are broken spoils every other stage's gr
 
 from __future__ import annotations
 
-from understudy.protocol.events import Applied
+from understudy.protocol.jobs import Applied
 from understudy.protocol.node_state import NodeState
 
 OWN_SKIPS_MAX = 5

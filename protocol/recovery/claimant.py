@@ -20,25 +20,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from understudy.protocol.events import (
-    BlendJob,
-    CancelFetches,
-    Fetch,
-    Fetched,
-    FetchFailed,
-    InitialiseJob,
-    Job,
-    JobDone,
-    Payload,
-    Read,
-    ReleaseStage,
-    Run,
-    Store,
-)
+from understudy.protocol.actions import CancelFetches, Fetch, Read, ReleaseStage, Run, Store
+from understudy.protocol.events import Fetched, FetchFailed, JobDone
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from understudy.protocol.jobs import BlendJob, InitialiseJob, Job, Payload
 from understudy.protocol.membership.placement import nearest_survivors
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.recovery.driver_backup import keeping_stages
+from understudy.protocol.recovery.driver_backup import holding_stages
 from understudy.protocol.recovery.ladder import GrantedDonations, Plan, RecoveryCase, initial_source, plan_recovery
 from understudy.protocol.recovery.spare import SparePolicy
 from understudy.protocol.wire.messages import Claim, Grant, Refusal, Withdraw
@@ -170,7 +158,7 @@ class Claimant:
 
         survivors = nearest_survivors(claim.stage, self._state.manifest.stage_count, may_vouch)
         if claim.stage == DRIVER_STAGE:  # a neighbour that was lost too may be there again, with no copy to give
-            survivors = sorted({*survivors, *filter(may_vouch, keeping_stages(self._state.manifest))})
+            survivors = sorted({*survivors, *filter(may_vouch, holding_stages(self._state.manifest))})
         return survivors
 
     def _settle(self) -> None:

@@ -1,13 +1,13 @@
-"""Copies of S0's weights with its neighbours (CheckFree+): the copying side and the keeping side.
+"""Copies of S0's weights with its neighbours (CheckFree+): their source, S0, and their holders.
 
 S0 is one of a kind, so nobody can stand in for it; but its weights are small. After every
 ``edge_copy_every`` commits it lets some block stages fetch the embedding, and some the norm and head, in the
 background, one pair of copies at a time: where the network is slower than the steps, copies are rarer, and the
 steps are not slower.
 
-Both parts of a pair are copied by one job, so no update falls between them. A keeper holds two copies of a part,
+Both parts of a pair are copied by one job, so no update falls between them. A holder has two copies of a part,
 the last and the last before it that makes a pair, and the next pair is only made once this one is kept by all: so
-whenever S0 dies, there is a commit that all keepers of both parts have. ``edge_keepers`` stages keep each part,
+whenever S0 dies, there is a commit that all holders of both parts have. ``edge_keepers`` stages hold each part,
 the nearest to S0 first: with two, S0 may be lost together with one of its neighbours, with three with both.
 """
 
@@ -16,33 +16,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from understudy.protocol.events import Fetch, Fetched, FetchFailed, Keep, ReleaseSnapshot, SnapshotJob
+from understudy.protocol.actions import Fetch, Keep, ReleaseSnapshot
+from understudy.protocol.events import Fetched, FetchFailed
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.jobs import SnapshotJob
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.queue import WorkQueue
-from understudy.protocol.wire.messages import Donation, EdgeCopy, EdgeCopyKept, FetchRequest, Part
+from understudy.protocol.wire.fields import Part
+from understudy.protocol.wire.messages import Donation, EdgeCopy, EdgeCopyKept, FetchRequest
 
 COPIES_KEPT = 2
 RESEND_S = 2.0
-"""A copy that its keeper has not confirmed is announced again after this long."""
+"""A copy that its holder has not confirmed is announced again after this long."""
 
 
 PARTS: tuple[Part, ...] = ("embedding", "head")
 
 
-def keepers_of(part: Part, manifest: RunManifest) -> tuple[int, ...]:
-    """The stages that keep copies of a part of S0, in order of their distance from where it is used."""
+def holders_of(part: Part, manifest: RunManifest) -> tuple[int, ...]:
+    """The stages that hold copies of a part of S0, in order of their distance from where it is used."""
     upwards = range(1, manifest.model.block_stages + 1)
     near, far = (upwards, upwards[::-1]) if part == "embedding" else (upwards[::-1], upwards)
     alternating = (stage for pair in zip(near, far, strict=True) for stage in pair)
     return tuple(dict.fromkeys(alternating))[: manifest.recovery.edge_keepers]
 
 
-def keeping_stages(manifest: RunManifest) -> frozenset[int]:
-    """The stages that keep a part of S0."""
-    return frozenset().union(*(keepers_of(part, manifest) for part in PARTS if manifest.recovery.edge_copy_every))
+def holding_stages(manifest: RunManifest) -> frozenset[int]:
+    """The stages that hold copies of a part of S0."""
+    return frozenset().union(*(holders_of(part, manifest) for part in PARTS if manifest.recovery.edge_copy_every))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Copy:
 
 @dataclass(slots=True)
 class Offered:
-    """A copy on its way to one of its keepers."""
+    """A copy on its way to one of its holders."""
 
     copy: Copy
     offered_at: float
@@ -72,16 +75,16 @@ class DriverBackupSource(StepObserver):
         self._is_ordered = False
         """The next pair is about to be copied."""
         self._held: dict[Part, Copy] = {}
-        """The last pair, which keepers may fetch."""
+        """The last pair, which its holders may fetch."""
         self._offered: dict[tuple[Part, int], Offered] = {}
-        """What is not yet kept of it: by part and keeping stage."""
+        """What is not yet kept of it: by part and holding stage."""
 
     @property
     def _every(self) -> int:
         return self._state.manifest.recovery.edge_copy_every
 
-    def _keepers(self, part: Part) -> tuple[int, ...]:
-        return keepers_of(part, self._state.manifest)
+    def _holders(self, part: Part) -> tuple[int, ...]:
+        return holders_of(part, self._state.manifest)
 
     def applied(self, step: int) -> None:
         """S0's own update of the step is applied."""
@@ -90,9 +93,9 @@ class DriverBackupSource(StepObserver):
         self.advance()
 
     def owner_changed(self, stage: int) -> None:
-        """A new owner of a keeping stage holds no copy: it gets the last pair, which all others have or are getting."""
+        """A new owner of a holding stage has no copy: it gets the last pair, which all others have or are getting."""
         for part, copy in self._held.items():
-            if stage in self._keepers(part):
+            if stage in self._holders(part):
                 self._offer(part, stage, copy)
 
     def on_tick(self) -> None:
@@ -116,7 +119,7 @@ class DriverBackupSource(StepObserver):
             self._state.act(ReleaseSnapshot(digest))
         for part, (payload_bytes, digest) in zip(parts, copied, strict=True):
             self._held[part] = Copy(self._state.committed, digest, payload_bytes)
-            for stage in self._keepers(part):
+            for stage in self._holders(part):
                 self._offer(part, stage, self._held[part])
 
     def _offer(self, part: Part, stage: int, copy: Copy) -> None:
@@ -126,17 +129,17 @@ class DriverBackupSource(StepObserver):
 
     def _send(self, part: Part, stage: int, offered: Offered) -> None:
         offered.sent_at = self._state.now
-        keeper, copy = self._state.membership.serving_peer(stage), offered.copy
-        if keeper is not None:
+        holder, copy = self._state.membership.serving_peer(stage), offered.copy
+        if holder is not None:
             message = EdgeCopy(part, self._state.incarnation, copy.step, copy.payload_bytes, copy.digest)
-            self._state.send(keeper, message)
+            self._state.send(holder, message)
 
     def on_kept(self, peer: PeerId, message: EdgeCopyKept) -> None:
-        """A keeper confirms."""
-        for stage in self._keepers(message.part):
+        """A holder confirms."""
+        for stage in self._holders(message.part):
             offered = self._offered.get((message.part, stage))
-            is_its_keeper = peer == self._state.membership.serving_peer(stage)
-            if offered is not None and offered.copy.digest == message.digest and is_its_keeper:
+            is_its_holder = peer == self._state.membership.serving_peer(stage)
+            if offered is not None and offered.copy.digest == message.digest and is_its_holder:
                 del self._offered[message.part, stage]
                 self._report(message.part, stage, offered)
         self.advance()
@@ -153,12 +156,12 @@ class DriverBackupSource(StepObserver):
         )
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
-        """Whether the peer keeps the part that it asks for."""
+        """Whether the peer is to hold the part that it asks for."""
         if (request.stage, request.incarnation) != (DRIVER_STAGE, self._state.incarnation):
             return False
         parts = [part for part, copy in self._held.items() if copy.digest == request.digest]
         serving_peer = self._state.membership.serving_peer
-        return any(serving_peer(stage) == peer for part in parts for stage in self._keepers(part))
+        return any(serving_peer(stage) == peer for part in parts for stage in self._holders(part))
 
 
 class DriverBackupHolder:
@@ -172,7 +175,7 @@ class DriverBackupHolder:
 
     def on_offer(self, peer: PeerId, offer: EdgeCopy) -> None:
         """Fetch the copy, unless it is here or on its way."""
-        if self._state.stage not in keepers_of(offer.part, self._state.manifest):
+        if self._state.stage not in holders_of(offer.part, self._state.manifest):
             return
         if any(copy.digest == offer.digest for copy in self._copies.get(offer.part, [])):
             self._note(offer)

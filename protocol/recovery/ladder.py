@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.manifest import RecoverySettings, RunManifest
 from understudy.protocol.routing import partners
-from understudy.protocol.wire.messages import Donation, Part
+from understudy.protocol.wire.fields import Part
+from understudy.protocol.wire.messages import Donation
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ def _edge_copies(case: RecoveryCase) -> Plan | None:
     commits = {_commit(source) for source in embeddings} & {_commit(source) for source in heads}
     if commits:
         commit = max(commits)
-        # Of several keepers the nearest to where the part is used: so the two parts come side by side.
+        # Of several holders the nearest to where the part is used: so the two parts come side by side.
         chosen = [next(s for s in parts if _commit(s) == commit) for parts in (embeddings, heads[::-1])]
         return Plan("edge copy", f"embedding and head as of step {commit[1]}, exactly", case.step, tuple(chosen))
     latest = [max(parts, key=_commit) for parts in (embeddings, heads) if parts]

@@ -10,14 +10,17 @@ from typing import Literal
 
 import msgspec
 
-from understudy.protocol.events import ApplyJob, Fetched, FetchFailed, JobDone, ReleaseStage, Stop, Store, TextRead
+from understudy.protocol.actions import ReleaseStage, Stop, Store
+from understudy.protocol.events import Fetched, FetchFailed, JobDone, TextRead
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.jobs import ApplyJob
 from understudy.protocol.membership.consequences import Consequences
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.coordinator import Coordinator
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.stage import BlockStage
+from understudy.protocol.recovery import reasons
 from understudy.protocol.recovery.claimant import Claimant, OpenClaim
 from understudy.protocol.recovery.ladder import Plan
 from understudy.protocol.recovery.owned_stage import OwnedStage
@@ -180,9 +183,9 @@ class Lifecycle(Consequences):
         self._state.emit("text.failed", step=event.step, reason=event.failure)
         claim = self.claimant.claim
         if self.coordinator is not None:
-            self.hand_back("the text cannot be read")
+            self.hand_back(reasons.TEXT_UNREADABLE)
         elif claim is not None and claim.stage == DRIVER_STAGE:
-            self.claimant.abandon("the text cannot be read")
+            self.claimant.abandon(reasons.TEXT_UNREADABLE)
         else:
             self.refresh()
 

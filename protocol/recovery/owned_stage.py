@@ -1,15 +1,16 @@
 """A stage that this node owns: the host that trains it, and what its owner does for others meanwhile.
 
-For others it vouches for claims and keeps copies of S0 (`Witness`), holds weights for exporters (`SnapshotLeases`)
+For others it vouches for claims and holds backups of S0 (`Witness`), holds weights for exporters (`SnapshotLeases`)
 and, on S0, has its own weights copied (`DriverBackupSource`). The host knows the latter two as observers of its steps
 only; all their work on the weights goes through the one queue of the stage.
 """
 
 from __future__ import annotations
 
-from understudy.protocol.events import DigestJob, Fetched, FetchFailed, JobDone, LeaseJob, SnapshotJob
+from understudy.protocol.events import Fetched, FetchFailed, JobDone
 from understudy.protocol.export.lease import SnapshotLeases
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.jobs import DigestJob, LeaseJob, SnapshotJob
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.coordinator import Coordinator
 from understudy.protocol.pipeline.edge_host import EdgeHost
@@ -47,7 +48,7 @@ class OwnedStage:
         return self._leases.is_wanted
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
-        """Whether the peer may have weights that we hold: as a keeper of S0, an exporter, or a claimant."""
+        """Whether the peer may have weights that we hold: as a holder of S0's backups, an exporter, or a claimant."""
         is_backup = self._backup is not None and self._backup.may_fetch(peer, request)
         return is_backup or self._leases.may_fetch(peer, request) or self.witness.may_fetch(peer, request)
 
@@ -76,10 +77,10 @@ class OwnedStage:
         self.host.pump()
 
     def on_copy_message(self, peer: PeerId, message: EdgeCopy | EdgeCopyKept) -> None:
-        """S0 offers us a copy of its weights, or we are S0 and a keeper has a copy of ours."""
+        """S0 offers us a copy of its weights, or we are S0 and a holder has a copy of ours."""
         if self._backup is None:
             if isinstance(message, EdgeCopy):
-                self.witness.keeper.on_offer(peer, message)
+                self.witness.backups.on_offer(peer, message)
         elif isinstance(message, EdgeCopyKept):
             self._backup.on_kept(peer, message)
             self.host.pump()
@@ -95,9 +96,9 @@ class OwnedStage:
     def on_fetch_ended(self, event: Fetched | FetchFailed) -> None:
         """What an owner fetches are copies of S0's weights."""
         if isinstance(event, Fetched):
-            self.witness.keeper.on_fetched(event)
+            self.witness.backups.on_fetched(event)
         else:
-            self.witness.keeper.on_fetch_failed(event)
+            self.witness.backups.on_fetch_failed(event)
 
     def review(self) -> None:
         """Who is lost or back among the stages that we witness?"""

@@ -5,7 +5,7 @@ Its last step is decided once, by one driver; but drivers die, and words of it a
 
 from __future__ import annotations
 
-from understudy.protocol.events import Store
+from understudy.protocol.actions import Store
 from understudy.protocol.ids import DRIVER_STAGE
 from understudy.protocol.membership.seats import Status
 from understudy.protocol.node_state import NodeState

@@ -5,6 +5,7 @@ from __future__ import annotations
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.membership.placement import choose_hole, is_in_front, rank_holes, rank_spares
 from understudy.protocol.node_state import NodeState
+from understudy.protocol.recovery import reasons
 from understudy.protocol.wire.records import SpareRecord, stage_key
 
 REFUSAL_PAUSE_S = 1.0
@@ -67,7 +68,7 @@ class SparePolicy:
         self._holes_since = {hole: self._holes_since.get(hole, self._state.now) for hole in holes}
         allowed = [stage for stage in holes if self._refused_until.get(stage, 0.0) <= self._state.now]
         if self._wanted_stage is not None and not membership.is_present(self._wanted_stage):
-            return (self._wanted_stage, "asked for") if self._wanted_stage in allowed else None
+            return (self._wanted_stage, reasons.ASKED_FOR) if self._wanted_stage in allowed else None
         self._wanted_stage = None
         return self._choose_needed(allowed)
 
@@ -86,5 +87,5 @@ class SparePolicy:
         if stage is None:
             return None
         if stage == DRIVER_STAGE:
-            return stage, "S0 is needed most: nothing moves without the driver"
-        return stage, f"S{stage} was lost" if stage in lost else f"S{stage} was never owned"
+            return stage, reasons.DRIVER_NEEDED
+        return stage, reasons.lost(stage) if stage in lost else reasons.never_owned(stage)

@@ -6,6 +6,7 @@ from understudy.protocol.ids import DRIVER_STAGE
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.stage import BlockStage
+from understudy.protocol.recovery import reasons
 
 
 class SplitJudge:
@@ -19,9 +20,9 @@ class SplitJudge:
         """Why our stage is to be given up, if it is. To be asked again and again: it notes since when it is alone."""
         stage, step = self._state.stage, self._host.step
         if self._is_outpaced():
-            return f"the others are beyond step {step}, where S{stage} was left behind"
+            return reasons.left_behind(stage, step)
         if self._has_been_alone_ahead():
-            return f"S{stage} alone is at step {step}, where nobody follows"
+            return reasons.alone_ahead(stage, step)
         return None
 
     def _is_outpaced(self) -> bool:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from understudy.protocol.events import ReleaseSnapshot, SnapshotJob, Store
+from understudy.protocol.actions import ReleaseSnapshot, Store
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.jobs import SnapshotJob
 from understudy.protocol.membership.placement import dead_stretch, nearest_survivors
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.queue import WorkQueue
-from understudy.protocol.recovery.driver_backup import DriverBackupHolder, keeping_stages
-from understudy.protocol.wire.messages import Claim, Donation, FetchRequest, Grant, Refusal, RefusalReason
+from understudy.protocol.recovery.driver_backup import DriverBackupHolder, holding_stages
+from understudy.protocol.wire.fields import RefusalReason
+from understudy.protocol.wire.messages import Claim, Donation, FetchRequest, Grant, Refusal
 from understudy.protocol.wire.records import OfferRecord
 
 ALONE_MIN = 2
@@ -39,7 +41,7 @@ class Witness:
 
     def __init__(self, state: NodeState, queue: WorkQueue) -> None:
         self._state = state
-        self.keeper = DriverBackupHolder(state, self.review)
+        self.backups = DriverBackupHolder(state, self.review)
         self._queue = queue
         self._held: WitnessSnapshot | None = None
         self._is_snapshot_due = False
@@ -147,7 +149,7 @@ class Witness:
     def _donations_for(self, stage: int) -> tuple[Donation, ...]:
         """What we have for whoever takes the stage: our weights, or our copies of S0's."""
         if stage == DRIVER_STAGE:
-            return self.keeper.donations()
+            return self.backups.donations()
         held = self._held
         if held is None or not self._can_copy_for(stage):
             return ()
@@ -206,7 +208,7 @@ class Witness:
 
     def _is_witness_of(self, stage: int) -> bool:
         membership = self._state.membership
-        if stage == DRIVER_STAGE and self._state.stage in keeping_stages(self._state.manifest):
+        if stage == DRIVER_STAGE and self._state.stage in holding_stages(self._state.manifest):
             return not membership.is_serving(stage)
         return stage in dead_stretch(self._state.stage, membership.stage_count, membership.is_serving)
 

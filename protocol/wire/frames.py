@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import msgspec
 
 from understudy.protocol.errors import LocalProtocolError, RemoteProtocolError
-from understudy.protocol.wire.messages import AnyMessage, TensorHeader
+from understudy.protocol.wire.messages import AnyMessage
+from understudy.protocol.wire.tensors import TensorHeader
 
 PREFIX = struct.Struct("<IQ")
 MESSAGE_BYTES_MAX = 64 * 1024

@@ -2,70 +2,32 @@
 
 Messages are msgspec structs: validated when decoded, tagged, and append-only (a new field goes
 to the end and has a default). The sender's PeerID is authenticated by libp2p and never part of
-a message. Tensors follow their message as raw bytes described by a `TensorHeader` (frames.py).
+a message. Tensors follow their message as raw bytes described by a `TensorHeader` (tensors.py, frames.py).
 """
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from understudy.protocol.ids import (
-    INCARNATION_MAX,
-    INDEX_MAX,
-    PEER_ID_CHARS_MAX,
-    STAGES_MAX,
-    STEPS_MAX,
-    Attempt,
-    Microbatch,
-    PeerId,
+from understudy.protocol.ids import INCARNATION_MAX, PEER_ID_CHARS_MAX, STAGES_MAX, Attempt, Microbatch, PeerId
+from understudy.protocol.wire.fields import (
+    VISIBLE,
+    ByteCount,
+    Digest,
+    Incarnation,
+    Index,
+    LeaseState,
+    Part,
+    PeerText,
+    RefusalReason,
+    StageNumber,
+    StageState,
+    StepNumber,
 )
-from understudy.protocol.manifest import WireDtype
-
-StageNumber = Annotated[int, Meta(ge=0, lt=STAGES_MAX)]
-Incarnation = Annotated[int, Meta(ge=1, le=INCARNATION_MAX)]
-StepNumber = Annotated[int, Meta(ge=0, le=STEPS_MAX)]
-Index = Annotated[int, Meta(ge=0, le=INDEX_MAX)]
-ByteCount = Annotated[int, Meta(ge=0, le=2**50)]
-VISIBLE = r"^[\x20-\x7e]*\Z"
-"""Text of peers reaches people's terminals: nothing in it may move the cursor or ring the bell."""
-PeerText = Annotated[str, Meta(min_length=1, max_length=PEER_ID_CHARS_MAX, pattern=VISIBLE)]
-Digest = Annotated[str, Meta(max_length=128, pattern=VISIBLE)]
-StageState = Literal["recovering", "serving", "left", "withdrawn"]
-"""``left``: it said goodbye. ``withdrawn``: this tenure or claim is void, and says nothing about any other."""
-
-TENSOR_DIMENSIONS_MAX = 8
-WeightsDtype = Literal["float32", "bfloat16"]
-"""Of weights: they are never quantised, so what a recovery rebuilds is the formula's."""
-DTYPE_BYTES: dict[WireDtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
-BLOCK_CHANNELS = 32
-"""Consecutive numbers of an int8 row that share a scale; a row's last block may be shorter."""
-SCALE_BYTES = 2
-"""Of a block: the bfloat16 that its numbers are multiples of."""
-
-
-def quantised_bytes(width: int) -> int:
-    """Of an int8 row of ``width`` numbers: one for each, and a scale for each block."""
-    return width + SCALE_BYTES * -(-width // BLOCK_CHANNELS)
-
-
-class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
-    """Describes the raw little-endian bytes that follow a message.
-
-    ``shape`` is that of the numbers: of int8, each row of the last dimension has its scales besides (`row_bytes`).
-    """
-
-    dtype: WireDtype
-    shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**32)], ...], Meta(max_length=TENSOR_DIMENSIONS_MAX)]
-
-    @property
-    def row_bytes(self) -> int:
-        """Of the last dimension, as it travels."""
-        width = self.shape[-1] if self.shape else 1
-        return quantised_bytes(width) if self.dtype == "int8" else DTYPE_BYTES[self.dtype] * width
+from understudy.protocol.wire.tensors import TensorSpec
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -131,11 +93,6 @@ class Claim(Message, frozen=True, tag="claim"):
     witnesses: Annotated[tuple[StageNumber, ...], Meta(max_length=4)]
 
 
-Part = Literal["stage", "embedding", "head", "initial"]
-"""What a donation holds: a whole stage, one of the two parts of S0 that its neighbours keep copies of, or the weights
-that the run began with."""
-
-
 class Donation(msgspec.Struct, frozen=True, array_like=True):
     """Weights that a donor holds still for a claimant. ``stage`` is the donor's own."""
 
@@ -163,9 +120,6 @@ class Grant(Message, frozen=True, tag="grant"):
     incarnation: Incarnation
     step: StepNumber
     donations: Annotated[tuple[Donation, ...], Meta(max_length=DONATIONS_MAX)]
-
-
-RefusalReason = Literal["owner alive", "superseded", "not serving", "not a witness", "asks too few", "run is done"]
 
 
 class Refusal(Message, frozen=True, tag="refusal"):
@@ -242,11 +196,6 @@ class LeaseRequest(Message, frozen=True, tag="hold"):
     step: StepNumber
 
 
-LeaseState = Literal["noted", "held", "passed", "full", "not mine"]
-"""Of an asked-for step: it is still to come; its weights are held; they are gone; too many are held
-already; the tenure is not, or no longer, the asked peer's."""
-
-
 class LeaseStatus(Message, frozen=True, tag="held"):
     """The answer to `LeaseRequest`, and news when its status changes. ``committed``: the last step closed here."""
 
@@ -307,20 +256,6 @@ class FetchRequest(Message, frozen=True, tag="fetch"):
     incarnation: Incarnation
     digest: Digest
     offset: ByteCount
-
-
-class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
-    """One tensor of a donation, in order. ``digest`` is the hex SHA-256 of its raw bytes."""
-
-    # SHA-256 and not BLAKE2b: 1715 against 890 MiB/s on a core with SHA instructions (AMD EPYC, OpenSSL 3).
-    name: Annotated[str, Meta(min_length=1, max_length=256, pattern=VISIBLE)]
-    dtype: WeightsDtype
-    shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 32)], ...], Meta(max_length=4)]
-    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-
-    @property
-    def payload_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
 class FetchHeader(Message, frozen=True, tag="fetch_header"):

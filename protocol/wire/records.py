@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import PeerId
-from understudy.protocol.wire.messages import (
+from understudy.protocol.wire.fields import (
     ByteCount,
     Digest,
     Incarnation,

@@ -6,7 +6,8 @@ from typing import Any
 
 from tests.sim.node import SimNode, Snapshot
 from tests.sim.simulation import FETCH_S, Simulation, replace_settings
-from understudy.protocol.events import Fetch, Fetched, FetchFailed
+from understudy.protocol.actions import Fetch
+from understudy.protocol.events import Fetched, FetchFailed
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import InitialSettings, RunManifest
 

@@ -9,18 +9,8 @@ from typing import Any
 from tests.sim.judgement import LogLine
 from tests.sim.node import SimNode, Snapshot, Violation
 from tests.sim.simulation import DHT_LATENCY_S, Simulation
-from understudy.protocol.events import (
-    CancelFetches,
-    Emit,
-    Event,
-    Fetch,
-    Fetched,
-    MessageReceived,
-    Read,
-    Send,
-    Started,
-    TimerFired,
-)
+from understudy.protocol.actions import CancelFetches, Emit, Fetch, Read, Send
+from understudy.protocol.events import Event, Fetched, MessageReceived, Started, TimerFired
 from understudy.protocol.export.actions import BeginExport, ExportWish, FailExport, FinishExport
 from understudy.protocol.export.exporter import Exporter
 from understudy.protocol.ids import PeerId

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from tests.sim.node import SimNode, Snapshot, Violation
-from understudy.protocol.events import Action, Send, Stop, TimerFired
+from understudy.protocol.actions import Action, Send, Stop
+from understudy.protocol.events import TimerFired
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.placement import STEPS_APART_MAX

@@ -10,26 +10,22 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from understudy.protocol.actions import Discard, Keep, ReleaseLease, ReleaseSnapshot, ReleaseStage
 from understudy.protocol.core import Core
-from understudy.protocol.events import (
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.jobs import (
     Applied,
     ApplyJob,
     BackwardJob,
     BlendJob,
     DigestJob,
-    Discard,
     ForwardJob,
     InitialiseJob,
     Job,
-    Keep,
     LeaseJob,
     LossJob,
-    ReleaseLease,
-    ReleaseSnapshot,
-    ReleaseStage,
     SnapshotJob,
 )
-from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.pipeline.updates import OWN_SKIPS_MAX
 from understudy.protocol.routing import Route, route
 

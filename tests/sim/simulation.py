@@ -29,42 +29,39 @@ from tests.sim.faults import (
 from tests.sim.hindrances import Hindrance, Hindrances, Reading
 from tests.sim.judgement import Judge, LogLine
 from tests.sim.node import SimNode, Violation
-from understudy.protocol.core import Core
-from understudy.protocol.events import (
+from understudy.protocol.actions import (
     Action,
-    Applied,
-    ApplyJob,
-    BackwardJob,
     CancelFetches,
     CloseLinks,
     Discard,
     Emit,
-    Event,
     Fetch,
-    Fetched,
-    FetchFailed,
-    ForwardJob,
-    Job,
-    JobDone,
     Keep,
-    MessageReceived,
-    PeerUnreachable,
     Read,
     ReadText,
-    RecordsRead,
     ReleaseLease,
     ReleaseSnapshot,
     ReleaseStage,
     Run,
     Send,
-    SnapshotJob,
-    Started,
     Stop,
     Store,
+)
+from understudy.protocol.core import Core
+from understudy.protocol.events import (
+    Event,
+    Fetched,
+    FetchFailed,
+    JobDone,
+    MessageReceived,
+    PeerUnreachable,
+    RecordsRead,
+    Started,
     TextRead,
     TimerFired,
 )
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.jobs import Applied, ApplyJob, BackwardJob, ForwardJob, Job, SnapshotJob
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.wire.messages import AnyMessage, Claim, FetchRequest, Forward, Grant, Refusal
 from understudy.protocol.wire.records import AnyRecord, key_of

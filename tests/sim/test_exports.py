@@ -135,8 +135,8 @@ def take_any_step(exporter: Exporter, peer: str, answer: LeaseStatus) -> None:
 
 
 MUTANTS: dict[str, tuple[Any, str, Any]] = {
-    "an export takes the steps that it gets": (Exporter, "_on_held", take_any_step),
-    "an owner leaves with what is wanted": (SnapshotLeases, "is_wanted", property(lambda holds: False)),
+    "an export takes the steps that it gets": (Exporter, "_on_lease_status", take_any_step),
+    "an owner leaves with what is wanted": (SnapshotLeases, "is_wanted", property(lambda leases: False)),
 }
 
 

@@ -16,7 +16,7 @@ from tests.sim.schedules import hindered_schedule
 from tests.sim.simulation import Simulation, build, replace_settings, small_manifest
 from tests.sim.test_seeds import chunks, run_seed
 from tests.sim.transcripts import LIMIT_S, read
-from understudy.protocol.events import Applied, SnapshotJob
+from understudy.protocol.jobs import Applied, SnapshotJob
 from understudy.protocol.pipeline.coordinator import Coordinator
 from understudy.protocol.pipeline.ledger import StageLedger
 from understudy.protocol.pipeline.stage import BlockStage
@@ -187,7 +187,7 @@ def note_apart(source: Any, parts: tuple[Any, ...], copied: tuple[tuple[int, str
     source._is_ordered = source.is_head_due = parts == PARTS[:1]
 
 
-def forget_the_last_pair(keeper: DriverBackupHolder, part: Any, copies: list[Any]) -> list[Any]:
+def forget_the_last_pair(holder: DriverBackupHolder, part: Any, copies: list[Any]) -> list[Any]:
     return copies[-1:]
 
 

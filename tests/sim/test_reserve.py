@@ -11,7 +11,7 @@ from tests.sim.faults import CALM
 from tests.sim.node import SimNode
 from tests.sim.schedules import Schedule, harsh_schedule, schedule
 from tests.sim.simulation import LogLine, Simulation, build, replace_settings, small_manifest
-from understudy.protocol.events import Action, Read, Store
+from understudy.protocol.actions import Action, Read, Store
 from understudy.protocol.membership.placement import FRONT_MAX
 from understudy.protocol.wire.records import SPARES_KEY, SpareRecord
 

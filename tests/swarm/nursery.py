@@ -209,7 +209,7 @@ def _live(birth: Birth) -> None:
 def _arm(birth: Birth) -> None:
     """Wrap the work of the compute thread."""
     from understudy.node.compute.stage import StageHost
-    from understudy.protocol.events import BackwardJob, BlendJob, ForwardJob, InitialiseJob, Job
+    from understudy.protocol.jobs import BackwardJob, BlendJob, ForwardJob, InitialiseJob, Job
 
     work = StageHost.work
     tenure = (0, 0)

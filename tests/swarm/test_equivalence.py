@@ -38,8 +38,8 @@ from understudy.protocol.manifest import (
     StepSettings,
     TimingSettings,
     WireSettings,
-    check,
 )
+from understudy.protocol.manifest_reader import check
 from understudy.protocol.routing import route
 from understudy.protocol.wire.records import ManifestRecord
 

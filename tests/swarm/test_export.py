@@ -17,7 +17,8 @@ from tests.swarm.processes import Brood
 from understudy.node.data.corpus import Batches, open_corpus
 from understudy.node.export.folder import ExportRecord, read_record
 from understudy.node.export.generation import ExportedModel
-from understudy.protocol.manifest import RunManifest, decode_manifest
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.manifest_reader import decode_manifest
 
 START_TIMEOUT_S = 60.0
 EXPORT_TIMEOUT_S = 90.0

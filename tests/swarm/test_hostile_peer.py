@@ -45,7 +45,6 @@ from understudy.protocol.wire.messages import (
     Hello,
     Lost,
     Refusal,
-    TensorHeader,
     Withdraw,
 )
 from understudy.protocol.wire.records import (
@@ -56,6 +55,7 @@ from understudy.protocol.wire.records import (
     StageRecord,
     encode_record,
 )
+from understudy.protocol.wire.tensors import TensorHeader
 
 SEED = 20250614
 ATTACK_TIMEOUT_S = 120.0

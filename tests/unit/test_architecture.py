@@ -87,10 +87,14 @@ LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "text_check": set(),
     "routing": {"ids"},
-    "manifest": {"errors", "ids"},
+    "manifest": {"ids"},
+    "manifest_reader": {"errors", "manifest"},
+    "presets": {"errors", "manifest", "manifest_reader"},
     "wire": {"errors", "ids", "manifest"},
-    "events": {"ids", "wire"},
-    "pace": {"events", "ids"},
+    "jobs": {"ids", "wire"},
+    "events": {"ids", "jobs", "wire"},
+    "actions": {"ids", "jobs", "wire"},
+    "pace": {"events", "ids", "jobs"},
     # Whom the view of the swarm consists of, and what follows from it: pure, so the shared board may hold it.
     "membership/placement": {"ids", "wire"},
     "membership/seats": {"ids", "membership/placement", "wire"},
@@ -98,35 +102,35 @@ LAYERS: dict[str, set[str]] = {
     "membership/view": {"ids", "manifest", "membership/groups", "membership/placement", "membership/seats"},
     # The shared board of one node: all parts below read and write it.
     "node_state": {
-        "errors", "events", "ids", "manifest", "membership/seats", "membership/view", "pace", "routing", "text_check",
-        "wire",
+        "actions", "errors", "ids", "jobs", "manifest", "membership/seats", "membership/view", "pace", "routing",
+        "text_check", "wire",
     },
     "membership": {
-        "errors", "events", "ids", "membership/groups", "membership/placement", "membership/seats", "node_state",
-        "wire",
+        "actions", "errors", "ids", "membership/groups", "membership/placement", "membership/seats", "node_state", "wire",
     },
     # A stage's jobs and the steps that others may follow: all that an export has to know of training.
     "pipeline/observer": set(),
-    "pipeline/queue": {"events", "ids"},
+    "pipeline/queue": {"ids", "jobs"},
     "pipeline": {
-        "errors", "events", "ids", "manifest", "node_state", "pipeline/observer", "pipeline/queue", "routing", "wire",
+        "actions", "errors", "events", "ids", "jobs", "manifest", "node_state", "pipeline/observer", "pipeline/queue",
+        "routing", "wire",
     },
     "export": {
-        "errors", "events", "ids", "manifest", "membership/placement", "node_state", "pipeline/observer",
-        "pipeline/queue", "wire",
+        "actions", "errors", "events", "ids", "jobs", "manifest", "membership/placement", "node_state",
+        "pipeline/observer", "pipeline/queue", "wire",
     },
     # Builds a stage, so it knows the hosts, and who observes their steps: exports are one of them.
     "recovery": {
-        "events", "export", "ids", "manifest", "membership", "membership/placement", "membership/seats", "node_state",
-        "pipeline", "pipeline/observer", "pipeline/queue", "routing", "wire",
+        "actions", "events", "export", "ids", "jobs", "manifest", "membership", "membership/placement",
+        "membership/seats", "node_state", "pipeline", "pipeline/observer", "pipeline/queue", "routing", "wire",
     },
-    # For people: it looks at everything, and nothing but the core looks at it.
+    # For people: it looks at everything, and of protocol/ only the core looks at it.
     "observe": {
         "ids", "manifest", "membership", "membership/placement", "membership/seats", "node_state", "recovery", "wire",
     },
     "core": {
-        "errors", "events", "ids", "manifest", "membership", "membership/view", "node_state", "observe", "pipeline",
-        "recovery", "wire",
+        "actions", "errors", "events", "ids", "jobs", "manifest", "membership", "membership/view", "node_state",
+        "observe", "pipeline", "recovery", "wire",
     },
 }  # fmt: skip
 """What each part of protocol/ imports of the others: all that it may, and all above it. The most exact name counts."""

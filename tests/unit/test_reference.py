@@ -16,7 +16,9 @@ from typer.core import TyperOption
 
 from understudy.bootstrap.__main__ import app
 from understudy.bootstrap.same_run import ENTERED_AT_FOUNDING
-from understudy.protocol.manifest import PRESETS, RunManifest, parse_manifest, preset
+from understudy.protocol.manifest import RunManifest
+from understudy.protocol.manifest_reader import parse_manifest
+from understudy.protocol.presets import PRESETS, preset
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"

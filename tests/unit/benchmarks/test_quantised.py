@@ -34,7 +34,7 @@ from benchmarks.quantised.results import (
 from benchmarks.quantised.wires import by_row, carry_of, there_and_back
 from understudy.node.compute.quantisation import quantised, restored
 from understudy.protocol.errors import SettingsError
-from understudy.protocol.wire.messages import BLOCK_CHANNELS
+from understudy.protocol.wire.tensors import BLOCK_CHANNELS
 
 ORIGIN = Origin("abc", {}, "a machine")
 

@@ -16,7 +16,7 @@ from benchmarks.scale.measuring import measure
 from benchmarks.scale.metering import Meter
 from benchmarks.scale.results import Case, Outcome, ScaleResult, read, roles_table, scale_table, swarm_table
 from understudy.bootstrap.founding import load_manifest
-from understudy.protocol.events import Read, Send, Store
+from understudy.protocol.actions import Read, Send, Store
 from understudy.protocol.ids import Attempt, PeerId
 from understudy.protocol.wire.frames import encode_frame
 from understudy.protocol.wire.messages import Forward, Heartbeat

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from understudy.protocol.events import Action, Applied, ApplyJob, BackwardJob, ForwardJob, JobDone, LossJob, Run, Send
+from understudy.protocol.actions import Action, Run, Send
+from understudy.protocol.events import JobDone
 from understudy.protocol.ids import Attempt, PeerId, Tenure
+from understudy.protocol.jobs import Applied, ApplyJob, BackwardJob, ForwardJob, LossJob
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
 from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status

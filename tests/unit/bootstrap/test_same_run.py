@@ -21,7 +21,8 @@ from understudy.bootstrap.founding import (
 from understudy.bootstrap.same_run import Difference, first_difference
 from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import SettingsError
-from understudy.protocol.manifest import PRESETS, InitialSettings, RunManifest, preset
+from understudy.protocol.manifest import InitialSettings, RunManifest
+from understudy.protocol.presets import PRESETS, preset
 
 TINY = preset("tiny")
 

@@ -24,11 +24,11 @@ from understudy.node.ui.display import LINE_EVERY_S, ConsoleHandler, Display
 from understudy.node.ui.display_loop import Watch
 from understudy.node.ui.history import History
 from understudy.node.ui.telemetry import EventLog, logger
+from understudy.protocol.actions import Read
 from understudy.protocol.core import Core
-from understudy.protocol.events import Read
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import preset
 from understudy.protocol.observe.node_status import SelfView
+from understudy.protocol.presets import preset
 from understudy.protocol.wire.records import PROGRESS_KEY
 
 VIEW = SelfView(PeerId("QmMe"), "seen-0123456789ab", "spare", None, 0, "", 5, 9, 2.5, (), ())

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from understudy.node.export.view import ExportView, line_of
-from understudy.protocol.manifest import preset
+from understudy.protocol.presets import preset
 
 MANIFEST = preset("tiny")
 

@@ -12,11 +12,12 @@ import pytest
 from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.dht.signing import StoredRecord
 from understudy.node.export.exporter import ExportRun
+from understudy.protocol.actions import Fetch
 from understudy.protocol.errors import LocalProtocolError
-from understudy.protocol.events import Event, Fetch, MessageReceived, TimerFired
+from understudy.protocol.events import Event, MessageReceived, TimerFired
 from understudy.protocol.export.actions import ExportWish
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import preset
+from understudy.protocol.presets import preset
 from understudy.protocol.wire.messages import Heartbeat
 
 TIMEOUT_S = 10.0

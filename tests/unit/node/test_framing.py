@@ -26,7 +26,8 @@ from understudy.protocol.errors import NetworkError, RemoteProtocolError
 from understudy.protocol.ids import Attempt
 from understudy.protocol.manifest import WireDtype
 from understudy.protocol.wire.frames import FETCH_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, PREFIX, encode_frame
-from understudy.protocol.wire.messages import AnyMessage, Backward, FetchEnd, Forward, Heartbeat, Hello, TensorHeader
+from understudy.protocol.wire.messages import AnyMessage, Backward, FetchEnd, Forward, Heartbeat, Hello
+from understudy.protocol.wire.tensors import TensorHeader
 
 ACTIVATION = TensorHeader("float32", (2, 3, 4))
 HEARTBEAT = Heartbeat(2, 1, "serving", 7)

@@ -16,22 +16,14 @@ from understudy.node.compute.weights import snapshot
 from understudy.node.export.folder import ExportFolder, Origin
 from understudy.node.export.initial_weights import InitialWeights
 from understudy.node.p2p.addresses import JoinString
+from understudy.protocol.actions import Emit, Fetch, Run
 from understudy.protocol.core import Core
 from understudy.protocol.errors import SettingsError
-from understudy.protocol.events import (
-    Emit,
-    Fetch,
-    Fetched,
-    FetchFailed,
-    InitialiseJob,
-    JobDone,
-    RecordsRead,
-    Run,
-    Started,
-    TimerFired,
-)
+from understudy.protocol.events import Fetched, FetchFailed, JobDone, RecordsRead, Started, TimerFired
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import InitialSettings, ModelSettings, RunManifest, manifest_from_table
+from understudy.protocol.jobs import InitialiseJob
+from understudy.protocol.manifest import InitialSettings, ModelSettings, RunManifest
+from understudy.protocol.manifest_reader import manifest_from_table
 from understudy.protocol.recovery.claimant import INITIAL_RETRY_S, SETTLE_S
 from understudy.protocol.wire.messages import FetchRequest
 from understudy.protocol.wire.records import stage_key

@@ -13,7 +13,7 @@ from understudy.node.dht.signing import StoredRecord
 from understudy.node.joining import FIND_TIMEOUT_S, LOOK_AGAIN_AFTER_S, obtain_manifest
 from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import NetworkError, SettingsError
-from understudy.protocol.manifest import preset
+from understudy.protocol.presets import preset
 from understudy.protocol.wire.records import encode_record
 
 RUN = preset("tiny")

@@ -20,7 +20,7 @@ from understudy.node.doctor.machine import (
     check_python,
     stage_bytes,
 )
-from understudy.protocol.manifest import PRESETS, preset
+from understudy.protocol.presets import PRESETS, preset
 
 NEEDED = ["torch<2.14,>=2.4", "hivemind>=1.1.12", 'psutil>=5.9; extra == "dev"']
 

@@ -27,7 +27,8 @@ from understudy.protocol.errors import NetworkError, PeerRefusedError
 from understudy.protocol.ids import Attempt, PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION
 from understudy.protocol.wire.frames import PREFIX, encode_frame
-from understudy.protocol.wire.messages import AnyMessage, Backward, Forward, Heartbeat, Hello, Lost, TensorHeader
+from understudy.protocol.wire.messages import AnyMessage, Backward, Forward, Heartbeat, Hello, Lost
+from understudy.protocol.wire.tensors import TensorHeader
 
 ACTIVATION = TensorHeader("float32", (1, 2, 3))
 RULES = LinkRules("run-0", "d" * 64, ACTIVATION)

@@ -10,8 +10,8 @@ import torch
 from understudy.node.compute import precision
 from understudy.node.compute.precision import HIDDEN_SIZE_MIN, arithmetic, is_bfloat16_faster
 from understudy.node.compute.stage import StageHost
-from understudy.protocol.events import BackwardJob, ForwardJob, InitialiseJob
 from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.jobs import BackwardJob, ForwardJob, InitialiseJob
 from understudy.protocol.manifest import ComputeSettings, ModelSettings, RunManifest, StepSettings, WireSettings
 
 CPU = torch.device("cpu")

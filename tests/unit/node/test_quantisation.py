@@ -14,7 +14,7 @@ from torch import Tensor
 from understudy.node.compute.quantisation import LEVELS, SCALE_MIN, quantised, restored, width_of
 from understudy.node.compute.tensors import bytes_of, empty_tensor, from_wire, header_of, to_wire
 from understudy.protocol.wire.frames import tensor_bytes
-from understudy.protocol.wire.messages import BLOCK_CHANNELS, TensorHeader, quantised_bytes
+from understudy.protocol.wire.tensors import BLOCK_CHANNELS, TensorHeader, quantised_bytes
 
 CPU = torch.device("cpu")
 NUMBERS = st.floats(-(2.0**126), 2.0**126, width=32)

@@ -25,6 +25,7 @@ from understudy.node.dht.signing import StoredRecord
 from understudy.node.p2p.streams import StreamCallback
 from understudy.node.runtime import Node
 from understudy.node.ui.display import Display
+from understudy.protocol.actions import Action, CancelFetches, Fetch
 from understudy.protocol.errors import (
     LocalProtocolError,
     NetworkError,
@@ -34,13 +35,7 @@ from understudy.protocol.errors import (
     WeightsError,
 )
 from understudy.protocol.events import (
-    Action,
-    Applied,
-    ApplyJob,
-    BackwardJob,
-    CancelFetches,
     Event,
-    Fetch,
     JobDone,
     MessageReceived,
     PeerUnreachable,
@@ -49,8 +44,10 @@ from understudy.protocol.events import (
     TimerFired,
 )
 from understudy.protocol.ids import Attempt, Microbatch, PeerId
-from understudy.protocol.manifest import PROTOCOL_VERSION, preset
+from understudy.protocol.jobs import Applied, ApplyJob, BackwardJob
+from understudy.protocol.manifest import PROTOCOL_VERSION
 from understudy.protocol.pipeline.updates import OWN_SKIPS_MAX
+from understudy.protocol.presets import preset
 from understudy.protocol.wire.frames import encode_frame
 from understudy.protocol.wire.messages import FetchEnd, Forward, Heartbeat, Hello
 from understudy.protocol.wire.records import (

@@ -20,27 +20,25 @@ from understudy.node.compute.tensors import header_of, to_wire
 from understudy.node.compute.weights import WeightsSnapshot, blend, snapshot
 from understudy.node.data.prefetch import ReadAhead
 from understudy.node.data.training_data import TrainingData
+from understudy.protocol.actions import Discard, Keep, ReleaseLease, ReleaseSnapshot
 from understudy.protocol.errors import LocalProtocolError, TextError
-from understudy.protocol.events import (
+from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.jobs import (
     Applied,
     ApplyJob,
     BackwardJob,
     BlendJob,
     DigestJob,
-    Discard,
     ForwardJob,
     InitialiseJob,
     Job,
-    Keep,
     LeaseJob,
     LossJob,
-    ReleaseLease,
-    ReleaseSnapshot,
     SnapshotJob,
 )
-from understudy.protocol.ids import Attempt, Microbatch
 from understudy.protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings, WireDtype, WireSettings
-from understudy.protocol.wire.messages import Part, TensorHeader
+from understudy.protocol.wire.fields import Part
+from understudy.protocol.wire.tensors import TensorHeader
 
 torch.set_num_threads(1)
 

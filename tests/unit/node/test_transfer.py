@@ -23,6 +23,7 @@ from understudy.node.links import transfer as module
 from understudy.node.links.framing import read_message, write_frame
 from understudy.node.links.link import LinkRules
 from understudy.node.links.transfer import TRIES_MAX, Fetcher, WeightsServer, fetch_protocol
+from understudy.protocol.actions import Fetch
 from understudy.protocol.errors import (
     NetworkError,
     PeerRefusedError,
@@ -30,19 +31,12 @@ from understudy.protocol.errors import (
     UnderstudyError,
     WeightsError,
 )
-from understudy.protocol.events import Fetch
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION, ModelSettings, RunManifest
+from understudy.protocol.wire.fields import Part
 from understudy.protocol.wire.frames import PREFIX, encode_frame
-from understudy.protocol.wire.messages import (
-    FetchEnd,
-    FetchHeader,
-    FetchRefused,
-    FetchRequest,
-    Heartbeat,
-    Part,
-    TensorHeader,
-)
+from understudy.protocol.wire.messages import FetchEnd, FetchHeader, FetchRefused, FetchRequest, Heartbeat
+from understudy.protocol.wire.tensors import TensorHeader
 
 SETTINGS = ModelSettings(hidden_size=8, intermediate_size=12, attention_heads=2, block_stages=3, layers_per_stage=2)
 RULES = LinkRules("run-0", "d" * 64, TensorHeader("float32", (1, 2, 8)))

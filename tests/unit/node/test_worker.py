@@ -12,9 +12,10 @@ import pytest
 
 from understudy.node.compute.stage import StageHost
 from understudy.node.compute.worker import Worker
+from understudy.protocol.actions import Discard, Keep, ReleaseSnapshot, ReleaseStage
 from understudy.protocol.errors import LocalProtocolError
-from understudy.protocol.events import ApplyJob, Discard, Job, Keep, ReleaseSnapshot, ReleaseStage
 from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.jobs import ApplyJob, Job
 
 TIMEOUT_S = 5.0
 

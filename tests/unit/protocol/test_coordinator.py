@@ -6,19 +6,10 @@ from typing import TypeVar
 
 import pytest
 
-from understudy.protocol.events import (
-    Applied,
-    ApplyJob,
-    BackwardJob,
-    Emit,
-    ForwardJob,
-    JobDone,
-    LossJob,
-    Run,
-    Send,
-    SendFailed,
-)
+from understudy.protocol.actions import Emit, Run, Send
+from understudy.protocol.events import JobDone, SendFailed
 from understudy.protocol.ids import Attempt, PeerId, Tenure
+from understudy.protocol.jobs import Applied, ApplyJob, BackwardJob, ForwardJob, LossJob
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
 from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status

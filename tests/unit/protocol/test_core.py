@@ -10,36 +10,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sim.simulation import small_manifest
-from understudy.protocol.core import Core
-from understudy.protocol.events import (
+from understudy.protocol.actions import (
     Action,
-    Applied,
-    ApplyJob,
-    BlendJob,
     CloseLinks,
     Emit,
     Fetch,
-    Fetched,
-    FetchFailed,
-    InitialiseJob,
-    Job,
-    JobDone,
-    MessageReceived,
-    PeerUnreachable,
     Read,
     ReadText,
-    RecordsRead,
     ReleaseStage,
     Run,
     Send,
-    Started,
     Stop,
-    StopRequested,
     Store,
+)
+from understudy.protocol.core import Core
+from understudy.protocol.events import (
+    Fetched,
+    FetchFailed,
+    JobDone,
+    MessageReceived,
+    PeerUnreachable,
+    RecordsRead,
+    Started,
+    StopRequested,
     TextRead,
     TimerFired,
 )
 from understudy.protocol.ids import Attempt, PeerId
+from understudy.protocol.jobs import Applied, ApplyJob, BlendJob, InitialiseJob, Job
 from understudy.protocol.membership.placement import FRONT_MAX
 from understudy.protocol.text_check import TEXT_RETRY_S
 from understudy.protocol.wire.messages import (

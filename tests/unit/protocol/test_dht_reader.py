@@ -8,7 +8,7 @@ import pytest
 from understudy.protocol.core import Core
 from understudy.protocol.events import RecordsRead, Started
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import preset
+from understudy.protocol.presets import preset
 from understudy.protocol.wire.records import OfferRecord, StageRecord, stage_key, weights_key
 
 ME, OWNER, WITNESS, RETIRED = PeerId("QmMe"), PeerId("QmOwner"), PeerId("QmWitness"), PeerId("QmRetired")

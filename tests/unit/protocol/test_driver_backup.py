@@ -1,4 +1,4 @@
-"""Who keeps copies of S0, what is copied together, and what a keeper holds."""
+"""Who keeps copies of S0, what is copied together, and what a holder has."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from understudy.protocol.events import Emit, Fetch, Fetched, ReleaseSnapshot, Send, SnapshotJob
+from understudy.protocol.actions import Emit, Fetch, ReleaseSnapshot, Send
+from understudy.protocol.events import Fetched
 from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.jobs import SnapshotJob
 from understudy.protocol.manifest import ModelSettings, RecoverySettings, RunManifest
 from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status
@@ -18,10 +20,11 @@ from understudy.protocol.recovery.driver_backup import (
     RESEND_S,
     DriverBackupHolder,
     DriverBackupSource,
-    keepers_of,
-    keeping_stages,
+    holders_of,
+    holding_stages,
 )
-from understudy.protocol.wire.messages import EdgeCopy, EdgeCopyKept, FetchRequest, Part
+from understudy.protocol.wire.fields import Part
+from understudy.protocol.wire.messages import EdgeCopy, EdgeCopyKept, FetchRequest
 
 
 def run_of(block_stages: int, keepers: int = 2, every: int = 1) -> RunManifest:
@@ -44,12 +47,12 @@ def test_the_nearest_keep_each_part(
     block_stages: int, keepers: int, embedding: tuple[int, ...], head: tuple[int, ...]
 ) -> None:
     run = run_of(block_stages, keepers)
-    assert (keepers_of("embedding", run), keepers_of("head", run)) == (embedding, head)
-    assert keeping_stages(run) == {*embedding, *head}
+    assert (holders_of("embedding", run), holders_of("head", run)) == (embedding, head)
+    assert holding_stages(run) == {*embedding, *head}
 
 
 def test_nobody_keeps_what_is_not_copied() -> None:
-    assert keeping_stages(run_of(6, every=0)) == set()
+    assert holding_stages(run_of(6, every=0)) == set()
 
 
 def peer(stage: int) -> PeerId:
@@ -183,16 +186,16 @@ class Keeping:
         run = run_of(3)
         self.state = NodeState(peer(1), run, Membership(run.stage_count, run.timing))
         self.state.tenure = Tenure(1, 1, peer(1))
-        self.keeper = DriverBackupHolder(self.state, lambda: None)
+        self.holder = DriverBackupHolder(self.state, lambda: None)
 
     def keep(self, part: Part, incarnation: int, step: int, digest: str | None = None) -> None:
         digest = digest or f"{part}@{incarnation}.{step}"
-        self.keeper.on_offer(peer(0), EdgeCopy(part, incarnation, step, 4, digest))
+        self.holder.on_offer(peer(0), EdgeCopy(part, incarnation, step, 4, digest))
         if any(isinstance(act, Fetch) and act.digest == digest for act in self.state.actions):
-            self.keeper.on_fetched(Fetched((0, incarnation), peer(0), digest, "weights"))
+            self.holder.on_fetched(Fetched((0, incarnation), peer(0), digest, "weights"))
 
     def held(self, part: Part) -> list[tuple[int, int]]:
-        return [(held.incarnation, held.step) for held in self.keeper.donations() if held.part == part]
+        return [(held.incarnation, held.step) for held in self.holder.donations() if held.part == part]
 
     def released(self) -> list[str]:
         return [act.digest for act in self.state.actions if isinstance(act, ReleaseSnapshot)]
@@ -230,4 +233,4 @@ def test_a_stage_far_from_s0_keeps_nothing() -> None:
     keeping = Keeping()
     keeping.state.tenure = Tenure(2, 1, peer(1))
     keeping.keep("embedding", 1, 5)
-    assert keeping.keeper.donations() == ()
+    assert keeping.holder.donations() == ()

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from understudy.protocol.events import JobDone, Run, Send, SendFailed
+from understudy.protocol.actions import Run, Send
+from understudy.protocol.events import JobDone, SendFailed
 from understudy.protocol.ids import Attempt, PeerId, Tenure
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
 from understudy.protocol.membership.groups import Group

@@ -8,29 +8,20 @@ from typing import Any
 import pytest
 
 from tests.sim.simulation import small_manifest
-from understudy.protocol.events import (
-    CancelFetches,
-    Emit,
-    Fetch,
-    Fetched,
-    FetchFailed,
-    MessageReceived,
-    RecordsRead,
-    Send,
-    Started,
-    TimerFired,
-)
+from understudy.protocol.actions import CancelFetches, Emit, Fetch, Send
+from understudy.protocol.events import Fetched, FetchFailed, MessageReceived, RecordsRead, Started, TimerFired
 from understudy.protocol.export.actions import BeginExport, ExportWish, FailExport, FinishExport
 from understudy.protocol.export.exporter import (
     FETCH_TRIES,
     FETCHES_AT_ONCE,
-    HOLD_REPEAT_S,
+    LEASE_RENEW_S,
     NOBODY_S,
     Exporter,
     best_tenure,
 )
 from understudy.protocol.ids import PeerId
-from understudy.protocol.wire.messages import LeaseRelease, LeaseRequest, LeaseState, LeaseStatus
+from understudy.protocol.wire.fields import LeaseState
+from understudy.protocol.wire.messages import LeaseRelease, LeaseRequest, LeaseStatus
 from understudy.protocol.wire.records import PROGRESS_KEY, ProgressRecord, StageRecord, stage_key
 
 MANIFEST = small_manifest(stages=3, steps=0)
@@ -163,7 +154,7 @@ def test_an_owner_beyond_the_step_moves_all_of_it_and_the_lead_grows() -> None:
 def test_a_wish_is_repeated_until_its_stage_is_there() -> None:
     export, _ = held()
     export.do(Fetched((0, 1), peer(0), "S0@5", "W0"))
-    assert asked(export.wait(HOLD_REPEAT_S)) == [(peer(1), 5), (peer(2), 5)]
+    assert asked(export.wait(LEASE_RENEW_S)) == [(peer(1), 5), (peer(2), 5)]
 
 
 def test_a_new_owner_is_asked_and_the_fetch_from_the_old_one_ends() -> None:

@@ -11,33 +11,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sim.simulation import small_manifest
+from understudy.protocol.actions import Action, Fetch, ReadText, Run
 from understudy.protocol.core import Core
 from understudy.protocol.events import (
-    Action,
-    Applied,
-    ApplyJob,
-    BackwardJob,
-    BlendJob,
-    DigestJob,
     Event,
-    Fetch,
     Fetched,
-    ForwardJob,
-    InitialiseJob,
     JobDone,
-    LeaseJob,
-    LossJob,
     MessageReceived,
     PeerUnreachable,
-    ReadText,
     RecordsRead,
-    Run,
-    SnapshotJob,
     Started,
     TextRead,
     TimerFired,
 )
 from understudy.protocol.ids import PeerId
+from understudy.protocol.jobs import (
+    Applied,
+    ApplyJob,
+    BackwardJob,
+    BlendJob,
+    DigestJob,
+    ForwardJob,
+    InitialiseJob,
+    LeaseJob,
+    LossJob,
+    SnapshotJob,
+)
 from understudy.protocol.wire.messages import AnyMessage, Heartbeat
 from understudy.protocol.wire.records import AnyRecord, key_of
 

@@ -19,7 +19,9 @@ from tests.unit.protocol.test_core import (
     served,
     spare,
 )
-from understudy.protocol.events import Fetch, JobDone, RecordsRead, Send, SnapshotJob, Store
+from understudy.protocol.actions import Fetch, Send, Store
+from understudy.protocol.events import JobDone, RecordsRead
+from understudy.protocol.jobs import SnapshotJob
 from understudy.protocol.wire.messages import Announce, Claim, Donation, Grant, Heartbeat, Lost, Refusal, Withdraw
 from understudy.protocol.wire.records import OfferRecord, StageRecord, stage_key
 

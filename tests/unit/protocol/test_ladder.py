@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import InitialSettings, RecoverySettings, preset
+from understudy.protocol.manifest import InitialSettings, RecoverySettings
+from understudy.protocol.presets import preset
 from understudy.protocol.recovery.ladder import (
     LADDER,
     NO_STAGE,
@@ -24,7 +25,8 @@ from understudy.protocol.recovery.ladder import (
     plan_recovery,
     weigh,
 )
-from understudy.protocol.wire.messages import Donation, Part
+from understudy.protocol.wire.fields import Part
+from understudy.protocol.wire.messages import Donation
 
 NORMS = st.floats(min_value=1e-30, max_value=1e30)
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import pytest
 
 from tests.sim.simulation import small_manifest
+from understudy.protocol.actions import ReleaseLease, Send
 from understudy.protocol.core import Core
 from understudy.protocol.errors import RemoteProtocolError
-from understudy.protocol.events import DigestJob, Job, LeaseJob, MessageReceived, ReleaseLease, Send
+from understudy.protocol.events import MessageReceived
 from understudy.protocol.export.lease import (
     AHEAD_MAX,
     COPY_EVERY_S,
-    HOLD_LEASE_S,
-    HOLD_MAX_S,
-    HOLDERS_MAX,
-    HOLDS_MAX,
+    LEASE_S,
+    LEASES_PER_SNAPSHOT_MAX,
     LINGER_S,
+    SNAPSHOT_LIFETIME_S,
+    SNAPSHOTS_MAX,
     SnapshotLeases,
 )
 from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.jobs import DigestJob, Job, LeaseJob
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
@@ -128,11 +130,11 @@ def test_a_step_beyond_the_end_breaks_the_protocol() -> None:
 
 def test_no_more_steps_are_held_than_there_is_room_for() -> None:
     owner = Owner()
-    for number in range(HOLDS_MAX):
+    for number in range(SNAPSHOTS_MAX):
         assert owner.ask(6 + number, PeerId(f"exporter-{number}")).status == "noted"
-    assert owner.ask(6 + HOLDS_MAX).status == "full"
+    assert owner.ask(6 + SNAPSHOTS_MAX).status == "full"
     owner.leases.release(PeerId("exporter-0"), 6)
-    assert owner.ask(6 + HOLDS_MAX).status == "noted"
+    assert owner.ask(6 + SNAPSHOTS_MAX).status == "noted"
 
 
 def test_an_exporter_has_one_wish() -> None:
@@ -194,7 +196,7 @@ def test_no_copy_is_kept_for_ever() -> None:
     owner = Owner()
     owner.ask(5)
     owner.copied(5)
-    until = owner.state.now + HOLD_MAX_S
+    until = owner.state.now + SNAPSHOT_LIFETIME_S
     while owner.state.now < until:
         owner.state.now += 5.0
         assert owner.ask(5).status == "held"
@@ -209,7 +211,7 @@ def test_no_copy_is_kept_for_ever() -> None:
 
 def test_no_more_exporters_are_noted_than_there_is_room_for() -> None:
     owner = Owner()
-    for number in range(HOLDERS_MAX):
+    for number in range(LEASES_PER_SNAPSHOT_MAX):
         assert owner.ask(7, PeerId(f"exporter-{number}")).status == "noted"
     assert owner.ask(7, OTHER).status == "full"
     assert owner.ask(7, PeerId("exporter-0")).status == "noted"
@@ -250,9 +252,9 @@ def test_a_copy_made_for_nobody_is_freed() -> None:
 def test_an_exporter_that_says_nothing_more_is_forgotten() -> None:
     owner = Owner()
     owner.ask(5)
-    owner.state.now += HOLD_LEASE_S - 1.0
+    owner.state.now += LEASE_S - 1.0
     owner.ask(5)
-    owner.state.now += HOLD_LEASE_S - 1.0
+    owner.state.now += LEASE_S - 1.0
     owner.state.actions = []
     owner.leases.expire()
     assert owner.state.actions == []

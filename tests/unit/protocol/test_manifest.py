@@ -10,18 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.protocol.errors import SettingsError
-from understudy.protocol.manifest import (
-    MANIFEST_BYTES_MAX,
-    PRESETS,
-    PROTOCOL_VERSION,
-    ModelSettings,
-    RunManifest,
-    StepSettings,
-    decode_manifest,
-    manifest_from_table,
-    parse_manifest,
-    preset,
-)
+from understudy.protocol.manifest import PROTOCOL_VERSION, ModelSettings, RunManifest, StepSettings
+from understudy.protocol.manifest_reader import MANIFEST_BYTES_MAX, decode_manifest, manifest_from_table, parse_manifest
+from understudy.protocol.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -41,10 +41,9 @@ from understudy.protocol.wire.messages import (
     Lost,
     Message,
     Refusal,
-    TensorHeader,
-    TensorSpec,
     Withdraw,
 )
+from understudy.protocol.wire.tensors import TensorHeader, TensorSpec
 
 SPEC = TensorSpec("weight", "float32", (2, 3), "0" * 64)
 ONE_OF_EACH: tuple[AnyMessage, ...] = (

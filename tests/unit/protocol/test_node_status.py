@@ -17,7 +17,8 @@ from understudy.protocol.observe.node_status import Hearing, SelfView, self_view
 from understudy.protocol.recovery.claimant import Claimant, ClaimPhase, OpenClaim
 from understudy.protocol.recovery.ladder import NO_STAGE, Plan, Source
 from understudy.protocol.recovery.spare import SparePolicy
-from understudy.protocol.wire.messages import Donation, StageState
+from understudy.protocol.wire.fields import StageState
+from understudy.protocol.wire.messages import Donation
 from understudy.protocol.wire.records import PROGRESS_KEY, ProgressRecord
 
 ME = PeerId("me")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from understudy.protocol.events import Applied, ApplyJob, Job, JobDone, LeaseJob, Run
+from understudy.protocol.actions import Run
+from understudy.protocol.events import JobDone
 from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.jobs import Applied, ApplyJob, Job, LeaseJob
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
 from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.seats import Seat, Status

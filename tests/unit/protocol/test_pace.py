@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.sim.simulation import small_manifest
+from understudy.protocol.actions import Store
 from understudy.protocol.core import Core
-from understudy.protocol.events import ApplyJob, BackwardJob, ForwardJob, Job, JobDone, LossJob, Store
+from understudy.protocol.events import JobDone
 from understudy.protocol.ids import Attempt, Microbatch, PeerId, Tenure
+from understudy.protocol.jobs import ApplyJob, BackwardJob, ForwardJob, Job, LossJob
 from understudy.protocol.pace import Pace
 from understudy.protocol.wire.records import StageRecord
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.sim.faults import Kill, Moment, Trigger
 from tests.sim.simulation import Simulation, build, small_manifest
-from understudy.protocol.events import Send
+from understudy.protocol.actions import Send
 from understudy.protocol.ids import Attempt, PeerId
 from understudy.protocol.pipeline.paths import Path, choose_path, joined, peer_at
 from understudy.protocol.wire.messages import Backward, DataMessage, Forward

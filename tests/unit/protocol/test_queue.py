@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from understudy.protocol.events import ApplyJob, BackwardJob, DigestJob, ForwardJob, Job, LeaseJob, LossJob, SnapshotJob
 from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.jobs import ApplyJob, BackwardJob, DigestJob, ForwardJob, Job, LeaseJob, LossJob, SnapshotJob
 from understudy.protocol.pipeline.queue import JOBS_AHEAD, WorkQueue
 
 ATTEMPT = Attempt(1, 0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import INCARNATION_MAX, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX, PeerId
-from understudy.protocol.manifest import PRESETS, preset
+from understudy.protocol.presets import PRESETS, preset
 from understudy.protocol.wire.records import (
     MANIFEST_KEY,
     MANIFEST_RECORD_BYTES_MAX,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from understudy.protocol.events import Applied, Emit
+from understudy.protocol.actions import Emit
 from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.jobs import Applied
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState

@@ -9,7 +9,7 @@ from understudy.protocol.manifest import TimingSettings
 from understudy.protocol.membership.placement import STEPS_APART_MAX
 from understudy.protocol.membership.seats import Observation, Seat, Status
 from understudy.protocol.membership.view import Membership
-from understudy.protocol.wire.messages import StageState
+from understudy.protocol.wire.fields import StageState
 
 TIMING = TimingSettings()
 OLD, NEW = PeerId("old"), PeerId("new")

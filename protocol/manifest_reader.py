@@ -1,0 +1,136 @@
+"""From bytes, a ``run.toml`` or a table to a manifest that keeps all rules."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+
+from understudy.protocol.errors import SettingsError
+from understudy.protocol.manifest import PROTOCOL_VERSION, DataSettings, RunManifest
+
+MANIFEST_BYTES_MAX = 16 * 1024
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_STREAMED_KEYS = (
+    "dataset", "config", "split", "column", "revision", "tokenizer", "tokenizer_revision", "end_of_text",
+    "validation_split",
+)  # fmt: skip
+
+
+def decode_manifest(encoded: bytes) -> RunManifest:
+    """The inverse of `RunManifest.encode`. Raises `SettingsError`."""
+    if len(encoded) > MANIFEST_BYTES_MAX:
+        raise SettingsError(f"the manifest is {len(encoded)} bytes; at most {MANIFEST_BYTES_MAX} are allowed")
+    try:
+        manifest = msgspec.json.decode(encoded, type=RunManifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the manifest does not fit: {error}") from error
+    check(manifest)
+    return manifest
+
+
+def parse_manifest(text: str, source: str) -> RunManifest:
+    """Read a ``run.toml``. ``source`` names it in messages. Raises `SettingsError`."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{source} is not valid TOML: {error}") from error
+    return manifest_from_table(table, source)
+
+
+def manifest_from_table(table: dict[str, Any], source: str) -> RunManifest:
+    """Validate a table of settings. Raises `SettingsError`."""
+    _check_choices(table, source)
+    try:
+        manifest = msgspec.convert(table, type=RunManifest)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{source}: {error}") from error
+    check(manifest)
+    return manifest
+
+
+def _check_choices(table: dict[str, Any], source: str) -> None:
+    """Say what a setting may be, where msgspec says only what it must not be. Raises `SettingsError`."""
+    for section in msgspec.structs.fields(RunManifest):
+        given = table.get(section.name)
+        if not isinstance(given, dict) or not isinstance(section.type, type):
+            continue
+        for field in msgspec.structs.fields(section.type):
+            allowed = get_args(field.type) if get_origin(field.type) is Literal else ()
+            if allowed and given.get(field.name, allowed[0]) not in allowed:
+                setting, choices = f"{section.name}.{field.name}", " or ".join(repr(choice) for choice in allowed)
+                raise SettingsError(f"{source}: {setting} is {given[field.name]!r}: it must be {choices}")
+
+
+def check(manifest: RunManifest) -> None:
+    """Rules across fields. Raises `SettingsError`."""
+    model, timing = manifest.model, manifest.timing
+    if manifest.protocol_version != PROTOCOL_VERSION:
+        raise SettingsError(
+            f"the run speaks protocol version {manifest.protocol_version}, this node speaks {PROTOCOL_VERSION}: "
+            "install the version of understudy that the run was founded with"
+        )
+    if len(manifest.initial.digests) not in (0, manifest.stage_count) or (
+        bool(manifest.initial.digests) != bool(manifest.initial.peer)
+    ):
+        raise SettingsError("[initial] is not for a run.toml: name the weights with bootstrap --initial-weights DIR")
+    if model.hidden_size % model.attention_heads:
+        raise SettingsError(
+            f"model.hidden_size {model.hidden_size} must be a multiple of model.attention_heads {model.attention_heads}"
+        )
+    if (model.hidden_size // model.attention_heads) % 2:
+        raise SettingsError("model.hidden_size / model.attention_heads must be even: rotary embedding turns pairs")
+    if not timing.heartbeat_s < timing.suspect_after_s < timing.dead_after_s:
+        raise SettingsError("timing must satisfy heartbeat_s < suspect_after_s < dead_after_s")
+    if not 2 * timing.record_refresh_s <= timing.record_lifetime_s:
+        raise SettingsError("timing.record_lifetime_s must be at least twice timing.record_refresh_s")
+    _check_data(manifest.data)
+
+
+def is_local(name: str) -> bool:
+    """Whether a dataset's or tokenizer's name is a path of this machine rather than a name of the hub."""
+    return name.startswith(("/", "./", "../", "~"))
+
+
+def _check_data(data: DataSettings) -> None:
+    """Rules within the table. Raises `SettingsError`."""
+    if data.source == "text" and not data.paths:
+        raise SettingsError("data.source = 'text' needs data.paths: files or folders of UTF-8 text")
+    if data.source != "text" and data.paths:
+        raise SettingsError(f"data.paths belongs to data.source = 'text', not to {data.source!r}: remove it")
+    if data.source == "huggingface":
+        _check_streamed(data)
+        return
+    for field in msgspec.structs.fields(DataSettings):
+        if field.name in _STREAMED_KEYS and getattr(data, field.name) != field.default:
+            raise SettingsError(
+                f"data.{field.name} belongs to data.source = 'huggingface', not to {data.source!r}: remove it"
+            )
+
+
+def _check_streamed(data: DataSettings) -> None:
+    for key, example in (
+        ("dataset", "owner/name or a folder"),
+        ("tokenizer", "owner/name or a tokenizer.json"),
+        ("end_of_text", "the token that ends each text, such as <|endoftext|>"),
+        ("split", "such as train"),
+        ("column", "such as text"),
+    ):
+        if not getattr(data, key):
+            raise SettingsError(f"data.source = 'huggingface' needs data.{key}: {example}")
+    if data.validation_split == data.split:
+        raise SettingsError(
+            f"data.validation_split is data.split, {data.split!r}: hold out another split, or a fraction"
+        )
+    for name, key in ((data.dataset, "revision"), (data.tokenizer, "tokenizer_revision")):
+        revision = getattr(data, key)
+        if is_local(name) and revision:
+            raise SettingsError(f"data.{key}: {name} is a path of this machine and has no revisions: remove it")
+        if not is_local(name) and not _COMMIT.fullmatch(revision):
+            raise SettingsError(
+                f"data.{key} must be the full commit hash (40 hexadecimal digits) of {name}, so that its text "
+                "cannot change during the run: the hub shows it at 'Files and versions' (a path begins with / . or ~)"
+            )
