@@ -9,7 +9,9 @@ from understudy.protocol.ids import PeerId
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.seats import Status
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.recovery.claimant import Claimant, ClaimPhase, OpenClaim
+from understudy.protocol.recovery.claim import OpenClaim
+from understudy.protocol.recovery.claimant import Claimant
+from understudy.protocol.recovery.phases import ClaimPhase
 
 Role = Literal["spare", "claimant", "owner", "gone"]
 Hearing = Literal["answers", "silent", "dead", "left", "recovering", "nobody"]

@@ -17,7 +17,8 @@ from understudy.protocol.membership.seats import Status
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.driver import FINAL_PROGRESS_LIFETIME_S, Driver
 from understudy.protocol.pipeline.stage import BlockStage
-from understudy.protocol.recovery.claimant import Claimant, OpenClaim
+from understudy.protocol.recovery.claim import OpenClaim
+from understudy.protocol.recovery.claimant import Claimant
 from understudy.protocol.recovery.ladder import Plan
 from understudy.protocol.recovery.spare import SparePolicy
 from understudy.protocol.recovery.witness import Witness

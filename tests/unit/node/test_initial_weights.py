@@ -32,7 +32,8 @@ from understudy.protocol.events import (
 )
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import InitialSettings, ModelSettings, RunManifest, manifest_from_table
-from understudy.protocol.recovery.claimant import INITIAL_RETRY_S, SETTLE_S
+from understudy.protocol.recovery.claimant import SETTLE_S
+from understudy.protocol.recovery.gathering import INITIAL_RETRY_S
 from understudy.protocol.wire.messages import FetchRequest
 from understudy.protocol.wire.records import stage_key
 

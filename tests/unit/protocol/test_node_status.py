@@ -13,8 +13,10 @@ from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.observe.node_status import Hearing, SelfView, self_view
-from understudy.protocol.recovery.claimant import Claimant, ClaimPhase, OpenClaim
+from understudy.protocol.recovery.claim import OpenClaim
+from understudy.protocol.recovery.claimant import Claimant
 from understudy.protocol.recovery.ladder import NO_STAGE, Plan, Source
+from understudy.protocol.recovery.phases import ClaimPhase
 from understudy.protocol.recovery.spare import SparePolicy
 from understudy.protocol.wire.messages import Donation, StageState
 from understudy.protocol.wire.records import PROGRESS_KEY, ProgressRecord
