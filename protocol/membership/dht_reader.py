@@ -49,9 +49,12 @@ class DhtReader:
             self._lifecycle.say_spare()
 
     def _note_missing(self, key: str, records: list[StageRecord]) -> None:
-        """A stage whose owner's record has expired is a hole to those who do not hear the owner."""
+        """A stage whose owner's record has expired is a hole to those who do not hear the owner.
+
+        Our own is none: we may have slept for longer than our record lives, or the DHT lost it.
+        """
         for stage, seat in self._state.membership.seats.items():
-            if stage_key(stage) == key and seat.peer not in {record.peer for record in records}:
+            if stage_key(stage) == key and seat.peer not in {self._state.me, *(record.peer for record in records)}:
                 if self._state.membership.record_missing(stage, self._state.now):
                     self._gossip.on_seat_changed(stage)
                 return

@@ -18,6 +18,7 @@ from understudy.protocol.events import (
     Store,
 )
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from understudy.protocol.membership.seats import Seat
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.recovery.asking import Asking, Outcome
 from understudy.protocol.recovery.claim import OpenClaim
@@ -236,15 +237,21 @@ class Claimant:
         elif claim.retry_at is not None and claim.retry_at <= self._state.now:
             self._plan_anew(claim)
 
+    def _on_other_owner(self, seat: Seat, claim: OpenClaim) -> None:
+        """Our stage is another's in our view: under a later incarnation, or the owner of before is back in its seat."""
+        if seat.incarnation >= claim.incarnation:
+            self.abandon("superseded")
+        elif self._state.tenure is not None:
+            self.abandon("owner alive")
+
     def seat_changed(self, stage: int) -> None:
         """Somebody's tenure of this stage began or ended."""
         claim = self.claim
         if claim is None:
             return
         seat = self._state.membership.seats.get(stage)
-        is_ours = seat is None or seat.peer == self._state.me or seat.incarnation < claim.incarnation
-        if stage == claim.stage and not is_ours:
-            self.abandon("superseded")
+        if stage == claim.stage and seat is not None and seat.peer != self._state.me:
+            self._on_other_owner(seat, claim)
         elif claim.phase is ClaimPhase.ASKING and stage == claim.asked:
             self._go_on(claim, self._asking.ask_next(claim))
         elif claim.phase is ClaimPhase.FETCHING and self._gathering.has_lost_donor(claim, stage):

@@ -20,6 +20,7 @@ from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.claim import OpenClaim
 from understudy.protocol.recovery.claimant import Claimant
 from understudy.protocol.recovery.ladder import Plan
+from understudy.protocol.recovery.roles import Role, role_of
 from understudy.protocol.recovery.spare import SparePolicy
 from understudy.protocol.recovery.witness import Witness
 from understudy.protocol.wire.messages import Announce
@@ -27,7 +28,7 @@ from understudy.protocol.wire.records import AnyRecord, ManifestRecord, Progress
 
 
 class Lifecycle:
-    """Spare, claimant, owner, retired, gone: the life of a node."""
+    """The life of a node: its role, and how it comes from one to the next (`ROLE_TRANSITIONS`)."""
 
     def __init__(self, state: NodeState, detector: FailureDetector, signed_manifest: ManifestRecord | None) -> None:
         self._state, self._detector = state, detector
@@ -37,6 +38,11 @@ class Lifecycle:
         self.host: BlockStage | Driver | None = None
         self._alone_ahead_since: float | None = None
         self.donor: Witness | None = None
+
+    @property
+    def role(self) -> Role:
+        """What we are now."""
+        return role_of(self._state, has_claim=self.claimant.claim is not None)
 
     def start(self, wanted_stage: int | None, capacity: float) -> None:
         """We are on the network."""

@@ -168,7 +168,7 @@ class Newcomer:
         self.digests = tuple(f"{stage:064x}" for stage in range(3))
         initial = InitialSettings(digests=self.digests, peer=FOUNDER)
         self.manifest = RunManifest(name="later", model=MODEL, initial=initial)
-        self.core = Core(PeerId("me"), self.manifest)
+        self.core = Core(PeerId("me"), self.manifest, check_every=1)
         self.now = 100.0
         self.actions: list[Any] = []
         self.do(Started(1))

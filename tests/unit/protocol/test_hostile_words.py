@@ -115,7 +115,7 @@ class Node:
     """A core whose compute thread and whose fetches are done at once."""
 
     def __init__(self, wanted: int | None) -> None:
-        self.core = Core(ME, MANIFEST)
+        self.core = Core(ME, MANIFEST, check_every=1)
         self.now = 100.0
         self.do(Started(wanted))
         for stage in range(MANIFEST.stage_count):

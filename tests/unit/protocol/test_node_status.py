@@ -120,7 +120,7 @@ def test_a_node_that_said_goodbye_is_gone() -> None:
 
 
 def test_the_loss_is_the_drivers_last_word() -> None:
-    core = Core(ME, RUN)
+    core = Core(ME, RUN, check_every=1)
     for step, loss in ((4, 3.0), (5, 2.5), (3, 9.0)):
         record = ProgressRecord(peer(0), 1, step, loss, step * 10, 1.0)
         assert core.handle(RecordsRead(PROGRESS_KEY, (record,)), 1.0) == []
