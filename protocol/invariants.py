@@ -1,8 +1,10 @@
 """What must hold inside a core after every event. One that does not is a bug of ours: `LocalProtocolError`.
 
-`NODE` and `CLAIM` are always asked: a node that breaks them would hold what is not its own, so it ends instead, loudly,
-and is replaced. They cost COST. The others look at every action, seat and microbatch, and are for tests and the
-simulator (`Core(..., check_every=1)`): what they find broken mostly stays so, so they need not be asked every time.
+Those of a node (`STANDING`, `TENURE`, `LEAVING`, `GONE`) and of its `CLAIM` are always asked: a node that breaks them
+would hold what is not its own, so it ends instead, loudly, and is replaced. By timeit they cost a spare 0.5 us per
+event, an owner 1.3 us, a claimant 2 to 3 us, where `Core.handle` takes some 20 us. The others (8 to 11 us more) look at
+every action, seat and microbatch, and are for tests and the simulator (`Core(..., check_every=1)`): what is broken in a
+part mostly stays so, so it need not be looked for every time.
 
 Every invariant has a test that breaks it (tests/unit/protocol/test_invariants.py). Some read what their part keeps to
 itself: nothing but these tables does, and no part needs to know of them.

@@ -111,7 +111,12 @@ class Claimant:
     # --- our tenure ---
 
     def _take_tenure(self, claim: OpenClaim) -> None:
-        """Hold the stage as recovering, so that our witnesses can watch us."""
+        """Hold the stage as recovering, so that our witnesses can watch us.
+
+        If a record brought its owner back meanwhile, then whoever recognised us knows better: its next word will tell.
+        """
+        if self._state.membership.is_serving(claim.stage):
+            self._state.membership.mark_dead(claim.stage, claim.incarnation - 1, self._state.now)
         self._state.tenure = Tenure(claim.stage, claim.incarnation, self._state.me)
         self._state.tenure_state = "recovering"
         self._state.membership.observe(self._state.my_seat(), is_direct=True)

@@ -213,3 +213,20 @@ def test_an_owner_of_before_that_speaks_again_ends_the_claim() -> None:
     node.hear(peer(2), Heartbeat(2, 1, "serving", 5))
     assert (node.core.state.tenure, node.core.self_view().role) == (None, "spare")
     assert node.core.state.membership.serving_peer(2) == peer(2)
+
+
+def test_who_recognises_us_knows_better_than_a_record_that_the_owner_is_gone() -> None:
+    """Read again after a while, the record of the lost owner brings it back in our view; our witness hears nothing."""
+    node = spare()
+    node.read(served(0, 1, 2, 3, 4))
+    node.hear(peer(1), Lost(2, 1))
+    for _ in range(16):
+        node.wait(1.0)
+        node.hear(peer(1), Heartbeat(1, 1, "serving", 5))
+    node.read(served(0, 1, 2, 3, 4))
+    assert node.core.state.membership.serving_peer(2) == peer(2)
+    node.hear(peer(1), Grant(2, 2, 5, (donation(1),)))
+    assert node.core.state.membership.seats[2].peer == ME
+    node.hear(peer(2), Heartbeat(2, 1, "serving", 5))
+    assert node.core.state.membership.serving_peer(2) == peer(2)
+    assert node.core.state.tenure is None
