@@ -49,7 +49,7 @@ RESULTS: dict[type, Any] = {
     LossJob: (1.0, "gradient"),
     BackwardJob: "gradient",
     ApplyJob: Applied(1.0),
-    SnapshotJob: (8, "digest"),
+    SnapshotJob: ((8, "digest"), (8, "digest")),
     LeaseJob: None,
     DigestJob: (8, "digest"),
     BlendJob: None,
