@@ -82,11 +82,13 @@ class Node:
         *,
         can_drive: bool = True,
         display: Display | None = None,
+        check_every: int = 0,
     ) -> None:
+        """``can_drive``, ``check_every``: see `Core`. ``display``: what a person in front of the node sees of it."""
         manifest = decode_manifest(signed_manifest.manifest)
         self._p2p, self._config = p2p, config
         self._run_id = manifest.run_id()
-        self._core = Core(p2p.peer_id, manifest, signed_manifest, can_drive=can_drive)
+        self._core = Core(p2p.peer_id, manifest, signed_manifest, can_drive=can_drive, check_every=check_every)
         self._events = EventLog(config.events_path)
         self._loop = asyncio.get_running_loop()
         self._host = StageHost(manifest, config.device)

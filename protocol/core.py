@@ -1,6 +1,6 @@
 """The whole of a node's decisions: ``handle(event, now) -> actions``.
 
-The core wires its parts together and owns the node's life: spare, claimant, owner, retired, gone.
+The core wires its parts together. What must hold inside it after every event: protocol/invariants.py.
 It never waits, never reads a clock and never fails on what a peer says; `deadline` tells the shell
 when to come back with `TimerFired`.
 """
@@ -24,6 +24,7 @@ from understudy.protocol.events import (
     TimerFired,
 )
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
+from understudy.protocol.invariants.node import Invariants
 from understudy.protocol.jobs import Payload
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.dht_reader import DhtReader
@@ -73,10 +74,13 @@ class Core:
         signed_manifest: ManifestRecord | None = None,
         *,
         can_drive: bool = True,
+        check_every: int = 0,
     ) -> None:
         """``signed_manifest``: the founder's record of the manifest, to be published again by whoever drives.
 
         ``can_drive`` False: never take S0, because this machine does not have the run's text.
+
+        ``check_every``: after so many events all invariants of the core are checked; 0: only those that cost little.
         """
         self._manifest = manifest
         membership = Membership(manifest.stage_count, manifest.timing)
@@ -85,6 +89,7 @@ class Core:
         self._lifecycle = Lifecycle(self.state, self._detector, signed_manifest)
         self._gossip = MembershipGossip(self.state, self._detector, self._lifecycle)
         self._dht_reader = DhtReader(self.state, self._detector, self._lifecycle, self._gossip)
+        self._invariants = Invariants(self.state, self._lifecycle, check_every)
         self._next_tick = 0.0
 
     # --- the way in ---
@@ -95,12 +100,16 @@ class Core:
         return self._next_tick
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take an event, return what to do about it, in order."""
+        """Take an event, return what to do about it, in order.
+
+        Raises `LocalProtocolError` if that broke an invariant of the core: it is a bug, and nothing more to be done.
+        """
         self.state.now = now
         self.state.actions = []
         if not self.state.is_stopped:
             self._dispatch(event)
             self._lifecycle.review()
+        self._invariants.check()
         return self.state.actions
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:

@@ -47,9 +47,12 @@ class DhtReader:
             self._consequences.look_for_work()
 
     def _note_missing(self, key: str, records: list[StageRecord]) -> None:
-        """A stage whose owner's record has expired is a hole to those who do not hear the owner."""
+        """A stage whose owner's record has expired is a hole to those who do not hear the owner.
+
+        Our own is none: we may have slept for longer than our record lives, or the DHT lost it.
+        """
         for seat in self._state.membership.seats():
-            if stage_key(seat.stage) == key and seat.peer not in {record.peer for record in records}:
+            if stage_key(seat.stage) == key and seat.peer not in {self._state.me, *(record.peer for record in records)}:
                 if self._state.membership.record_missing(seat.stage, self._state.now):
                     self._gossip.on_seat_changed(seat.stage)
                 return

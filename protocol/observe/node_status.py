@@ -9,7 +9,10 @@ from understudy.protocol.ids import PeerId
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.seats import Status
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.recovery.claimant import Claimant, ClaimPhase, OpenClaim
+from understudy.protocol.recovery import roles
+from understudy.protocol.recovery.claim import OpenClaim
+from understudy.protocol.recovery.claimant import Claimant
+from understudy.protocol.recovery.phases import ClaimPhase
 
 Role = Literal["spare", "claimant", "owner", "gone"]
 Hearing = Literal["answers", "silent", "dead", "left", "recovering", "nobody"]
@@ -73,12 +76,20 @@ def self_view(state: NodeState, detector: FailureDetector, claimant: Claimant) -
     )
 
 
+_ROLES: dict[roles.Role, Role] = {
+    roles.Role.SPARE: "spare",
+    roles.Role.RESERVE: "spare",
+    roles.Role.CLAIMANT: "claimant",
+    roles.Role.VOUCHED: "claimant",
+    roles.Role.RECOGNISED: "claimant",
+    roles.Role.OWNER: "owner",
+    roles.Role.GONE: "gone",
+}
+"""What a person is told."""
+
+
 def _role(state: NodeState, claim: OpenClaim | None) -> Role:
-    if state.is_stopped:
-        return "gone"
-    if claim is not None:
-        return "claimant"
-    return "spare" if state.tenure is None else "owner"
+    return _ROLES[roles.role_of(state, has_claim=claim is not None)]
 
 
 def _doing(claim: OpenClaim) -> str:

@@ -21,9 +21,11 @@ from understudy.protocol.pipeline.coordinator import Coordinator
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery import reasons
-from understudy.protocol.recovery.claimant import Claimant, OpenClaim
+from understudy.protocol.recovery.claim import OpenClaim
+from understudy.protocol.recovery.claimant import Claimant
 from understudy.protocol.recovery.ladder import Plan
 from understudy.protocol.recovery.owned_stage import OwnedStage
+from understudy.protocol.recovery.roles import Role, role_of
 from understudy.protocol.recovery.run_end import close_last_step, is_beaten_to, is_dispensable, store_last_word
 from understudy.protocol.recovery.spare import SparePolicy
 from understudy.protocol.wire.messages import (
@@ -41,7 +43,7 @@ from understudy.protocol.wire.records import AnyRecord, ManifestRecord, Progress
 
 
 class Lifecycle(Consequences):
-    """Spare, claimant, owner, retired, gone: the life of a node."""
+    """The life of a node: its role, and how it comes from one to the next (`ROLE_TRANSITIONS`)."""
 
     def __init__(self, state: NodeState, detector: FailureDetector, signed_manifest: ManifestRecord | None) -> None:
         self._state, self._detector = state, detector
@@ -59,6 +61,11 @@ class Lifecycle(Consequences):
     def coordinator(self) -> Coordinator | None:
         """What opens and closes the run's steps, if that is ours to do."""
         return None if self._owned is None else self._owned.coordinator
+
+    @property
+    def role(self) -> Role:
+        """What we are now."""
+        return role_of(self._state, has_claim=self.claimant.claim is not None)
 
     def start(self, wanted_stage: int | None, capacity: float) -> None:
         """We are on the network."""

@@ -69,6 +69,8 @@ from understudy.protocol.wire.records import AnyRecord, key_of
 DHT_LATENCY_S = (0.005, 0.05)
 JOB_SECONDS = (0.004, 0.02)
 FETCH_S = 0.2
+CHECK_EVERY = 23
+"""A core looks at all its invariants after so many events: a prime, so as not to fall in step with anything."""
 REFUSAL_S = (0.05, 0.6)
 """From a kill until the neighbours' connections are refused."""
 
@@ -168,7 +170,7 @@ class Simulation:
 
     def add_node(self, name: str, wanted_stage: int | None = None, at: float = 0.0) -> None:
         peer = PeerId(name)
-        node = SimNode(peer, Core(peer, self.manifest))
+        node = SimNode(peer, Core(peer, self.manifest, check_every=CHECK_EVERY))
         self.nodes[peer] = node
         self.at(at, lambda: self.feed(node, Started(wanted_stage)))
         self.at(at, lambda: self._timer(node, node.timer_serial))

@@ -137,7 +137,7 @@ async def train_in_swarm(manifest: RunManifest, folder: Path, brood: Brood) -> W
                 stage=stage,
                 events_path=folder / f"stage-{stage}.jsonl",
             )
-            nodes.append(Node(p2p, signed_manifest, config))
+            nodes.append(Node(p2p, signed_manifest, config, check_every=1))
         export_folder = stack.enter_context(ExportFolder.reserved(folder / "export", manifest.digest()))
         guest = await stack.enter_async_context(opened(folder, manifest.stage_count, seeds))
         export = ExportRun(guest, manifest, export_folder, ExportWish(is_last=True))

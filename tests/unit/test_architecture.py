@@ -106,7 +106,8 @@ LAYERS: dict[str, set[str]] = {
         "text_check", "wire",
     },
     "membership": {
-        "actions", "errors", "ids", "membership/groups", "membership/placement", "membership/seats", "node_state", "wire",
+        "actions", "errors", "ids", "membership/groups", "membership/placement", "membership/seats", "node_state",
+        "wire",
     },
     # A stage's jobs and the steps that others may follow: all that an export has to know of training.
     "pipeline/observer": set(),
@@ -121,16 +122,20 @@ LAYERS: dict[str, set[str]] = {
     },
     # Builds a stage, so it knows the hosts, and who observes their steps: exports are one of them.
     "recovery": {
-        "actions", "events", "export", "ids", "jobs", "manifest", "membership", "membership/placement",
+        "actions", "errors", "events", "export", "ids", "jobs", "manifest", "membership", "membership/placement",
         "membership/seats", "node_state", "pipeline", "pipeline/observer", "pipeline/queue", "routing", "wire",
+    },
+    # Asserted after every event: it looks into all parts, and no part knows of it.
+    "invariants": {
+        "actions", "errors", "export", "ids", "jobs", "node_state", "pipeline", "pipeline/queue", "recovery", "wire",
     },
     # For people: it looks at everything, and of protocol/ only the core looks at it.
     "observe": {
         "ids", "manifest", "membership", "membership/placement", "membership/seats", "node_state", "recovery", "wire",
     },
     "core": {
-        "actions", "errors", "events", "ids", "jobs", "manifest", "membership", "membership/view", "node_state",
-        "observe", "pipeline", "recovery", "wire",
+        "actions", "errors", "events", "ids", "invariants", "jobs", "manifest", "membership", "membership/view",
+        "node_state", "observe", "pipeline", "recovery", "wire",
     },
 }  # fmt: skip
 """What each part of protocol/ imports of the others: all that it may, and all above it. The most exact name counts."""

@@ -24,7 +24,8 @@ from understudy.protocol.ids import PeerId
 from understudy.protocol.jobs import InitialiseJob
 from understudy.protocol.manifest import InitialSettings, ModelSettings, RunManifest
 from understudy.protocol.manifest_reader import manifest_from_table
-from understudy.protocol.recovery.claimant import INITIAL_RETRY_S, SETTLE_S
+from understudy.protocol.recovery.claimant import SETTLE_S
+from understudy.protocol.recovery.gathering import INITIAL_RETRY_S
 from understudy.protocol.wire.messages import FetchRequest
 from understudy.protocol.wire.records import stage_key
 
@@ -159,7 +160,7 @@ class Newcomer:
         self.digests = tuple(f"{stage:064x}" for stage in range(3))
         initial = InitialSettings(digests=self.digests, peer=FOUNDER)
         self.manifest = RunManifest(name="later", model=MODEL, initial=initial)
-        self.core = Core(PeerId("me"), self.manifest)
+        self.core = Core(PeerId("me"), self.manifest, check_every=1)
         self.now = 100.0
         self.actions: list[Any] = []
         self.do(Started(1))

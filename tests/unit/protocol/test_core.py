@@ -85,7 +85,7 @@ class Node:
     """A core with a clock of its own."""
 
     def __init__(self) -> None:
-        self.core = Core(ME, MANIFEST, signed_manifest=SIGNED_MANIFEST)
+        self.core = Core(ME, MANIFEST, signed_manifest=SIGNED_MANIFEST, check_every=1)
         self.now = 100.0
 
     def do(self, event: Any) -> list[Action]:

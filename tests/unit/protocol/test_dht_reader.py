@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from understudy.protocol.actions import Run
 from understudy.protocol.core import Core
-from understudy.protocol.events import RecordsRead, Started
+from understudy.protocol.events import JobDone, RecordsRead, Started, TimerFired
 from understudy.protocol.ids import PeerId
 from understudy.protocol.presets import preset
 from understudy.protocol.wire.records import OfferRecord, StageRecord, stage_key, weights_key
@@ -19,7 +20,7 @@ def offer_by(peer: PeerId) -> OfferRecord:
 
 
 def spare() -> Core:
-    core = Core(ME, preset("tiny"))
+    core = Core(ME, preset("tiny"), check_every=1)
     core.handle(Started(None), 0.0)
     core.handle(RecordsRead(stage_key(1), (StageRecord(OWNER, 1, 1, "serving", 3),)), 0.1)
     core.handle(RecordsRead(stage_key(2), (StageRecord(WITNESS, 2, 1, "serving", 3),)), 0.1)
@@ -50,3 +51,17 @@ def test_of_two_witnesses_the_one_that_hears_nothing_counts() -> None:
     taken_back = msgspec.structs.replace(offer_by(RETIRED), is_taken_back=True)
     core.handle(RecordsRead(weights_key(1), (offer_by(WITNESS), taken_back)), 0.3)
     assert not core.state.membership.is_serving(1)
+
+
+def test_an_owner_does_not_take_itself_for_dead_when_its_own_record_is_missing() -> None:
+    """A machine that slept for longer than its record lives reads the stage's key before it stored the next one."""
+    core = Core(ME, preset("tiny"), check_every=1)
+    core.handle(Started(1), 0.0)
+    for stage in range(preset("tiny").stage_count):
+        core.handle(RecordsRead(stage_key(stage), ()), 0.1)
+    core.handle(TimerFired(), 2.0)
+    (run,) = [action for action in core.handle(RecordsRead(stage_key(1), ()), 2.1) if isinstance(action, Run)]
+    core.handle(JobDone(run.job), 2.2)
+    assert core.state.is_serving
+    core.handle(RecordsRead(stage_key(1), ()), 2.3 + preset("tiny").timing.record_lifetime_s)
+    assert core.state.membership.serving_peer(1) == ME

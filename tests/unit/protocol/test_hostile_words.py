@@ -48,7 +48,7 @@ RESULTS: dict[type, Any] = {
     LossJob: (1.0, "gradient"),
     BackwardJob: "gradient",
     ApplyJob: Applied(1.0),
-    SnapshotJob: (8, "digest"),
+    SnapshotJob: ((8, "digest"), (8, "digest")),
     LeaseJob: None,
     DigestJob: (8, "digest"),
     BlendJob: None,
@@ -114,7 +114,7 @@ class Node:
     """A core whose compute thread and whose fetches are done at once."""
 
     def __init__(self, wanted: int | None) -> None:
-        self.core = Core(ME, MANIFEST)
+        self.core = Core(ME, MANIFEST, check_every=1)
         self.now = 100.0
         self.do(Started(wanted))
         for stage in range(MANIFEST.stage_count):

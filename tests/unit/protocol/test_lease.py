@@ -277,7 +277,7 @@ def test_the_end_of_the_run_waits_for_exporters_that_speak_and_can_be_served() -
 
 
 def test_a_spare_holds_nothing() -> None:
-    core = Core(ME, MANIFEST)
+    core = Core(ME, MANIFEST, check_every=1)
     asked = [MessageReceived(EXPORTER, LeaseRequest(2, 3, 5)), MessageReceived(EXPORTER, LeaseRelease(5))]
     sends = [action for event in asked for action in core.handle(event, 100.0) if isinstance(action, Send)]
     assert sends == [Send(EXPORTER, LeaseStatus(2, 3, 5, "not mine", 0))]

@@ -14,8 +14,10 @@ from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.observe.node_status import Hearing, SelfView, self_view
-from understudy.protocol.recovery.claimant import Claimant, ClaimPhase, OpenClaim
+from understudy.protocol.recovery.claim import OpenClaim
+from understudy.protocol.recovery.claimant import Claimant
 from understudy.protocol.recovery.ladder import NO_STAGE, Plan, Source
+from understudy.protocol.recovery.phases import ClaimPhase
 from understudy.protocol.recovery.spare import SparePolicy
 from understudy.protocol.wire.fields import StageState
 from understudy.protocol.wire.messages import Donation
@@ -120,7 +122,7 @@ def test_a_node_that_said_goodbye_is_gone() -> None:
 
 
 def test_the_loss_is_the_drivers_last_word() -> None:
-    core = Core(ME, RUN)
+    core = Core(ME, RUN, check_every=1)
     for step, loss in ((4, 3.0), (5, 2.5), (3, 9.0)):
         record = ProgressRecord(peer(0), 1, step, loss, step * 10, 1.0)
         assert core.handle(RecordsRead(PROGRESS_KEY, (record,)), 1.0) == []

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.simulation import small_manifest
+from tests.unit.protocol.test_core import owner
 from understudy.protocol.actions import Store
-from understudy.protocol.core import Core
 from understudy.protocol.events import JobDone
 from understudy.protocol.ids import Attempt, Microbatch, PeerId, Tenure
 from understudy.protocol.jobs import ApplyJob, BackwardJob, ForwardJob, Job, LossJob
@@ -53,11 +52,11 @@ def test_another_stage_is_another_work() -> None:
 
 
 def test_an_owner_publishes_it_with_its_tenure() -> None:
-    core = Core(ME, small_manifest())
-    core.state.tenure, core.state.tenure_state, core.state.is_recognised = MINE, "serving", True
-    core.handle(JobDone(BACKWARD, None, 0.25), 1.0)
-    core.state.actions = []
-    core._detector.store_tenure()
-    (store,) = core.state.actions
+    node = owner()
+    node.core._lifecycle.host.io.queue.push(BACKWARD)  # type: ignore[union-attr]
+    node.core._lifecycle.host.pump()  # type: ignore[union-attr]
+    node.do(JobDone(BACKWARD, None, 0.25))
+    node.core._detector.store_tenure()
+    store = node.core.state.actions[-1]
     assert isinstance(store, Store)
-    assert store.record == StageRecord(ME, 2, 1, "serving", 0, 4.0)
+    assert store.record == StageRecord(ME, 2, 2, "serving", 5, 4.0)
