@@ -47,8 +47,8 @@ def supersedes(challenger: Standing, holder: Standing) -> bool:
     return _precedence(challenger) < _precedence(holder)
 
 
-_STATE_ORDER = {"serving": 0, "recovering": 1, "left": 2}
-"""A tenure that was withdrawn is void, and never compared."""
+_STATE_ORDER: dict[StageState, int] = {"serving": 0, "recovering": 1, "left": 2, "withdrawn": 3}
+"""Total, although a void tenure is never among those compared: no word of a peer may end us."""
 
 
 def _precedence(tenure: Standing) -> tuple[int, int, PeerId]:
