@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from understudy.protocol.ids import INCARNATION_MAX, INDEX_MAX, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX
+from understudy.protocol.ids import INCARNATION_MAX, INDEX_MAX, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX, PeerId
 
 StageNumber = Annotated[int, Meta(ge=0, lt=STAGES_MAX)]
 Incarnation = Annotated[int, Meta(ge=1, le=INCARNATION_MAX)]
@@ -16,6 +16,9 @@ ByteCount = Annotated[int, Meta(ge=0, le=2**50)]
 VISIBLE = r"^[\x20-\x7e]*\Z"
 """Text of peers reaches people's terminals: nothing in it may move the cursor or ring the bell."""
 PeerText = Annotated[str, Meta(min_length=1, max_length=PEER_ID_CHARS_MAX, pattern=VISIBLE)]
+NamedPeer = Annotated[PeerId, Meta(min_length=1, max_length=PEER_ID_CHARS_MAX, pattern=VISIBLE)]
+PathOfPeers = Annotated[tuple[NamedPeer, ...], Meta(max_length=STAGES_MAX)]
+"""The peers that a microbatch visits (protocol/pipeline/paths.py): the edge host, then its route's. Empty: unknown."""
 Digest = Annotated[str, Meta(max_length=128, pattern=VISIBLE)]
 StageState = Literal["recovering", "serving", "left", "withdrawn"]
 """``left``: it said goodbye. ``withdrawn``: this tenure or claim is void, and says nothing about any other."""

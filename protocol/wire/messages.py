@@ -1,8 +1,7 @@
 """What peers say to each other over a link.
 
-Messages are msgspec structs: validated when decoded, tagged, and append-only (a new field goes
-to the end and has a default). The sender's PeerID is authenticated by libp2p and never part of
-a message. Tensors follow their message as raw bytes described by a `TensorHeader` (tensors.py, frames.py).
+Messages are msgspec structs: validated when decoded, tagged, and append-only (a new field goes to the end and has a
+default). The sender's PeerID is authenticated by libp2p and is no part of them. Tensors follow as raw bytes (frames.py).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from understudy.protocol.ids import INCARNATION_MAX, PEER_ID_CHARS_MAX, STAGES_MAX, Attempt, Microbatch, PeerId
+from understudy.protocol.ids import INCARNATION_MAX, Attempt, Microbatch
 from understudy.protocol.wire.fields import (
     VISIBLE,
     ByteCount,
@@ -21,6 +20,7 @@ from understudy.protocol.wire.fields import (
     Index,
     LeaseState,
     Part,
+    PathOfPeers,
     PeerText,
     RefusalReason,
     StageNumber,
@@ -109,8 +109,7 @@ class Donation(msgspec.Struct, frozen=True, array_like=True):
     """The optimizer's state comes with the weights: who takes both goes on as the donor would. Nobody gives it yet."""
 
 
-DONATIONS_MAX = 4
-"""One whole stage, or the last two copies of both parts of S0."""
+DONATIONS_MAX = 4  # one whole stage, or the last two copies of both parts of S0
 
 
 class Grant(Message, frozen=True, tag="grant"):
@@ -212,11 +211,6 @@ class LeaseRelease(Message, frozen=True, tag="let_go"):
     """The exporter needs the weights of ``step`` no more."""
 
     step: StepNumber
-
-
-NamedPeer = Annotated[PeerId, Meta(min_length=1, max_length=PEER_ID_CHARS_MAX, pattern=VISIBLE)]
-PathOfPeers = Annotated[tuple[NamedPeer, ...], Meta(max_length=STAGES_MAX)]
-"""The peers that a microbatch visits (protocol/pipeline/paths.py): the edge host, then its route's. Empty: unknown."""
 
 
 class Forward(Message, frozen=True, tag="forward"):

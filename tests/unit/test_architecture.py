@@ -34,7 +34,7 @@ COMMAND_LINES = {"bootstrap/__main__.py", "node/__main__.py", "node/process.py"}
 
 
 LINES_MAX = 300
-"""Of a module in node/ and bootstrap/: beyond it there are two ideas in one file."""
+"""Of a module: beyond it there are two ideas in one file."""
 
 
 @cache
@@ -427,9 +427,12 @@ def test_every_module_says_what_it_is(name: str) -> None:
     assert ast.get_docstring(tree_of(name))
 
 
-@pytest.mark.parametrize("name", of("node") + of("bootstrap"))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_module_can_be_read_in_one_go(name: str) -> None:
-    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= LINES_MAX
+    """Or says at its top why not."""
+    reason = "above 300 lines, because"
+    is_short = len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= LINES_MAX
+    assert is_short or reason in " ".join((ast.get_docstring(tree_of(name)) or "").split())
 
 
 @pytest.mark.parametrize("name", NAMES)
