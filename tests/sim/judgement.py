@@ -246,6 +246,7 @@ class Judge:
             raise Violation(f"{method} from {len(donors)} donors")
         if not donors:
             return
+        donors = [donor.as_of(fields["step"]) for donor in donors]
         if any(donor.step != fields["step"] for donor in donors):
             raise Violation(f"donors of other steps than {fields['step']}: {donors}")
         if DRIVER_STAGE in (hosting.stage, *fields["donors"]):

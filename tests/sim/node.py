@@ -62,6 +62,15 @@ class Snapshot:
     step: int
     weights: float
     squared_gradient_norm: float | None
+    earlier: Snapshot | None = None
+    """The same weights after an earlier step: the update between was skipped."""
+
+    def as_of(self, step: int) -> Snapshot:
+        """What was donated, if these weights were those of this step, too."""
+        copy: Snapshot | None = self
+        while copy is not None and copy.step != step:
+            copy = copy.earlier
+        return copy or self
 
 
 @dataclass
@@ -253,7 +262,8 @@ class SimNode:
         digest = f"{part} of {self.peer}@{hosting.weights!r}"
         step = self.core.state.committed
         norm = hosting.squared_gradient_norm
-        self.snapshots[digest] = Snapshot(self.peer, hosting.stage, step, hosting.weights, norm)
+        earlier = self.snapshots.get(digest)
+        self.snapshots[digest] = Snapshot(self.peer, hosting.stage, step, hosting.weights, norm, earlier)
         return 8, digest
 
     def _hold(self, step: int) -> None:

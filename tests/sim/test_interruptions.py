@@ -51,6 +51,7 @@ KEPT = [
     ("hindered", "checkfree+", 100_064, "a stage that joined in the run's last step left without its update"),
     ("hindered", "checkfree", 30_704, "a stage that was rebuilt within the last step left without its update"),
     ("hindered", "checkfree", 30_103, "a split during the last step left one half without an end"),
+    ("hindered", "checkfree", 10_106, "weights of a step whose update was skipped were judged to be of another step"),
     ("brief", "checkfree+", 5_000_284, "S0 was cut off, and vouched alone for a claim on a stage that lived"),
     ("restart", "checkfree+", 5_000_008, "six losses of one microbatch in a row, each waited for twice as long"),
     (
