@@ -1,7 +1,7 @@
 """What peers say to each other over a link.
 
 Messages are msgspec structs: validated when decoded, tagged, and append-only (a new field goes to the end and has a
-default). Their sender's PeerID is authenticated by libp2p, and no part of them. Tensors follow as raw bytes (frames.py).
+default). Their sender's PeerID is authenticated by libp2p and no part of them. Tensors follow as raw bytes (frames.py).
 """
 
 from __future__ import annotations
