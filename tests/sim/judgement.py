@@ -200,6 +200,9 @@ class Judge:
         holder, _ = self._serving.setdefault(tenure, (line.observer, line.time))
         if holder != line.observer and not self.is_split:
             raise Violation(f"{line.observer} and {holder} both serve S{tenure[0]}/{tenure[1]}")
+        if holder != line.observer and tenure[0] == DRIVER_STAGE:
+            for node in self.nodes.values():
+                node.is_driven_twice = True
 
     def _check_retired(self, line: LogLine) -> None:
         """A living owner gives its stage up only for a tenure that serves, not for a claim; or S0 without its text."""

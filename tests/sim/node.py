@@ -114,6 +114,8 @@ class SimNode:
         self.overflowing = 0
         """So many of the next updates are not finite."""
         self.past: list[Hosting] = []
+        self.is_driven_twice = False
+        """After a split two peers serve S0 under one incarnation, which no quorum forbids: both send microbatches."""
         self.unreadable: frozenset[int] = frozenset()
         """The steps whose text cannot be read on this machine."""
 
@@ -182,7 +184,7 @@ class SimNode:
                 raise Violation(f"{activation} came to S{hosting.stage} out of order")
         hosting.saved[job.microbatch, job.attempt] = activation
         in_flight = {microbatch for microbatch, _ in hosting.saved}
-        if len(in_flight) > self.core.state.manifest.window:
+        if len(in_flight) > self.core.state.manifest.window and not self.is_driven_twice:
             raise Violation(f"S{hosting.stage} holds activations of {len(in_flight)} microbatches, beyond the window")
         visited = activation.visited + ((hosting.stage,) if hosting.stage != DRIVER_STAGE else ())
         return Activation(job.microbatch, visited)

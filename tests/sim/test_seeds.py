@@ -20,6 +20,7 @@ from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.coordinator import Coordinator
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.ledger import EdgeLedger, EdgePhase, StageLedger, StepLedger
+from understudy.protocol.pipeline.paths import Path
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.ladder import weigh
 from understudy.protocol.recovery.lifecycle import Lifecycle
@@ -125,9 +126,9 @@ def count_always(ledger: StageLedger, index: int) -> bool:
     return True
 
 
-def accept_every_forward(ledger: StageLedger, index: int, attempt: Attempt) -> bool:
+def accept_every_forward(ledger: StageLedger, index: int, attempt: Attempt, path: Path = ()) -> bool:
     ledger._entries.pop(index, None)
-    return ACCEPT_FORWARD(ledger, index, attempt)
+    return ACCEPT_FORWARD(ledger, index, attempt, path)
 
 
 def move_whatever_attempt(ledger: EdgeLedger, index: int, attempt: Attempt, before: EdgePhase) -> bool:
