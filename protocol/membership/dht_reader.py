@@ -40,7 +40,7 @@ class DhtReader:
         if self._state.tenure is None:
             self._note_offers([record for record in records if isinstance(record, OfferRecord)])
         for found in records:
-            if isinstance(found, ProgressRecord):
+            if isinstance(found, ProgressRecord) and not self._state.is_stopped:
                 self._note_progress(found)
         self._consequences.note_read(key)
         if self._state.tenure is None and not self._state.is_stopped:

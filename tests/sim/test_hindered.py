@@ -44,6 +44,7 @@ REGRESSION_SEEDS: list[tuple[str, int, str]] = [
     ("checkfree+", 20_449, "a stage that alone knew the last step had left, and the new S0 did not look at its record"),
     ("checkfree+", 20_468, "a stage that alone knew the last step had left, and the new S0 did not look at its record"),
     ("checkfree+", 20_382, "a stage that alone knew the last step left before it told its neighbours"),
+    ("checkfree+", 500_036, "a claimant took a tenure while an old record showed the owner of before alive"),
 ]
 
 

@@ -86,6 +86,7 @@ HARSH_REGRESSION_SEEDS = [
     ("checkfree", 3, "a stage held activations of a lost driver's attempts"),
     ("checkfree", 5, "a node that stopped in the middle of a reading still reported on others"),
     ("checkfree", 30, "a stage held activations of a lost driver's attempts"),
+    ("checkfree", 500019, "an owner whose own record was missing took itself for dead"),
     ("checkfree", 10034, "two owners that only believed each other's accusations kept a living stage dead"),
     ("checkfree", 30289, "a claim of S0 that got nowhere outdated the news that the run was over"),
     ("checkfree", 30440, "a split with a spare on each side: the side that lost did not end at the last step"),

@@ -9,13 +9,14 @@ import pytest
 from tests.sim.simulation import small_manifest
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.membership.consequences import Consequences
+from understudy.protocol.membership.dht_reader import DhtReader
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.gossip import MembershipGossip
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.wire.messages import Alive, Fenced, Lost
-from understudy.protocol.wire.records import StageRecord
+from understudy.protocol.wire.records import PROGRESS_KEY, ProgressRecord, StageRecord
 
 ME, OLD, NEW, WITNESS = PeerId("me"), PeerId("old"), PeerId("new"), PeerId("witness")
 MANIFEST = small_manifest(stages=4, steps=10)
@@ -41,7 +42,9 @@ class Node:
             membership.observe(Seat(stage, peer, 1, "serving", 0, Status.ALIVE, 10.0), is_direct=True)
         told = Told()
         self.told = told.calls
-        self.gossip = MembershipGossip(self.state, FailureDetector(self.state), cast(Consequences, told))
+        detector, consequences = FailureDetector(self.state), cast(Consequences, told)
+        self.gossip = MembershipGossip(self.state, detector, consequences)
+        self.reader = DhtReader(self.state, detector, consequences, self.gossip)
 
 
 @pytest.fixture
@@ -92,3 +95,11 @@ def test_the_driver_leaves_with_the_last_step_decided(node: Node) -> None:
     node.told.clear()
     node.gossip.hear(Tenure(0, 1, OLD), "left", 10)
     assert node.told == [("seat_changed", 0), ("end_run",)]
+
+
+def test_who_stopped_reads_no_further(node: Node) -> None:
+    """Two owners left the last word: the first of them ends us, the second is for nobody any more."""
+    node.state.is_stopped = True
+    ends = tuple(ProgressRecord(peer, 1, 10, None, 0, 0.0) for peer in (OLD, WITNESS))
+    node.reader.on_records(PROGRESS_KEY, ends)
+    assert node.told == [("note_read", PROGRESS_KEY)]
