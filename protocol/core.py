@@ -1,6 +1,6 @@
 """The whole of a node's decisions: ``handle(event, now) -> actions``.
 
-The core wires its parts together. What must hold inside it after every event: protocol/invariants.py.
+The core wires its parts together. What must hold inside it after every event: protocol/invariants/.
 It never waits, never reads a clock and never fails on what a peer says; `deadline` tells the shell
 when to come back with `TimerFired`.
 """

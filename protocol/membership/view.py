@@ -127,7 +127,7 @@ class Membership(Groups):
     def _hear_displaced(self, waiting: Group, known: Seat, seat: Seat) -> Observation:
         """The owner whom a claim displaced speaks. Whom others still accuse they do not hear: then the claim stands."""
         known.step = max(known.step, seat.step)
-        if known.accusers(seat.heard):
+        if known.accusers(seat.heard) or known.state == "withdrawn":
             return Observation.KNOWN
         self._restore(waiting, known, seat.heard)
         return Observation.REVIVED

@@ -29,10 +29,12 @@ class StageIO:
         """Whether the message comes from where its route says.
 
         If not, it was meant for another stage that the sender takes us for, because we held it once.
-        Raises `RemoteProtocolError` for a microbatch that does not exist.
+        Raises `RemoteProtocolError` for a microbatch that does not exist, or a path that cannot be its own.
         """
         if message.index >= self._state.manifest.step.microbatches:
             raise RemoteProtocolError(f"microbatch {message.index} of step {message.step} does not exist")
+        if len(message.path) not in (0, 1 + len(self.route(message.index))):
+            raise RemoteProtocolError(f"a path of {len(message.path)} peers, on a route of other length")
         origin = preceding if isinstance(message, Forward) else following
         return message.stage == origin(self.route(message.index), self._state.stage)
 

@@ -45,6 +45,7 @@ class Witness:
         self._queue = queue
         self._held: WitnessSnapshot | None = None
         self._is_snapshot_due = False
+        self._alone_since = float("-inf")
         self._offered: dict[int, tuple[int, int]] = {}
         """Per lost stage: (lost incarnation, step of the weights) of the offer that stands."""
         self._unanswered: dict[int, tuple[PeerId, int]] = {}
@@ -184,7 +185,10 @@ class Witness:
         seats = [seat for seat in self._state.membership.seats() if seat.stage != self._state.stage]
         if len(seats) < ALONE_MIN or any(seat.is_present for seat in seats):
             return False
-        return self._state.now - max(seat.died_at for seat in seats) <= self._state.manifest.timing.suspect_after_s
+        timing, died_at = self._state.manifest.timing, max(seat.died_at for seat in seats)
+        if died_at - self._alone_since > timing.record_lifetime_s:  # else somebody only comes and goes
+            self._alone_since = died_at
+        return self._state.now - self._alone_since <= timing.suspect_after_s
 
     def _is_recognised(self, peer: PeerId, stage: int, incarnation: int) -> bool:
         """We granted this claim, and it is still one: who serves already has nothing to claim."""

@@ -493,6 +493,7 @@ def test_who_speaks_to_a_stage_that_we_do_not_hold_is_told_what_we_hold() -> Non
     ("sender", "message"),
     [
         (peer(1), Forward(6, 2, FIRST, 1, 1)),
+        (peer(1), Forward(6, 0, FIRST, 1, 1, (peer(0), peer(1)))),
         (OTHER, Heartbeat(5, 1, "serving", 0)),
         (OTHER, Claim(5, 1, (0,))),
         (OTHER, CommitAck(900, 1, 1)),
@@ -588,6 +589,18 @@ def test_who_just_lost_everybody_at_once_vouches_for_nobody_yet() -> None:
     assert of(Send, node.hear(OTHER, Claim(3, 2, (2,)))) == []
     node.wait(MANIFEST.timing.suspect_after_s + 0.1)
     assert said(Grant, node.hear(OTHER, Claim(3, 2, (2,))))
+
+
+def test_who_comes_and_goes_does_not_keep_a_lone_owner_silent() -> None:
+    node = owner()
+    lose_everybody_else(node)
+    granted: list[Grant] = []
+    for incarnation in range(10, 20):
+        node.hear(OTHER, Announce(4, incarnation, "serving", 5))
+        node.hear(OTHER, Announce(4, incarnation, "withdrawn", 5))
+        node.wait(1.0)
+        granted += said(Grant, node.hear(OTHER, Claim(3, 2, (2,))))
+    assert granted
 
 
 def test_only_the_recognised_claimant_may_fetch_what_was_offered() -> None:

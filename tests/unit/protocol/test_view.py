@@ -490,3 +490,12 @@ def test_after_an_isolation_the_living_stay() -> None:
     view = view_of(seat())
     view.forget_deaths()
     assert view.is_serving(2)
+
+
+def test_an_owner_that_gave_its_tenure_up_does_not_come_back_from_behind_a_claim() -> None:
+    """A late heartbeat of before it said so."""
+    view = view_of(seat(OLD, 1))
+    view.observe(seat(OLD, 1, "withdrawn"), is_direct=True)
+    view.observe(seat(NEW, 2, "recovering"), is_direct=True)
+    assert view.observe(seat(OLD, 1), is_direct=True) is Observation.KNOWN
+    assert view.groups[2].first.peer == NEW
