@@ -91,6 +91,8 @@ LAYERS: dict[str, set[str]] = {
     "manifest_reader": {"errors", "manifest"},
     "presets": {"errors", "manifest", "manifest_reader"},
     "wire": {"errors", "ids", "manifest"},
+    # How peers get to each other: the shell asks it, the rest of the core knows nothing of addresses.
+    "reach": {"ids", "wire"},
     "jobs": {"ids", "wire"},
     "events": {"ids", "jobs", "wire"},
     "actions": {"ids", "jobs", "wire"},
