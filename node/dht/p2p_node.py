@@ -18,6 +18,7 @@ from understudy.node.p2p.addresses import check_listen_port
 from understudy.node.p2p.daemon import Daemon, sweep_stale_sockets
 from understudy.node.p2p.dial import check_identity_is_free, find_reachable
 from understudy.node.p2p.identity import Identity
+from understudy.node.p2p.relay import start_daemon
 from understudy.node.p2p.streams import StreamCallback, StreamHost
 from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.ids import PeerId
@@ -35,6 +36,8 @@ class P2PNode:
         self.peer_id = identity.peer_id
         self.addresses: tuple[str, ...] = ()
         """Where other peers can dial this one, each with /p2p/<PeerID>."""
+        self.relays = False
+        """Whether others can be reached through this peer: it was tried at the start."""
 
     @classmethod
     @asynccontextmanager
@@ -51,8 +54,9 @@ class P2PNode:
         reachable = await find_reachable(config.initial_peers, config.join_patience_s)
         if reachable and not identity.is_new:
             await check_identity_is_free(P2PD, identity, reachable)
-        daemon = await Daemon.start(config.daemon_settings(P2PD, identity, reachable), DAEMON_TIMEOUT_S)
+        daemon, relays = await start_daemon(config.daemon_settings(P2PD, identity, reachable), DAEMON_TIMEOUT_S)
         p2p = cls(identity, daemon, is_reader=config.is_reader)
+        p2p.relays = relays
         try:
             p2p.addresses = await p2p._dht.join(daemon, reachable)
             yield p2p
