@@ -52,6 +52,7 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
     ] = None,
     host_maddr: Annotated[Multiaddrs | None, option("HOST_MADDR", "Multiaddr to listen on. Repeatable.")] = None,
     announce_maddr: Annotated[Multiaddrs | None, option("ANNOUNCE_MADDR", "Multiaddr that others should dial.")] = None,
+    no_relay: Annotated[bool, option("NO_RELAY", "Do not let others be reached through the seed.")] = False,
     identity: Annotated[Path | None, option("IDENTITY", "Key file of the founder; made if missing.")] = None,
     dir: Annotated[
         Path | None,
@@ -95,7 +96,7 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
             print("Anyone can join with: understudy node --join '<that line>'. Ctrl-C stops.", file=sys.stderr)  # noqa: T201
             switch.hand_over(is_stopped.set)
 
-        config = SwarmConfig(host_maddrs=hosts, announce_maddrs=announced)
+        config = SwarmConfig(host_maddrs=hosts, announce_maddrs=announced, may_relay=not no_relay)
         await serve_seed(manifest, founder, config, SeedPlan(announce, initial), is_stopped)
         return EXIT_DONE
 

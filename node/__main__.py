@@ -42,6 +42,7 @@ class NodeArguments:
     host_maddrs: tuple[str, ...]
     announce_maddrs: tuple[str, ...]
     is_behind_nat: bool
+    may_relay: bool
     identity: Path
     device: str
     threads: int
@@ -69,6 +70,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
         host_maddrs=arguments.host_maddrs,
         announce_maddrs=arguments.announce_maddrs,
         is_behind_nat=arguments.is_behind_nat,
+        may_relay=arguments.may_relay,
         device=choose_device(arguments.device),
         threads=choose_threads(arguments.threads),
         events_path=arguments.events,
@@ -79,6 +81,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
         announce_maddrs=config.announce_maddrs,
         initial_peers=config.join.addresses,
         is_behind_nat=config.is_behind_nat,
+        may_relay=config.may_relay,
         join_patience_s=arguments.wait_s,
     )
     async with P2PNode.open(swarm_config, identity) as p2p:
@@ -106,6 +109,7 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
     behind_nat: Annotated[
         bool, typer.Option("--behind-nat", help="Nobody can dial this machine: be reached through relays.")
     ] = False,
+    no_relay: Annotated[bool, option("NO_RELAY", "Do not let others be reached through this node.")] = False,
     identity: Annotated[Path | None, option("IDENTITY", "Key file of this peer; made if missing.")] = None,
     device: Annotated[str, option("DEVICE", "auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int, option("THREADS", "Arithmetic threads; 0 means all cores.")] = 0,
@@ -125,6 +129,7 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
             host_maddrs=hosts,
             announce_maddrs=announced,
             is_behind_nat=behind_nat,
+            may_relay=not no_relay,
             identity=identity or default_identity("node"),
             device=device,
             threads=threads,

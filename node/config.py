@@ -25,6 +25,8 @@ class NodeConfig:
     announce_maddrs: tuple[str, ...] = ()
     is_behind_nat: bool = False
     """Look for relays to be reached through."""
+    may_relay: bool = True
+    """Let others be reached through this peer."""
     device: str = "cpu"
     threads: int = 1
     """Threads of the arithmetic; the node has one compute thread all the same."""

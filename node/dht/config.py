@@ -8,6 +8,7 @@ from pathlib import Path
 from understudy.node.p2p.addresses import is_loopback
 from understudy.node.p2p.daemon import DaemonSettings
 from understudy.node.p2p.identity import Identity
+from understudy.node.p2p.relay_limits import RelayLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class SwarmConfig:
     """Peers to dial, with /p2p/<PeerID>; empty: found a new swarm."""
     uses_relay: bool = True
     """Let peers behind NAT be reached through others."""
+    may_relay: bool = True
+    """Be one of those through whom others are reached, unless nobody can dial this peer either."""
     is_behind_nat: bool = False
     """Nobody can dial this peer: it is reached through the initial peers, and keeps nothing for the DHT's others."""
     join_patience_s: float = 0.0
@@ -32,6 +35,8 @@ class SwarmConfig:
     def daemon_settings(self, binary: Path, identity: Identity, reachable: tuple[str, ...]) -> DaemonSettings:
         """p2pd's command line; what only makes sense beyond this machine is off on loopback."""
         is_local, is_private = self.is_local, self.is_private
+        uses_relay = self.uses_relay and (self.is_reader or not is_local)
+        relays = uses_relay and self.may_relay and not (self.is_reader or is_private)
         return DaemonSettings(
             binary=binary,
             identity_path=None if self.is_reader else identity.path,
@@ -40,7 +45,8 @@ class SwarmConfig:
             bootstrap_maddrs=reachable,
             uses_nat_port_map=not is_local,
             uses_auto_nat=not is_local,
-            uses_relay=self.uses_relay and (self.is_reader or not is_local),
+            uses_relay=uses_relay,
+            relay_limits=RelayLimits() if relays else None,
             relay_maddrs=reachable if is_private else (),
             is_private=is_private,
             is_dht_server=not self.is_dht_client,

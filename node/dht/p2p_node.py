@@ -20,6 +20,7 @@ from understudy.node.p2p.addresses import check_listen_port, parse_multiaddr, pe
 from understudy.node.p2p.daemon import Daemon, sweep_stale_sockets
 from understudy.node.p2p.dial import check_identity_is_free, find_reachable
 from understudy.node.p2p.identity import Identity
+from understudy.node.p2p.relay import start_daemon
 from understudy.node.p2p.streams import StreamCallback, StreamHost, Way
 from understudy.protocol.errors import LocalProtocolError, NetworkError, SettingsError
 from understudy.protocol.ids import PeerId
@@ -47,6 +48,8 @@ class P2PNode:
         self.peer_id = identity.peer_id
         self.addresses: tuple[str, ...] = ()
         """Where other peers can dial this one, each with /p2p/<PeerID>. A private peer's change with its relays."""
+        self.relays = False
+        """Whether others can be reached through this peer: it was tried at the start."""
         self.contacts = Contacts()
         """Where the others say that they can be dialled."""
 
@@ -65,8 +68,9 @@ class P2PNode:
         reachable = await find_reachable(config.initial_peers, config.join_patience_s)
         if reachable and not identity.is_new:
             await check_identity_is_free(P2PD, identity, reachable)
-        daemon = await Daemon.start(config.daemon_settings(P2PD, identity, reachable), DAEMON_TIMEOUT_S)
+        daemon, relays = await start_daemon(config.daemon_settings(P2PD, identity, reachable), DAEMON_TIMEOUT_S)
         p2p = cls(identity, daemon, config)
+        p2p.relays = relays
         try:
             p2p.addresses = await p2p._dht.join(daemon, reachable)
             if config.is_private:
@@ -100,7 +104,7 @@ class P2PNode:
     def contact(self) -> Contact:
         """Where we can be dialled, for others."""
         reachability: Reachability = "punchable" if self._config.is_private else "public"
-        return Contact(to_say(self.addresses), reachability=reachability)
+        return Contact(to_say(self.addresses), self.relays, reachability)
 
     def note_contact(self, peer: PeerId, contact: Contact) -> None:
         """The peer says that it can be dialled there. What is no address of that peer is left out."""

@@ -50,6 +50,7 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
             announce_maddrs=arguments.announce_maddrs,
             initial_peers=arguments.join.addresses,
             join_patience_s=arguments.wait_s,
+            may_relay=False,
         )
         async with P2PNode.open(config, Identity.load_or_create(folder.identity_path)) as p2p:
             manifest, _ = await obtain_manifest(p2p, arguments.join)

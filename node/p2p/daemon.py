@@ -23,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from understudy.node.p2p.relay_limits import PROCESSORS, RelayLimits
 from understudy.protocol.errors import NetworkError, UnderstudyError
+from understudy.protocol.ids import PeerId
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ TERMINATE_TIMEOUT_S = 2.0
 KILL_TIMEOUT_S = 5.0
 STALE_AFTER_S = 60.0
 """Younger sockets may belong to a daemon that is just about to listen."""
+_PEER_ID = "Peer ID:"
+"""How the line begins that p2pd says once it listens."""
 _OUTPUT_BYTES_MAX = 64 * 1024
 
 
@@ -56,7 +60,9 @@ class DaemonSettings:
     uses_auto_nat: bool = True
     uses_relay: bool = True
     is_private: bool = False
-    """Nobody can dial this peer: libp2p takes places with the relays at once. By itself it finds out in minutes."""
+    """Nobody can dial this peer: reserve a slot at each of ``relay_maddrs``, and at once. By itself it takes minutes."""
+    relay_limits: RelayLimits | None = None
+    """Relay for others, within these limits; None: do not."""
 
     def arguments(self, control_path: Path) -> list[str]:
         flags = {
@@ -71,16 +77,28 @@ class DaemonSettings:
             "natPortMap": str(int(self.uses_nat_port_map)),
             "autonat": str(int(self.uses_auto_nat)),
             "relay": str(int(self.uses_relay)),
-            "autoRelay": str(int(self.is_private)),
-            "relayDiscovery": "0"
-            if self.is_private
-            else "",  # it looks for strangers, and one that fails costs an hour
-            "forceReachabilityPrivate": "1" if self.is_private else "",
+            "autoRelay": "0",
+            "relayDiscovery": "0",  # it looks for strangers, and one that refuses costs an hour
+            "relayService": "0",
             "connManager": "1",
             "tls": "1",
             "idleTimeout": f"{STARTUP_IDLE_S}s",
         }
+        if self.is_private:
+            flags |= {"forceReachabilityPrivate": "1", "autoRelay": "1"}
+        if self.relay_limits is not None:
+            flags |= self.relay_limits.flags()
         return [str(self.binary), *(f"-{name}={value}" for name, value in flags.items() if value)]
+
+    def environment(self) -> dict[str, str]:
+        """What p2pd finds in its environment."""
+        environment = {
+            "GOMAXPROCS": str(processors()),
+            **os.environ,
+            "GOLOG_LOG_LEVEL": "error",
+            "GOLOG_LOG_FMT": "json",
+        }
+        return environment if self.relay_limits is None else environment | {"GOMAXPROCS": str(PROCESSORS)}
 
 
 PROCESSORS_MAX = 4
@@ -107,6 +125,7 @@ class _Child(asyncio.SubprocessProtocol):
         self.trouble: asyncio.Future[NoReturn] = loop.create_future()
         """Why whoever lives on this daemon cannot go on."""
         self.last_line = ""
+        self.peer_id = ""
         self._partial = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -123,7 +142,8 @@ class _Child(asyncio.SubprocessProtocol):
             return
         logger.debug("p2pd: %s", line)
         self.last_line = line
-        if line.startswith("Peer ID:") and not self.is_ready.done():
+        if line.startswith(_PEER_ID) and not self.is_ready.done():
+            self.peer_id = line.removeprefix(_PEER_ID).strip()
             self.is_ready.set_result(None)
 
     def process_exited(self) -> None:
@@ -179,19 +199,13 @@ class Daemon:
 
     async def _spawn(self, settings: DaemonSettings) -> None:
         loop = asyncio.get_running_loop()
-        environment = {
-            "GOMAXPROCS": str(processors()),
-            **os.environ,
-            "GOLOG_LOG_LEVEL": "error",
-            "GOLOG_LOG_FMT": "json",
-        }
         try:
             await loop.subprocess_exec(
                 lambda: self._child,
                 *settings.arguments(self.control_path),
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.STDOUT,
-                env=environment,
+                env=settings.environment(),
                 start_new_session=True,
             )
         except OSError as error:
@@ -203,6 +217,10 @@ class Daemon:
     def process_id(self) -> int:
         transport = self._child.transport
         return -1 if transport is None else transport.get_pid() or -1
+
+    @property
+    def peer_id(self) -> PeerId:
+        return PeerId(self._child.peer_id)
 
     async def watch(self) -> None:
         """Wait for ever; raises `NetworkError` when p2pd exits, or what `fail` was told.

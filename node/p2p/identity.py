@@ -34,6 +34,8 @@ _DATA_TAG = b"\x12"
 """libp2p ``data``: field 2, length-delimited."""
 _SHA256_MULTIHASH = b"\x12\x20"
 """Multihash prefix: sha2-256, 32 bytes."""
+_ED25519_MULTIHASH = b"\x00\x24\x08\x01\x12\x20"
+"""Multihash prefix of an Ed25519 key, which stands there itself: identity, 36 bytes; {key_type = Ed25519, 32 bytes}."""
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 # The scheme of hivemind's RSAPrivateKey (hivemind/utils/crypto.py), so one key serves both.
@@ -114,12 +116,12 @@ def _peer_id(key: rsa.RSAPublicKey) -> PeerId:
 
 
 def _base58(data: bytes) -> str:
-    """Base58 (Bitcoin alphabet) of bytes that do not begin with zero: a multihash never does."""
+    """Base58 (Bitcoin alphabet) of a multihash; a zero at its beginning, which a number has not, is spelled as "1"."""
     number, digits = int.from_bytes(data, "big"), ""
     while number:
         number, remainder = divmod(number, 58)
         digits = _BASE58[remainder] + digits
-    return digits
+    return _BASE58[0] + digits if data.startswith(b"\0") else digits
 
 
 def peer_id_from_bytes(multihash: bytes) -> PeerId:
@@ -128,7 +130,10 @@ def peer_id_from_bytes(multihash: bytes) -> PeerId:
 
 
 def peer_id_to_bytes(peer_id: PeerId) -> bytes:
-    """The multihash a base58 PeerID spells. Raises `RemoteProtocolError` for anything else."""
+    """The multihash a base58 PeerID spells, of an RSA key or of a throw-away identity's Ed25519 key.
+
+    Raises `RemoteProtocolError` for anything else.
+    """
     number = 0
     for digit in peer_id[:PEER_ID_CHARS_MAX]:
         value = _BASE58.find(digit)
@@ -136,9 +141,12 @@ def peer_id_to_bytes(peer_id: PeerId) -> bytes:
             raise RemoteProtocolError(f"{peer_id[:PEER_ID_CHARS_MAX]!r} is not a PeerID")
         number = number * 58 + value
     multihash = number.to_bytes((number.bit_length() + 7) // 8, "big")
-    if len(multihash) != 34 or not multihash.startswith(_SHA256_MULTIHASH):
-        raise RemoteProtocolError(f"{peer_id[:PEER_ID_CHARS_MAX]!r} is not the PeerID of an RSA key")
-    return multihash
+    if len(multihash) == 34 and multihash.startswith(_SHA256_MULTIHASH):
+        return multihash
+    multihash = b"\0" + multihash
+    if len(multihash) == 38 and multihash.startswith(_ED25519_MULTIHASH) and peer_id.startswith(_BASE58[0]):
+        return multihash
+    raise RemoteProtocolError(f"{peer_id[:PEER_ID_CHARS_MAX]!r} is not the PeerID of an RSA or Ed25519 key")
 
 
 def _encode_key_message(data: bytes) -> bytes:
