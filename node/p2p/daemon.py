@@ -60,7 +60,7 @@ class DaemonSettings:
     uses_auto_nat: bool = True
     uses_relay: bool = True
     is_private: bool = False
-    """Nobody can dial this peer: reserve a slot at each of ``relay_maddrs``, and at once. By itself it takes minutes."""
+    """Nobody can dial this peer: reserve a slot at each of ``relay_maddrs`` at once. By itself that takes minutes."""
     relay_limits: RelayLimits | None = None
     """Relay for others, within these limits; None: do not."""
 
