@@ -8,6 +8,8 @@ import time
 from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
+
 from benchmarks.links.machines import Machine
 from tests.swarm.processes import Brood
 from tests.swarm.test_local import Event, of
@@ -77,9 +79,9 @@ class Volunteers:
         return self._log_path(name).read_text(encoding="utf-8", errors="replace")
 
     def peer(self, name: str) -> str:
-        """The id of a node that has said something."""
-        (peer,) = {event["peer"] for event in self._said_by(name)}
-        return str(peer)
+        """The id of a node that has said something. What it says about others has an observer."""
+        lines = (self.folder / "nodes" / f"{name}.jsonl").read_bytes().splitlines()
+        return next(str(event["peer"]) for event in map(msgspec.json.decode, lines) if "observer" not in event)
 
     def end(self) -> None:
         """Whatever the test has shown by now; how nodes leave is shown elsewhere."""
@@ -90,10 +92,6 @@ class Volunteers:
 
     def _steps(self, after: float) -> list[int]:
         return sorted({event["step"] for event in self.of("step.committed", after=after)})
-
-    def _said_by(self, name: str) -> list[Event]:
-        tail = EventTail(self.folder / "nodes" / name)
-        return tail.read()
 
     def _start(self, name: str, machine: Machine, module: str, arguments: list[str]) -> None:
         command = [*machine.place.prefix, *COMMAND, module, *arguments, "--host-maddr", listen(machine)]

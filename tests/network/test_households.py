@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import shutil
 import socket
 import subprocess
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from benchmarks.links.machines import FOLDER, Machine, ip
 from tests.network.households import PREFIX, Household, Internet, cut, open_internet
+from understudy.protocol.errors import SettingsError
 
 PORT = 4001
 SILENCE_S = 0.4
@@ -211,6 +213,12 @@ def test_what_a_killed_process_left_is_removed_by_the_next(internet: Internet) -
     subprocess.run(["ip", "netns", "add", name], check=True)
     with open_internet():
         assert not (FOLDER / name).exists()
+
+
+def test_what_is_missing_is_said_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda program: None if "tables" in program else f"/sbin/{program}")
+    with pytest.raises(SettingsError, match=r"iptables .* not found: .*apt install iptables\)"), open_internet():
+        pass
 
 
 def namespaces() -> set[str]:
