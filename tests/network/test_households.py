@@ -70,7 +70,7 @@ def seen_from(machine: Machine, public: Machine, stack: ExitStack, port: int = P
 def assert_silence(machine: Machine, address: str) -> None:
     """Neither an answer nor a refusal."""
     with pytest.raises(TimeoutError):
-        dial(machine, address, SILENCE_S)
+        dial(machine, address, SILENCE_S).close()
 
 
 def assert_reached(machine: Machine, other: Machine) -> None:
