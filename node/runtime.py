@@ -151,7 +151,7 @@ class Node:
         metered = self._counters.metered_callback
         await self._p2p.serve_streams(self._network.protocol, metered(self._network.receive))
         await self._p2p.serve_streams(self._fetch_protocol, metered(self._weights.serve))
-        self.feed(Started(self._config.stage, capacity))
+        self.feed(Started(self._config.stage, capacity, self._p2p.contact.reachability))
         self._tick()
 
     async def _say_goodbye(self, tasks: asyncio.TaskGroup) -> None:

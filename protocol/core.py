@@ -146,7 +146,8 @@ class Core:
                 self._gossip.on_unreachable(peer)
             case Fetched() | FetchFailed():
                 self._lifecycle.on_fetch_ended(event)
-            case Started(wanted_stage, capacity):
+            case Started(wanted_stage, capacity, reachability):
+                self.state.reachability = reachability
                 self._lifecycle.start(wanted_stage, capacity)
             case TextRead():
                 self._lifecycle.on_text_read(event)

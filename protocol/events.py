@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from understudy.protocol.ids import PeerId
 from understudy.protocol.jobs import Job, Payload
+from understudy.protocol.wire.contact import Reachability
 from understudy.protocol.wire.messages import AnyMessage, DataMessage
 from understudy.protocol.wire.records import AnyRecord
 
@@ -18,6 +19,8 @@ class Started:
     wanted_stage: int | None = None
     capacity: float = 1.0
     """Measured; spares are ranked by it."""
+    reachability: Reachability = "unknown"
+    """Of this machine."""
 
 
 @dataclass(frozen=True, slots=True)

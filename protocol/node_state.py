@@ -15,6 +15,7 @@ from understudy.protocol.membership.view import Membership
 from understudy.protocol.pace import Pace
 from understudy.protocol.routing import neighbours
 from understudy.protocol.text_check import TextCheck
+from understudy.protocol.wire.contact import Reachability
 from understudy.protocol.wire.fields import StageState
 from understudy.protocol.wire.messages import Announce, AnyMessage, Heartbeat
 from understudy.protocol.wire.records import ProgressRecord
@@ -30,6 +31,8 @@ class NodeState:
     now: float = 0.0
     can_drive: bool = True
     """This machine has the run's text, so it may take S0."""
+    reachability: Reachability = "unknown"
+    """How others get to this machine."""
     text: TextCheck = field(default_factory=TextCheck)
     is_in_reserve: bool = False
     """A spare that others are ranked before: it publishes nothing, and reads little and seldom."""

@@ -118,9 +118,16 @@ def watched(
 
 
 def rank_spares(spares: Iterable[SpareRecord]) -> list[PeerId]:
-    """Waiting spares, the most capable first; equal capacity is decided by peer id."""
+    """Waiting spares, the most capable first; equal capacity is decided by peer id.
+
+    Those that nothing reaches but through a relay come last: all that their stage sends and gets costs the relay too.
+    """
     waiting = (spare for spare in spares if spare.state == "waiting")
-    return [PeerId(spare.peer) for spare in sorted(waiting, key=lambda spare: (-spare.capacity, spare.peer))]
+    return [PeerId(spare.peer) for spare in sorted(waiting, key=_rank)]
+
+
+def _rank(spare: SpareRecord) -> tuple[bool, float, str]:
+    return (spare.contact.reachability == "relayed", -spare.capacity, spare.peer)
 
 
 def is_in_front(me: SpareRecord, known: Iterable[SpareRecord]) -> bool:

@@ -184,6 +184,16 @@ def test_a_node_begins_by_saying_that_it_is_there_and_looking_around() -> None:
     assert of(Read, actions)
 
 
+def test_a_spare_ranks_itself_as_the_others_rank_it() -> None:
+    """One that only a relay gets to leaves a hole to a slower one: had it ranked itself first, both would claim."""
+    node = Node()
+    node.do(Started(None, 9.0, "relayed"))
+    node.do(RecordsRead("spares", (SpareRecord("peer-9", 1.0),)))
+    actions = node.read([*served(0, 1, 3, 4), StageRecord(peer(2), 2, 1, "left", 5)])
+    assert said(Claim, actions) == []
+    assert said(Claim, node.wait(3.0)) != []
+
+
 def test_a_spare_does_nothing_before_it_has_looked_everywhere() -> None:
     node = spare()
     actions = node.do(RecordsRead(stage_key(2), (StageRecord(peer(2), 2, 1, "left", 5),)))

@@ -24,6 +24,7 @@ from understudy.protocol.membership.placement import (
     supersedes,
     watched,
 )
+from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.records import SpareRecord
 
 ME, OTHER, THIRD = PeerId("a"), PeerId("b"), PeerId("c")
@@ -128,6 +129,12 @@ def test_what_an_owner_must_know_does_not_grow_with_the_swarm() -> None:
 def test_spares_by_capacity_then_by_peer_id() -> None:
     records = [SpareRecord("c", 2.0), SpareRecord("b", 1.0), SpareRecord("a", 1.0), SpareRecord("d", 9.0, "left")]
     assert rank_spares(records) == ["c", "a", "b"]
+
+
+def test_a_spare_that_only_a_relay_gets_to_comes_last() -> None:
+    relayed = SpareRecord("a", 9.0, contact=Contact(reachability="relayed"))
+    punchable = SpareRecord("b", 1.0, contact=Contact(reachability="punchable"))
+    assert rank_spares([relayed, SpareRecord("c", 2.0), punchable]) == ["c", "b", "a"]
 
 
 def test_holes_by_need() -> None:
