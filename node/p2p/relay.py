@@ -105,7 +105,7 @@ async def _carry(stack: AsyncExitStack, reserving: Daemon, dialling: Daemon, cir
     stack.push_async_callback(server.close)
     stack.push_async_callback(client.close)
     await server.serve(PROBE_PROTOCOL, _swallow)
-    await _reach(client, reserving.peer_id, circuit)
+    await reach(client, reserving.peer_id, circuit)
     reader, writer = await client.open(reserving.peer_id, PROBE_PROTOCOL, CHECK_TIMEOUT_S)
     try:
         writer.write(bytes(PROBE_BYTES))
@@ -114,7 +114,7 @@ async def _carry(stack: AsyncExitStack, reserving: Daemon, dialling: Daemon, cir
         writer.transport.abort()
 
 
-async def _reach(client: StreamHost, peer: PeerId, circuit: str) -> None:
+async def reach(client: StreamHost, peer: PeerId, circuit: str) -> None:
     """Dial until the peer holds its reservation. The caller sets the deadline."""
     while True:
         try:
