@@ -38,7 +38,7 @@ BUILT_IN = "reno"
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 CARRIED_BYTES = 8_000_000
 START_TIMEOUT_S = 10.0
-TEST_TIMEOUT_S = 40.0
+TEST_TIMEOUT_S = 60.0
 PROTOCOL = "/understudy/test-relay/1"
 TIGHT = RelayLimits(data_bytes=64 * 1024)
 """As libp2p's own limits do, it ends a circuit long before a try has passed."""
