@@ -62,7 +62,7 @@ async def start_daemon(settings: DaemonSettings, timeout_s: float) -> tuple[Daem
 async def check_relay(binary: Path, relay: Daemon) -> str | None:
     """Why a daemon is no use as a relay; None: `PROBE_BYTES` passed.
 
-    Takes 1.2 s, at most `CHECK_TIMEOUT_S` and the end of two throw-away daemons.
+    Takes 1.2 s on an idle machine, 2 s on a busy one; at most `CHECK_TIMEOUT_S` and the end of two throw-away daemons.
     """
     addresses = [f"{address}/p2p/{relay.peer_id}" for address in listening_addresses(relay.process_id)]
     if not addresses:

@@ -29,7 +29,7 @@ class RelayLimits:
 
         It starts two relay services, one with our limits and one with libp2p's, and the last one counts. Ours is the
         last if p2pd knows from the start that it is public, runs the AutoNAT service, and has one processor: then it
-        was so 22 of 22 times. With two or four processors 5 to 6 of 8, without AutoNAT 4 of 12. node/p2p/relay.py looks
+        was so 32 of 32 times. With two or four processors 5 to 6 of 8, without AutoNAT 4 of 12. node/p2p/relay.py looks
         which one it was.
         """
         return {
