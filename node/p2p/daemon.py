@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 SOCKET_FOLDER = Path("/tmp")  # the folder that hivemind hard-codes for its own sockets
 SOCKET_PATTERN = "hivemind-*.sock"
-STARTUP_IDLE_S = 10.0
-"""A p2pd that nobody connects to exits after this long: the parent died in between."""
+STARTUP_IDLE_S = 20.0
+"""A p2pd that nobody connects to exits after this long: the parent died in between. A relay is tried first."""
 TERMINATE_TIMEOUT_S = 2.0
 KILL_TIMEOUT_S = 5.0
 STALE_AFTER_S = 60.0

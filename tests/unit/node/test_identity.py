@@ -125,3 +125,10 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_an_unreadable_identity_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot read identity file"):
         Identity.load_or_create(tmp_path)
+
+
+def test_a_throw_away_identity_survives_its_spelling_in_bytes() -> None:
+    """Its multihash begins with a zero byte."""
+    spelling = PeerId("12D3KooWDr6XGA4uypct12tk66N7JccjSHiSJX1CghRHF14iL29V")
+    assert len(peer_id_to_bytes(spelling)) == 38
+    assert peer_id_from_bytes(peer_id_to_bytes(spelling)) == spelling
