@@ -12,7 +12,14 @@ from understudy.node.dht.config import reader_config
 from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.doctor.machine import Finding
 from understudy.node.joining import obtain_manifest
-from understudy.node.p2p.addresses import JoinString, check_listen_port, endpoint_of, is_loopback, peer_id_in
+from understudy.node.p2p.addresses import (
+    RELAY_MARK,
+    JoinString,
+    check_listen_port,
+    endpoint_of,
+    is_loopback,
+    peer_id_in,
+)
 from understudy.node.p2p.daemon import Daemon, DaemonSettings
 from understudy.node.p2p.dial import dial
 from understudy.node.p2p.identity import Identity
@@ -23,7 +30,6 @@ DAEMON_TIMEOUT_S = 30.0
 CLOCK_MAX_S = 3.0
 """hivemind refuses a peer whose clock is further off (`MAX_DHT_TIME_DISCREPANCY_SECONDS`)."""
 CLOCK_NOTE_S = 1.0
-RELAY_MARK = "/p2p-circuit"
 
 
 def check_port(host_maddrs: Sequence[str]) -> Finding:

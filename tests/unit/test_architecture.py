@@ -90,6 +90,8 @@ LAYERS: dict[str, set[str]] = {
     "manifest": {"ids"},
     "manifest_reader": {"errors", "manifest"},
     "presets": {"errors", "manifest", "manifest_reader"},
+    # How a node can be reached: imports nothing of ours, so that records and messages may name it.
+    "reach": set(),
     "wire": {"errors", "ids", "manifest"},
     "jobs": {"ids", "wire"},
     "events": {"ids", "jobs", "wire"},
@@ -266,6 +268,7 @@ NODE_IMPORTS = {
     "p2p": {"files"},
     "dht": {"p2p"},
     "links": {"p2p", "compute"},
+    "reach": {"p2p"},
     # Work: knows of no carrier.
     "data": set(),
     "compute": {"data"},
