@@ -85,7 +85,7 @@ class DialBack:
     async def _dial(self, host: str, ports: Sequence[int]) -> tuple[DialOutcome, ...]:
         """All ports at once, each port once."""
         async with asyncio.TaskGroup() as tasks:
-            dials = {port: tasks.create_task(self._knock(host, port)) for port in ports}
+            dials = {port: tasks.create_task(self._knock(host, port)) for port in dict.fromkeys(ports)}
         return tuple(DialOutcome(port, dial.result()) for port, dial in dials.items())
 
     async def _knock(self, host: str, port: int) -> str:
