@@ -96,7 +96,10 @@ class Node:
         rules = LinkRules(self._run_id, manifest.digest(), activation_header(manifest))
         self._counters = Counters()
         streams = MeteredStreams(p2p, self._counters)
-        self._network = Network(streams, rules, Listener(self._message_came, self._peer_gone, self._send_failed))
+        listener = Listener(
+            self._message_came, self._peer_gone, self._send_failed, p2p.note_contact, lambda: p2p.contact
+        )
+        self._network = Network(streams, rules, listener)
         self._fetch_protocol = fetch_protocol(rules.run_id)
         self._fetcher = Fetcher(streams, rules, manifest.model, self._worker)
         self._weights = WeightsServer(self._core.may_fetch, self._host.find_held)

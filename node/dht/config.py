@@ -23,7 +23,7 @@ class SwarmConfig:
     uses_relay: bool = True
     """Let peers behind NAT be reached through others."""
     is_behind_nat: bool = False
-    """Look for relays to be reached through."""
+    """Nobody can dial this peer: it is reached through the initial peers, and keeps nothing for the DHT's others."""
     join_patience_s: float = 0.0
     """Seconds to go on dialling while none of the initial peers listens."""
     is_reader: bool = False
@@ -31,7 +31,7 @@ class SwarmConfig:
 
     def daemon_settings(self, binary: Path, identity: Identity, reachable: tuple[str, ...]) -> DaemonSettings:
         """p2pd's command line; what only makes sense beyond this machine is off on loopback."""
-        is_local = all(is_loopback(address) for address in self.host_maddrs)
+        is_local, is_private = self.is_local, self.is_private
         return DaemonSettings(
             binary=binary,
             identity_path=None if self.is_reader else identity.path,
@@ -41,9 +41,25 @@ class SwarmConfig:
             uses_nat_port_map=not is_local,
             uses_auto_nat=not is_local,
             uses_relay=self.uses_relay and (self.is_reader or not is_local),
-            uses_auto_relay=self.is_behind_nat,
-            is_dht_server=not self.is_reader,
+            relay_maddrs=reachable if is_private else (),
+            is_private=is_private,
+            is_dht_server=not self.is_dht_client,
         )
+
+    @property
+    def is_local(self) -> bool:
+        """It listens on this machine only."""
+        return all(is_loopback(address) for address in self.host_maddrs)
+
+    @property
+    def is_private(self) -> bool:
+        """It can only be reached through others."""
+        return self.is_behind_nat and not self.is_reader
+
+    @property
+    def is_dht_client(self) -> bool:
+        """It asks the DHT's peers and is asked nothing: others would keep records with it and wait for it."""
+        return self.is_reader or self.is_private
 
 
 def reader_config(initial_peers: tuple[str, ...]) -> SwarmConfig:

@@ -147,8 +147,9 @@ class _OwnedRecordsOnly(RSASignatureValidator):  # type: ignore[misc]
 class HivemindDHT:
     """hivemind's two objects: its connection to p2pd and its DHT node. Opened by `join`; end it with `close`."""
 
-    def __init__(self, identity: Identity, *, is_reader: bool = False) -> None:
-        self._is_reader = is_reader
+    def __init__(self, identity: Identity, *, is_reader: bool = False, is_client: bool = False) -> None:
+        """``is_reader``: it stores nothing; ``is_client``: others keep nothing with it and do not ask it."""
+        self._is_reader, self._is_client = is_reader, is_client or is_reader
         self.validator = _OwnedRecordsOnly(_IdentityKey(identity))
         self._connecting: asyncio.Task[Any] | None = None
         self.connection: Any = None
@@ -165,7 +166,7 @@ class HivemindDHT:
             with _as_network_error("the seed was reached but does not answer: try again, it may be busy"):
                 async with asyncio.timeout(JOIN_TIMEOUT_S):
                     await self._connect(daemon)
-                    addresses = tuple(str(address) for address in await self.connection.get_visible_maddrs())
+                    addresses = await self._visible_addresses()
                     self.node = await self._create_node(initial_peers)
         except ValidationError as error:
             raise _validation_error(str(error)) from error
@@ -197,7 +198,7 @@ class HivemindDHT:
         return await DHTNode.create(
             p2p=self.connection,
             initial_peers=list(initial_peers),
-            client_mode=self._is_reader,
+            client_mode=self._is_client,
             num_replicas=REPLICAS,
             num_workers=STORE_WORKERS,
             wait_timeout=JOIN_RPC_TIMEOUT_S,
@@ -256,6 +257,15 @@ class HivemindDHT:
         async with asyncio.timeout(DHT_TIMEOUT_S):
             answers = await asyncio.gather(*map(offset, peers), return_exceptions=True)
         return [answer for answer in answers if isinstance(answer, float)]
+
+    async def addresses(self) -> tuple[str, ...]:
+        """Where libp2p says that this peer can be dialled, each with /p2p/<PeerID>. Raises `NetworkError`."""
+        with _as_network_error("the libp2p daemon does not answer"):
+            async with asyncio.timeout(DHT_TIMEOUT_S):
+                return await self._visible_addresses()
+
+    async def _visible_addresses(self) -> tuple[str, ...]:
+        return tuple(str(address) for address in await self.connection.get_visible_maddrs(latest=True))
 
     async def connections(self) -> dict[PeerId, tuple[str, ...]]:
         """The peers that libp2p is connected to, and at which addresses. Raises `NetworkError`."""

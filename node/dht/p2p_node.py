@@ -10,31 +10,45 @@ import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from understudy.node.dht.config import SwarmConfig
 from understudy.node.dht.hivemind_dht import P2PD, HivemindDHT
 from understudy.node.dht.reconnect import MEET_AGAIN_EVERY_S
 from understudy.node.dht.signing import StoredRecord
-from understudy.node.p2p.addresses import check_listen_port
+from understudy.node.p2p.addresses import check_listen_port, parse_multiaddr, peer_id_in
 from understudy.node.p2p.daemon import Daemon, sweep_stale_sockets
 from understudy.node.p2p.dial import check_identity_is_free, find_reachable
 from understudy.node.p2p.identity import Identity
-from understudy.node.p2p.streams import StreamCallback, StreamHost
-from understudy.protocol.errors import LocalProtocolError
+from understudy.node.p2p.streams import StreamCallback, StreamHost, Way
+from understudy.protocol.errors import LocalProtocolError, NetworkError, SettingsError
 from understudy.protocol.ids import PeerId
+from understudy.protocol.reach.addresses import is_relayed, to_say, worth_dialling
+from understudy.protocol.reach.contacts import Contacts
+from understudy.protocol.wire.contact import Contact, Reachability, is_private
 
 DAEMON_TIMEOUT_S = 30.0
+RELAY_PATIENCE_S = 5.0
+"""A relay that has room gives a place within 0.5 s of the daemon's start."""
+RELAY_LOOK_EVERY_S = 0.1
+OBSERVERS = 5
+"""Public peers that a private one stays connected to. libp2p believes an address of its own from four observers on."""
+CONNECT_TIMEOUT_S = 3.0
 
 
 class P2PNode:
     """This peer's presence in the swarm. Open it with ``async with P2PNode.open(...)``."""
 
-    def __init__(self, identity: Identity, daemon: Daemon, *, is_reader: bool = False) -> None:
+    def __init__(self, identity: Identity, daemon: Daemon, config: SwarmConfig) -> None:
         self._daemon = daemon
         self._streams = StreamHost(daemon)
-        self._dht = HivemindDHT(identity, is_reader=is_reader)
+        self._dht = HivemindDHT(identity, is_reader=config.is_reader, is_client=config.is_dht_client)
+        self._config = config
         self.peer_id = identity.peer_id
         self.addresses: tuple[str, ...] = ()
-        """Where other peers can dial this one, each with /p2p/<PeerID>."""
+        """Where other peers can dial this one, each with /p2p/<PeerID>. A private peer's change with its relays."""
+        self.contacts = Contacts()
+        """Where the others say that they can be dialled."""
 
     @classmethod
     @asynccontextmanager
@@ -52,9 +66,11 @@ class P2PNode:
         if reachable and not identity.is_new:
             await check_identity_is_free(P2PD, identity, reachable)
         daemon = await Daemon.start(config.daemon_settings(P2PD, identity, reachable), DAEMON_TIMEOUT_S)
-        p2p = cls(identity, daemon, is_reader=config.is_reader)
+        p2p = cls(identity, daemon, config)
         try:
             p2p.addresses = await p2p._dht.join(daemon, reachable)
+            if config.is_private:
+                await p2p._await_relay()
             yield p2p
         finally:
             await p2p._close()
@@ -67,6 +83,30 @@ class P2PNode:
         finally:
             await self._daemon.stop()
 
+    async def _await_relay(self) -> None:
+        """Until a relay has a place for us, or says nothing: so that what we tell others first is of use."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RELAY_PATIENCE_S):
+                while not any(map(is_relayed, self.addresses)):
+                    await asyncio.sleep(RELAY_LOOK_EVERY_S)
+                    self.addresses = await self._dht.addresses()
+
+    @property
+    def contact(self) -> Contact:
+        """Where we can be dialled, for others."""
+        reachability: Reachability = "punchable" if self._config.is_private else "public"
+        return Contact(to_say(self.addresses), reachability=reachability)
+
+    def note_contact(self, peer: PeerId, contact: Contact) -> None:
+        """The peer says that it can be dialled there. What is no address of that peer is left out."""
+        its_own = tuple(address for address in contact.addresses if _is_of(peer, address))
+        self.contacts.note(peer, msgspec.structs.replace(contact, addresses=its_own))
+
+    def _way(self, peer: PeerId) -> Way:
+        contact = self.contacts.of(peer)
+        addresses = worth_dialling(contact.addresses, self.addresses)
+        return Way(peer, addresses, is_private=is_private(contact.reachability))
+
     async def watch_daemon(self) -> None:
         """Run this as long as the node is open; never returns. Raises `NetworkError` when p2pd dies or hangs up,
         and `LocalProtocolError` when a stream's callback broke a rule of ours.
@@ -76,9 +116,24 @@ class P2PNode:
         reconnector = self._dht.reconnector()
         while True:
             await reconnector.meet_again()
+            if self._config.is_private:
+                await self._stay_reachable()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(MEET_AGAIN_EVERY_S):
                     await self._daemon.watch()
+
+    async def _stay_reachable(self) -> None:
+        """Note which relays have a place for us, and stay connected to some public peers.
+
+        libp2p believes an address of ours once so many peers saw us under it, and punches only then.
+        """
+        with contextlib.suppress(NetworkError):
+            self.addresses = await self._dht.addresses()
+            connected = await self._dht.connections()
+            missing = [peer for peer in self.contacts.public() if peer not in connected and peer != self.peer_id]
+            present = sum(peer in connected for peer in self.contacts.public())
+            for peer in missing[: max(0, OBSERVERS - present)]:
+                await self.connect(peer, self._way(peer).addresses, CONNECT_TIMEOUT_S)
 
     async def store(self, key: str, subkey: str, value: bytes, expiration: float) -> bool:
         """Sign and publish a record until ``expiration`` (DHT time, unix seconds).
@@ -123,7 +178,7 @@ class P2PNode:
           same after the seed died, 18 ms. libp2p's own routing finds the address.
         - a peer that restarted on its old port and identity right after a refusal: 12 ms.
         """
-        return await self._streams.open(peer, protocol, timeout_s)
+        return await self._streams.open(self._way(peer), protocol, timeout_s)
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> None:
         """Dial a peer; without addresses, libp2p looks them up among the peers it knows."""
@@ -136,3 +191,11 @@ class P2PNode:
         error of ours, a reset or an early end costs only the stream.
         """
         await self._streams.serve(protocol, callback)
+
+
+def _is_of(peer: PeerId, address: str) -> bool:
+    """Whether this is an address at which that peer, and no other, would answer."""
+    try:
+        return peer_id_in(parse_multiaddr(address, needs_peer_id=True)) == peer
+    except SettingsError:
+        return False

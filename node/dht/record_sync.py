@@ -7,12 +7,22 @@ import contextlib
 import logging
 from typing import Any
 
+import msgspec
+
 from understudy.node.dht.hivemind_dht import dht_time
 from understudy.node.dht.p2p_node import P2PNode
 from understudy.protocol.actions import Read, Store
 from understudy.protocol.errors import NetworkError, RemoteProtocolError
 from understudy.protocol.events import RecordsRead
-from understudy.protocol.wire.records import RECORDS_PER_KEY_MAX, AnyRecord, decode_record, encode_record, key_of
+from understudy.protocol.wire.records import (
+    RECORDS_PER_KEY_MAX,
+    AnyRecord,
+    SpareRecord,
+    StageRecord,
+    decode_record,
+    encode_record,
+    key_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +68,8 @@ class Records:
 
     async def _store(self, store: Store) -> None:
         record = store.record
+        if isinstance(record, StageRecord | SpareRecord):
+            record = msgspec.structs.replace(record, contact=self._p2p.contact)
         key = f"{self._prefix}/{key_of(record)}"
         expiration = dht_time() + store.lifetime_s
         try:
@@ -75,12 +87,15 @@ class Records:
             records = found[f"{self._prefix}/{key}"][:RECORDS_PER_KEY_MAX]
             self._feed(RecordsRead(key, tuple(self._decode(key, records))))
 
-    @staticmethod
-    def _decode(key: str, stored: list[Any]) -> list[AnyRecord]:
+    def _decode(self, key: str, stored: list[Any]) -> list[AnyRecord]:
         records = []
         for entry in stored:
             try:
-                records.append(decode_record(key, entry.owner, entry.value))
+                record = decode_record(key, entry.owner, entry.value)
             except RemoteProtocolError as error:
                 logger.debug("ignored: %s", error)
+                continue
+            records.append(record)
+            if isinstance(record, StageRecord | SpareRecord):
+                self._p2p.note_contact(entry.owner, record.contact)
         return records

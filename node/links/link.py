@@ -22,6 +22,7 @@ from understudy.node.links.framing import write_frame
 from understudy.protocol.errors import NetworkError, PeerRefusedError
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION
+from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.messages import AnyMessage, Backward, DataMessage, Forward, Hello
 from understudy.protocol.wire.tensors import TensorHeader
 
@@ -70,11 +71,15 @@ Undelivered = Callable[[PeerId, DataMessage, Tensor | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Who is told what happens on the links."""
+    """Who is told what happens on the links, and asked what we say of ourselves."""
 
     deliver: Deliver
     on_gone: Gone = lambda peer: None
     on_undelivered: Undelivered = lambda peer, message, tensor: None
+    on_contact: Callable[[PeerId, Contact], None] = lambda peer, contact: None
+    """Told where a peer says that it can be dialled."""
+    contact: Callable[[], Contact] = Contact
+    """Where we can be dialled."""
 
 
 @dataclass(slots=True)
@@ -180,7 +185,7 @@ class OutLink:
     async def _use(self, writer: asyncio.StreamWriter) -> bool:
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
-                await write_frame(writer, Hello(PROTOCOL_VERSION, self._rules.manifest_digest))
+                await write_frame(writer, self._hello())
             while not self._is_broken:
                 if not self._queue and not await self._wait_for_work():
                     return False
@@ -188,6 +193,9 @@ class OutLink:
         except (OSError, TimeoutError) as error:
             logger.debug("link to %s broke: %s", self.peer, error)
         return True
+
+    def _hello(self) -> Hello:
+        return Hello(PROTOCOL_VERSION, self._rules.manifest_digest, self._listener.contact())
 
     async def _wait_for_work(self) -> bool:
         """False: nothing came for so long that the link is not needed."""

@@ -102,7 +102,8 @@ class Network:
         """
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
-                self._check_hello(await read_message(reader))
+                hello = self._checked(await read_message(reader))
+            self._listener.on_contact(peer, hello.contact)
             while True:
                 frame = await read_link_frame(reader, self._rules.activation, 2 * IDLE_TIMEOUT_S)
                 if frame is None:
@@ -116,7 +117,7 @@ class Network:
         except (NetworkError, TimeoutError, OSError) as error:
             logger.debug("link from %s ended: %s", peer, error)
 
-    def _check_hello(self, hello: AnyMessage | None) -> None:
+    def _checked(self, hello: AnyMessage | None) -> Hello:
         if hello is None:
             raise NetworkError("it ended before its hello")
         if not isinstance(hello, Hello):
@@ -127,3 +128,4 @@ class Network:
             )
         if hello.manifest_digest != self._rules.manifest_digest:
             raise RemoteProtocolError("it is of another run: its manifest has another digest")
+        return hello

@@ -50,11 +50,13 @@ class DaemonSettings:
     bootstrap_maddrs: tuple[str, ...] = ()
     """Peers that p2pd dials at start and keeps dialling when it has lost them."""
     relay_maddrs: tuple[str, ...] = ()
+    """Peers to be reached through, for who is private."""
     is_dht_server: bool = True
     uses_nat_port_map: bool = True
     uses_auto_nat: bool = True
     uses_relay: bool = True
-    uses_auto_relay: bool = False
+    is_private: bool = False
+    """Nobody can dial this peer: libp2p takes places with the relays at once. By itself it finds out in minutes."""
 
     def arguments(self, control_path: Path) -> list[str]:
         flags = {
@@ -69,7 +71,11 @@ class DaemonSettings:
             "natPortMap": str(int(self.uses_nat_port_map)),
             "autonat": str(int(self.uses_auto_nat)),
             "relay": str(int(self.uses_relay)),
-            "autoRelay": str(int(self.uses_auto_relay)),
+            "autoRelay": str(int(self.is_private)),
+            "relayDiscovery": "0"
+            if self.is_private
+            else "",  # it looks for strangers, and one that fails costs an hour
+            "forceReachabilityPrivate": "1" if self.is_private else "",
             "connManager": "1",
             "tls": "1",
             "idleTimeout": f"{STARTUP_IDLE_S}s",

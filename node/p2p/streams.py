@@ -18,6 +18,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from understudy.node.p2p.addresses import is_loopback
@@ -63,6 +64,17 @@ _GONE = ("connection refused", "connection reset", "no such file")
 _UNROUTABLE = ("no route to host", "network is unreachable", "cannot assign requested address")
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A peer, and what we know of how to get to it."""
+
+    peer: PeerId
+    addresses: tuple[str, ...] = ()
+    """Dialled unless there is a connection already. None: libp2p asks the peers that it knows."""
+    is_private: bool = False
+    """Nobody can dial it directly: who refuses a connection at its addresses is somebody else."""
+
+
 class StreamHost:
     """Opens streams to peers and serves the streams that peers open to us."""
 
@@ -75,14 +87,17 @@ class StreamHost:
         self._serving: dict[asyncio.Task[Any], PeerId] = {}
 
     async def open(
-        self, peer: PeerId, protocol: str, timeout_s: float
+        self, way: Way, protocol: str, timeout_s: float
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """See `P2PNode.open_stream` (node/dht/p2p_node.py)."""
-        request = open_request(peer, protocol, timeout_s)
+        peer = way.peer
+        requests = [open_request(peer, protocol, timeout_s)]
+        if way.addresses:
+            requests.insert(0, connect_request(peer, way.addresses, timeout_s))
         try:
             async with asyncio.timeout(timeout_s):
                 for _ in range(OPEN_TRIES):
-                    ends = await self._try_to_open(peer, request)
+                    ends = await self._try_to_open(way, requests)
                     if ends is not None:
                         return ends
                     await asyncio.sleep(OPEN_AGAIN_AFTER_S)
@@ -91,15 +106,19 @@ class StreamHost:
         raise NetworkError(f"peer {peer} closes every stream at once: it is shutting down, or has too many of ours")
 
     async def _try_to_open(
-        self, peer: PeerId, request: bytes
+        self, way: Way, requests: Sequence[bytes]
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         """None: the peer closed the stream at once, or the connection broke under it. The next try dials anew."""
+        *before, request = requests
         try:
+            for dial_first in before:
+                _, done = await ask(self._control_path, dial_first)
+                done.close()
             reader, writer = await ask(self._control_path, request)
         except DaemonRefusal as refusal:
             if str(refusal) == _BROKE:
                 return None
-            raise await explain(peer, str(refusal)) from refusal
+            raise await explain(way.peer, str(refusal), may_be_gone=not way.is_private) from refusal
         return (reader, writer) if await _is_accepted(reader, writer) else None
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> None:
@@ -186,10 +205,11 @@ async def _is_accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     return is_accepted
 
 
-async def explain(peer: PeerId, reason: str) -> NetworkError:
+async def explain(peer: PeerId, reason: str, *, may_be_gone: bool = True) -> NetworkError:
     """What p2pd's refusal to dial means: is the peer gone, or can it not be reached from here?
 
-    Gone means that its machine said so: an address of it was refused, and no address was silent.
+    Gone means that its machine said so: an address of it was refused, and no address was silent. ``may_be_gone`` False:
+    nobody dials its machine, so whoever refuses is another one.
     After a failed dial p2pd only says "dial backoff" for 5 s, so those addresses are dialled here.
     """
     if "protocols not supported" in reason:
@@ -198,7 +218,7 @@ async def explain(peer: PeerId, reason: str) -> NetworkError:
     for address, text in outcomes.items():
         if "backoff" in text:
             outcomes[address] = await _dial_again(address)
-    if _is_gone(outcomes):
+    if may_be_gone and _is_gone(outcomes):
         return PeerRefusedError(f"peer {peer} is gone: its machine refuses the connection")
     if "not found" in reason or "no addresses" in reason or "no good addresses" in reason:
         return NetworkError(f"no address of peer {peer} is known: it has left, or its neighbours have")

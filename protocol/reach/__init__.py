@@ -1,4 +1,1 @@
-"""How a node can be reached: what is guessed before it dialled anybody, and what follows from what peers saw.
-
-Pure functions; node/reach asks the peers. Imports nothing of ours, so anything may name what is decided here.
-"""
+"""How peers get to each other: who can be dialled, who says which addresses, how a relayed link becomes direct."""

@@ -15,9 +15,8 @@ import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Reachability = Literal["public", "punchable", "relayed", "unknown"]
+from understudy.protocol.wire.contact import Reachability
 
 ANSWERS_MAX = 5
 """Peers that are asked: of five, two may lie."""
@@ -55,11 +54,6 @@ class Verdict:
     reason: str
     seen_at: str = ""
     """Where most peers see us, as host:port; empty if nobody said."""
-
-
-def is_private(reachability: Reachability) -> bool:
-    """Whether strangers cannot dial who is so."""
-    return reachability in ("punchable", "relayed")
 
 
 def is_global(host: str) -> bool:
@@ -120,8 +114,10 @@ def _judge_private(voices: Sequence[Answer], failed: str) -> Verdict:
 
 
 def _voices(answers: Sequence[Answer]) -> list[Answer]:
-    """One for each address of a peer. Peers in our own network do not count where there are others: no router is
-    between us. Where a peer is, libp2p told us; where it sees us is its own word."""
+    """One for each address of a peer. Peers in our own network do not count where there are others.
+
+    No router is between us. Where a peer is, libp2p told us; where it sees us is its own word.
+    """
     outside = [answer for answer in answers if is_global(answer.peer_host)]
     voices: dict[str, Answer] = {}
     for answer in outside or answers:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from understudy.protocol.ids import INCARNATION_MAX, Attempt, Microbatch
+from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.fields import (
     VISIBLE,
     ByteCount,
@@ -39,6 +40,7 @@ class Hello(Message, frozen=True, tag="hello"):
 
     protocol_version: int
     manifest_digest: Digest
+    contact: Contact = Contact()
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
@@ -213,34 +215,27 @@ class LeaseRelease(Message, frozen=True, tag="let_go"):
     step: StepNumber
 
 
-class Forward(Message, frozen=True, tag="forward"):
+class _Passing(Message, frozen=True):
+    """A tensor on its way from one stage of the microbatch's route to the next; ``stage`` is the sender's."""
+
+    step: StepNumber
+    index: Index
+    attempt: Attempt
+    stage: StageNumber
+    incarnation: Incarnation
+    path: PathOfPeers = ()
+
+    @property
+    def microbatch(self) -> Microbatch:
+        return Microbatch(self.step, self.index)
+
+
+class Forward(_Passing, frozen=True, tag="forward"):
     """An activation for the next stage of the microbatch's route."""
 
-    step: StepNumber
-    index: Index
-    attempt: Attempt
-    stage: StageNumber
-    incarnation: Incarnation
-    path: PathOfPeers = ()
 
-    @property
-    def microbatch(self) -> Microbatch:
-        return Microbatch(self.step, self.index)
-
-
-class Backward(Message, frozen=True, tag="backward"):
+class Backward(_Passing, frozen=True, tag="backward"):
     """A gradient for the previous stage of the microbatch's route."""
-
-    step: StepNumber
-    index: Index
-    attempt: Attempt
-    stage: StageNumber
-    incarnation: Incarnation
-    path: PathOfPeers = ()
-
-    @property
-    def microbatch(self) -> Microbatch:
-        return Microbatch(self.step, self.index)
 
 
 class FetchRequest(Message, frozen=True, tag="fetch"):

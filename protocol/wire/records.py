@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import PeerId
+from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.fields import (
     ByteCount,
     Digest,
@@ -46,6 +47,7 @@ class StageRecord(Record, frozen=True, tag="stage"):
     step: StepNumber
     microbatches_per_second: Annotated[float, Meta(ge=0)] = 0.0
     """What the owner's compute thread can do, measured at work; 0 if it is not known yet. For people."""
+    contact: Contact = Contact()
 
 
 class SpareRecord(Record, frozen=True, tag="spare"):
@@ -55,6 +57,7 @@ class SpareRecord(Record, frozen=True, tag="spare"):
     state: Literal["waiting", "left"] = "waiting"
     can_drive: bool = True
     """It has the run's text, so it may take S0."""
+    contact: Contact = Contact()
 
 
 class OfferRecord(Record, frozen=True, tag="offer"):

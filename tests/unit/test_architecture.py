@@ -90,9 +90,9 @@ LAYERS: dict[str, set[str]] = {
     "manifest": {"ids"},
     "manifest_reader": {"errors", "manifest"},
     "presets": {"errors", "manifest", "manifest_reader"},
-    # How a node can be reached: imports nothing of ours, so that records and messages may name it.
-    "reach": set(),
     "wire": {"errors", "ids", "manifest"},
+    # How peers get to each other: the shell asks it, the rest of the core knows nothing of addresses.
+    "reach": {"ids", "wire"},
     "jobs": {"ids", "wire"},
     "events": {"ids", "jobs", "wire"},
     "actions": {"ids", "jobs", "wire"},

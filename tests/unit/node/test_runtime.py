@@ -48,6 +48,7 @@ from understudy.protocol.jobs import Applied, ApplyJob, BackwardJob
 from understudy.protocol.manifest import PROTOCOL_VERSION
 from understudy.protocol.pipeline.updates import OWN_SKIPS_MAX
 from understudy.protocol.presets import preset
+from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.frames import encode_frame
 from understudy.protocol.wire.messages import FetchEnd, Forward, Heartbeat, Hello
 from understudy.protocol.wire.records import (
@@ -87,6 +88,11 @@ class LonelySwarm:
             await asyncio.Event().wait()
         self.stored.append(decode_record(key.removeprefix(f"{RUN.run_id()}/"), PeerId(subkey), value))
         return True
+
+    contact = Contact()
+
+    def note_contact(self, peer: PeerId, contact: Contact) -> None:
+        """Nobody is dialled here."""
 
     async def get_many(self, keys: Collection[str]) -> dict[str, list[StoredRecord]]:
         self.read |= set(keys)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.reach.sentences import doubt_announced, say
-from understudy.protocol.reach.verdict import Answer, Reachability, Verdict, guess, is_global, is_private, judge
+from understudy.protocol.reach.verdict import Answer, Verdict, guess, is_global, judge
+from understudy.protocol.wire.contact import Reachability, is_private
 from understudy.protocol.wire.reach import (
     LENGTH,
     REACH_BYTES_MAX,
