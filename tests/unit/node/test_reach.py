@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.fakes import FakeStreams, MemoryWriter, as_writer, reader_of, run_leaping, until
@@ -65,9 +66,14 @@ def server(knocker: Knocker, connected: Connected | None = None) -> DialBack:
 
 async def ask(subject: DialBack, request: DialBackRequest, peer: PeerId = ASKER) -> DialBackAnswer:
     """One request; what came back."""
+    return await read_reach(reader_of(await say(subject, encode_reach(request), peer)), DialBackAnswer)
+
+
+async def say(subject: DialBack, data: bytes, peer: PeerId = ASKER) -> bytes:
+    """These bytes and the stream's end; what came back."""
     writer = MemoryWriter()
-    await subject.answer(peer, reader_of(encode_reach(request)), as_writer(writer))
-    return await read_reach(reader_of(bytes(writer.data)), DialBackAnswer)
+    await subject.answer(peer, reader_of(data), as_writer(writer))
+    return bytes(writer.data)
 
 
 # --- the asked side ------------------------------------------------------------------------------
@@ -82,12 +88,10 @@ def test_it_dials_where_it_sees_the_asker() -> None:
 
 def test_it_dials_no_other_host_whatever_it_is_told() -> None:
     """A request has no room for a host; what is appended to it is not looked at."""
-    import msgspec
-
     body = msgspec.msgpack.encode(["dial_back", [4001], "9.9.9.9", ["/ip4/9.9.9.9/tcp/80"]])
     request = len(body).to_bytes(4, "little") + body
     knocker = Knocker()
-    run_leaping(server(knocker).answer(ASKER, reader_of(request), as_writer(MemoryWriter())))
+    run_leaping(say(server(knocker), request))
     assert {host for host, _ in knocker.knocked} <= {"5.5.5.20"}
 
 
@@ -207,9 +211,7 @@ def test_who_says_nothing_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x01", b"\xff" * 8, b"\x03\x00\x00\x00abc", b"\x09\x00\x00\x00abc"])
 def test_nonsense_is_not_answered(data: bytes) -> None:
-    writer = MemoryWriter()
-    run_leaping(server(Knocker()).answer(ASKER, reader_of(data), as_writer(writer)))
-    assert not writer.data
+    assert run_leaping(say(server(Knocker()), data)) == b""
 
 
 def test_what_the_system_says_is_made_fit_to_be_sent() -> None:
