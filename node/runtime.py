@@ -19,6 +19,8 @@ from understudy.node.config import NodeConfig
 from understudy.node.data.prefetch import off_the_loop
 from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.dht.record_sync import Records
+from understudy.node.links.climbing import Climbing
+from understudy.node.links.fetches import Fetches
 from understudy.node.links.link import LinkRules, Listener
 from understudy.node.links.metering import Counters, MeteredStreams
 from understudy.node.links.network import Network
@@ -45,12 +47,11 @@ from understudy.protocol.actions import (
     Store,
 )
 from understudy.protocol.core import Core
-from understudy.protocol.errors import NetworkError, RemoteProtocolError, TextError, TrainingError, WeightsError
+from understudy.protocol.errors import TextError, TrainingError
 from understudy.protocol.events import (
     Event,
-    Fetched,
-    FetchFailed,
     JobDone,
+    LinkFailed,
     MessageReceived,
     PeerUnreachable,
     SendFailed,
@@ -96,16 +97,12 @@ class Node:
         rules = LinkRules(self._run_id, manifest.digest(), activation_header(manifest))
         self._counters = Counters()
         streams = MeteredStreams(p2p, self._counters)
-        listener = Listener(
-            self._message_came, self._peer_gone, self._send_failed, p2p.note_contact, lambda: p2p.contact
-        )
-        self._network = Network(streams, rules, listener)
+        self._network = Network(streams, rules, self._listener())
         self._fetch_protocol = fetch_protocol(rules.run_id)
-        self._fetcher = Fetcher(streams, rules, manifest.model, self._worker)
+        self._fetches = Fetches(Fetcher(streams, rules, manifest.model, self._worker), self.feed)
         self._weights = WeightsServer(self._core.may_fetch, self._host.find_held)
         self._records = Records(p2p, self._run_id, self.feed)
         self._watch = Watch(self._core, self._counters, display, self._records.add) if display is not None else None
-        self._fetches: dict[tuple[int, int], set[asyncio.Task[None]]] = {}
         self._text_reading: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -123,6 +120,8 @@ class Node:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 owned = [tasks.create_task(self._p2p.watch_daemon()), tasks.create_task(self._records.run())]
+                if not self._p2p.is_local:
+                    owned.append(tasks.create_task(Climbing(self._p2p, self._network, self.feed).run()))
                 if self._watch is not None:
                     owned.append(tasks.create_task(self._watch.run()))
                 await self._start(tasks)
@@ -173,8 +172,7 @@ class Node:
         if self._text_reading is not None:
             self._text_reading.cancel()
         self._network.stop()
-        for claim in list(self._fetches):
-            self._cancel_fetches(claim)
+        self._fetches.cancel_all()
 
     # --- events ---
 
@@ -197,6 +195,16 @@ class Node:
         self.feed(TimerFired())
         if not self._stopped.done():
             self._timer = self._loop.call_at(self._core.deadline, self._tick)
+
+    def _listener(self) -> Listener:
+        return Listener(
+            self._message_came,
+            self._peer_gone,
+            self._send_failed,
+            self._p2p.note_contact,
+            lambda peer, reason: self.feed(LinkFailed(peer, reason)),
+            lambda: self._p2p.contact,
+        )
 
     def _message_came(self, peer: PeerId, message: AnyMessage, payload: Any) -> None:
         self.feed(MessageReceived(peer, message, payload))
@@ -257,9 +265,9 @@ class Node:
             case ReadText(step):
                 self._text_reading = self._tasks.create_task(self._read_text(step), name=f"text of step {step}")
             case Fetch():
-                self._begin_fetch(action)
+                self._fetches.begin(action, self._tasks)
             case CancelFetches(claim):
-                self._cancel_fetches(claim)
+                self._fetches.cancel(claim)
             case CloseLinks(peer):
                 self._network.close(peer)
 
@@ -268,30 +276,5 @@ class Node:
         if self._watch is not None:
             self._watch.note(name, fields, self._loop.time())
 
-    def _begin_fetch(self, fetch: Fetch) -> None:
-        assert self._tasks is not None
-        task = self._tasks.create_task(self._fetch(fetch), name=f"fetch from {fetch.donor[-8:]}")
-        self._fetches.setdefault(fetch.claim, set()).add(task)
-        task.add_done_callback(lambda task: self._forget_fetch(fetch.claim, task))
-
-    def _forget_fetch(self, claim: tuple[int, int], task: asyncio.Task[None]) -> None:
-        """Copies of S0's weights come after every step, all under one claim."""
-        under_way = self._fetches.get(claim, set())
-        under_way.discard(task)
-        if not under_way:
-            self._fetches.pop(claim, None)
-
-    def _cancel_fetches(self, claim: tuple[int, int]) -> None:
-        for task in self._fetches.get(claim, ()):
-            task.cancel()
-
     async def _read_text(self, step: int) -> None:
         self._note_text(step, await off_the_loop(lambda: self._host.text.failure(step)))
-
-    async def _fetch(self, fetch: Fetch) -> None:
-        try:
-            weights = await self._fetcher.fetch(fetch)
-        except (NetworkError, RemoteProtocolError, WeightsError) as error:
-            self.feed(FetchFailed(fetch.claim, fetch.donor, fetch.digest, str(error)))
-        else:
-            self.feed(Fetched(fetch.claim, fetch.donor, fetch.digest, weights))

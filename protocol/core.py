@@ -10,10 +10,13 @@ from __future__ import annotations
 from understudy.protocol.actions import Action, CloseLinks
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.events import (
+    CutOff,
     Event,
     Fetched,
     FetchFailed,
     JobDone,
+    LinkChanged,
+    LinkFailed,
     MessageReceived,
     PeerUnreachable,
     RecordsRead,
@@ -33,6 +36,7 @@ from understudy.protocol.membership.gossip import MembershipGossip
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.observe.node_status import SelfView, self_view
+from understudy.protocol.observe.ways import Ways
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.lifecycle import Lifecycle
 from understudy.protocol.wire.messages import (
@@ -90,6 +94,7 @@ class Core:
         self._gossip = MembershipGossip(self.state, self._detector, self._lifecycle)
         self._dht_reader = DhtReader(self.state, self._detector, self._lifecycle, self._gossip)
         self._invariants = Invariants(self.state, self._lifecycle, check_every)
+        self._ways = Ways(self.state)
         self._next_tick = 0.0
 
     # --- the way in ---
@@ -133,9 +138,8 @@ class Core:
             case JobDone():
                 self.state.pace.note(self.state.tenure, event)
                 self._lifecycle.on_job_done(event)
-            case SendFailed():
-                if self._lifecycle.host is not None:
-                    self._lifecycle.host.on_send_failed(event)
+            case SendFailed() if self._lifecycle.host is not None:
+                self._lifecycle.host.on_send_failed(event)
             case RecordsRead(key, records):
                 self._dht_reader.on_records(key, records)
             case PeerUnreachable(peer):
@@ -148,6 +152,8 @@ class Core:
                 self._lifecycle.on_text_read(event)
             case StopRequested():
                 self._lifecycle.leave("asked")
+            case LinkChanged() | LinkFailed() | CutOff():
+                self._ways.on_event(event)
 
     # --- time ---
 
@@ -159,11 +165,13 @@ class Core:
         if self._detector.stored_at != stored_at:
             self._lifecycle.refresh()
         self._lifecycle.on_tick()
+        self._ways.on_tick()
 
     # --- messages ---
 
     def _on_message(self, event: MessageReceived) -> None:
         peer, message = event.peer, event.message
+        self._ways.on_heard(peer)
         match message:
             case Heartbeat() | Announce():
                 self._on_word(peer, message)

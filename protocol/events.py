@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from understudy.protocol.ids import PeerId
 from understudy.protocol.jobs import Job, Payload
@@ -97,6 +97,33 @@ class TextRead:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkChanged:
+    """The link to a peer goes another way than before, or is there for the first time. For people."""
+
+    peer: PeerId
+    way: Literal["direct", "relayed"]
+    reason: str
+    address: str
+    """Of the peer, or of the relay."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFailed:
+    """A link to a peer could not be opened, and nobody said that the peer is gone. For people."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """Nobody can get to this node. For people."""
+
+    reason: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """A person or the system asked the node to stop: say goodbye."""
 
@@ -112,5 +139,8 @@ Event = (
     | Fetched
     | FetchFailed
     | TextRead
+    | LinkChanged
+    | LinkFailed
+    | CutOff
     | StopRequested
 )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.fresh import in_fresh_process
-from benchmarks.links.namespaces import INTERFACE, Machine, open_links
+from benchmarks.links.machines import INTERFACE, Machine
+from benchmarks.links.namespaces import open_links
 from benchmarks.links.raw import bytes_per_s
 from benchmarks.links.results import SWARM, UNSHAPED, Round
 from benchmarks.throughput import pipelining, swarm

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 
-from benchmarks.links.namespaces import Machine
+from benchmarks.links.machines import Machine
 
 TIMEOUT_S = 120.0
 PIECE_BYTES = 1 << 16

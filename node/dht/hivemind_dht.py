@@ -166,7 +166,7 @@ class HivemindDHT:
             with _as_network_error("the seed was reached but does not answer: try again, it may be busy"):
                 async with asyncio.timeout(JOIN_TIMEOUT_S):
                     await self._connect(daemon)
-                    addresses = await self._visible_addresses()
+                    addresses = await self.addresses()
                     self.node = await self._create_node(initial_peers)
         except ValidationError as error:
             raise _validation_error(str(error)) from error
@@ -241,8 +241,7 @@ class HivemindDHT:
         with _as_network_error("cannot read from the DHT: no answer"):
             async with asyncio.timeout(DHT_TIMEOUT_S):
                 found = await look_up(self.node, keys)
-        now = dht_time()
-        return {key: owned_records(self.validator.opened(entries), now) for key, entries in found.items()}
+        return {key: owned_records(self.validator.opened(entries), dht_time()) for key, entries in found.items()}
 
     async def clock_offsets(self) -> list[float]:
         """Seconds by which this machine's clock is ahead of that of each peer of the DHT that answers."""
@@ -253,8 +252,8 @@ class HivemindDHT:
             answer = await protocol.get_stub(peer).rpc_ping(PingRequest(peer=protocol.node_info), timeout=RPC_TIMEOUT_S)
             return float(asked + get_dht_time()) / 2 - float(answer.dht_time)
 
-        peers = list(protocol.routing_table.peer_id_to_uid)[:PEERS_ASKED_MAX]
         async with asyncio.timeout(DHT_TIMEOUT_S):
+            peers = list(protocol.routing_table.peer_id_to_uid)[:PEERS_ASKED_MAX]
             answers = await asyncio.gather(*map(offset, peers), return_exceptions=True)
         return [answer for answer in answers if isinstance(answer, float)]
 
@@ -262,17 +261,18 @@ class HivemindDHT:
         """Where libp2p says that this peer can be dialled, each with /p2p/<PeerID>. Raises `NetworkError`."""
         with _as_network_error("the libp2p daemon does not answer"):
             async with asyncio.timeout(DHT_TIMEOUT_S):
-                return await self._visible_addresses()
-
-    async def _visible_addresses(self) -> tuple[str, ...]:
-        return tuple(str(address) for address in await self.connection.get_visible_maddrs(latest=True))
+                return tuple(map(str, await self.connection.get_visible_maddrs(latest=True)))
 
     async def connections(self) -> dict[PeerId, tuple[str, ...]]:
         """The peers that libp2p is connected to, and at which addresses. Raises `NetworkError`."""
         with _as_network_error("the libp2p daemon does not answer"):
             async with asyncio.timeout(DHT_TIMEOUT_S):
                 found = await self.connection.list_peers()
-        return {PeerId(str(info.peer_id)): tuple(map(str, info.addrs)) for info in found}
+        merged: dict[PeerId, tuple[str, ...]] = {}
+        for info in found:  # one for each connection: a peer may have a relayed one and a direct one
+            peer = PeerId(str(info.peer_id))
+            merged[peer] = (*merged.get(peer, ()), *map(str, info.addrs))
+        return merged
 
 
 @contextlib.contextmanager

@@ -92,6 +92,11 @@ class P2PNode:
                     self.addresses = await self._dht.addresses()
 
     @property
+    def is_local(self) -> bool:
+        """It is known on this machine only: there is no router and no relay."""
+        return self._config.is_local
+
+    @property
     def contact(self) -> Contact:
         """Where we can be dialled, for others."""
         reachability: Reachability = "punchable" if self._config.is_private else "public"
@@ -183,6 +188,11 @@ class P2PNode:
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> None:
         """Dial a peer; without addresses, libp2p looks them up among the peers it knows."""
         await self._streams.connect(peer, addresses, timeout_s)
+
+    async def redial(self, peer: PeerId) -> None:
+        """Make the connection to a peer anew, directly if that can be. Raises `NetworkError` if there is none then."""
+        await self._streams.disconnect(peer, CONNECT_TIMEOUT_S)
+        await self.connect(peer, self._way(peer).addresses, CONNECT_TIMEOUT_S)
 
     async def serve_streams(self, protocol: str, callback: StreamCallback) -> None:
         """From now on run ``callback(remote peer, reader, writer)`` for each incoming stream.

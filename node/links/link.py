@@ -78,6 +78,8 @@ class Listener:
     on_undelivered: Undelivered = lambda peer, message, tensor: None
     on_contact: Callable[[PeerId, Contact], None] = lambda peer, contact: None
     """Told where a peer says that it can be dialled."""
+    on_failed: Callable[[PeerId, str], None] = lambda peer, reason: None
+    """Told of a link that could not be opened, and why; its peer may live."""
     contact: Callable[[], Contact] = Contact
     """Where we can be dialled."""
 
@@ -111,6 +113,8 @@ class OutLink:
         self._loop = asyncio.get_running_loop()
         self._is_filled = asyncio.Event()
         self._is_broken = False
+        self._is_outdated = False
+        """There is a better connection to the peer than that of the stream."""
         self.is_idle = asyncio.Event()
         self.is_idle.set()
 
@@ -120,6 +124,11 @@ class OutLink:
             self._lose(self._queue.popleft())
         self._is_filled.set()
         self.is_idle.clear()
+
+    def reopen(self) -> None:
+        """Go on with another stream: what is written already arrives on the present one."""
+        self._is_outdated = True
+        self._is_filled.set()
 
     async def run(self) -> None:
         """Send what is queued until the link has been idle for long, or cannot be opened."""
@@ -131,6 +140,7 @@ class OutLink:
             self._listener.on_gone(self.peer)
         except NetworkError as error:
             logger.debug("link to %s: %s", self.peer, error)
+            self._listener.on_failed(self.peer, str(error))
 
     def end(self) -> None:
         """Its task is over: what is queued is lost."""
@@ -162,6 +172,7 @@ class OutLink:
 
     async def _serve_one_stream(self) -> bool:
         """Open a stream and use it until it breaks (True: open another) or idles out (False)."""
+        self._is_outdated = False  # from now on: a better connection may come while the stream is opened
         reader, writer = await self._streams.open_stream(self.peer, self._rules.protocol, OPEN_TIMEOUT_S)
         self._is_broken = False
         try:
@@ -169,11 +180,16 @@ class OutLink:
                 watch = tasks.create_task(self._watch(reader))
                 is_to_reopen = await self._use(writer)
                 watch.cancel()
-            if is_to_reopen:
+            is_whole = self._is_outdated and not self._is_broken and self._sending is None
+            if is_to_reopen and not is_whole:
                 self._take_back()
             return is_to_reopen
         finally:
             writer.close()
+
+    @property
+    def _is_over(self) -> bool:
+        return self._is_broken or self._is_outdated
 
     async def _watch(self, reader: asyncio.StreamReader) -> None:
         """The other side never writes: whatever the reader says means that the stream is over."""
@@ -186,7 +202,7 @@ class OutLink:
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 await write_frame(writer, self._hello())
-            while not self._is_broken:
+            while not self._is_over:
                 if not self._queue and not await self._wait_for_work():
                     return False
                 await self._send_queued(writer)
@@ -210,7 +226,7 @@ class OutLink:
 
     async def _send_queued(self, writer: asyncio.StreamWriter) -> None:
         """A message that broke with the stream is sent again."""
-        while self._queue and not self._is_broken:
+        while self._queue and not self._is_over:
             self._sending = entry = self._queue.popleft()
             entry.tries += 1
             await write_frame(writer, entry.message, entry.tensor)

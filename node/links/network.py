@@ -72,6 +72,16 @@ class Network:
         self._tensors_sent[peer] += 1
         return 1 + self._tensors_sent[peer] % DATA_LINKS
 
+    def linked(self) -> frozenset[PeerId]:
+        """The peers that we have an open link to."""
+        return frozenset(peer for (peer, _), (_, task) in self._links.items() if not task.done())
+
+    def reopen(self, peer: PeerId) -> None:
+        """Open the streams to a peer again, each when its message is out: there is a better connection by now."""
+        for (other, _), (link, _) in self._links.items():
+            if other == peer:
+                link.reopen()
+
     def close(self, peer: PeerId) -> None:
         """Close the links to a peer and drop what is queued for it.
 

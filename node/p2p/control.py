@@ -1,4 +1,4 @@
-"""The control protocol of p2pd: the three requests we need, spoken by hand.
+"""The control protocol of p2pd: the few requests that we need, spoken by hand.
 
 p2pd listens on a unix socket for varint-prefixed protobuf messages; after a stream was opened, the
 same connection carries the stream's bytes (go-libp2p-daemon, ``specs/CONTROL.md``; the fields are
@@ -25,8 +25,8 @@ STREAM_BUFFER_BYTES = 64 * 1024
 messages between two processes moved at 200 to 260 MB/s with 64 KiB, 256 KiB, 1 MiB and 4 MiB."""
 MESSAGE_BYTES_MAX = 64 * 1024
 
-_CONNECT, _STREAM_OPEN, _STREAM_HANDLER = 1, 2, 3  # Request.type
-_CONNECT_FIELD, _STREAM_OPEN_FIELD, _STREAM_HANDLER_FIELD = 2, 3, 4  # of Request
+_CONNECT, _STREAM_OPEN, _STREAM_HANDLER, _DISCONNECT = 1, 2, 3, 7  # Request.type
+_CONNECT_FIELD, _STREAM_OPEN_FIELD, _STREAM_HANDLER_FIELD, _DISCONNECT_FIELD = 2, 3, 4, 7  # of Request
 _ERROR_FIELD = 2  # of Response
 _UNIX_CODE = 400  # multiformats table
 
@@ -51,6 +51,11 @@ def connect_request(peer: PeerId, addresses: Sequence[str], timeout_s: float) ->
     body = _bytes_field(1, peer_id_to_bytes(peer))
     body += b"".join(_bytes_field(2, Multiaddr(address).to_bytes()) for address in addresses)
     return _request(_CONNECT, _CONNECT_FIELD, body + _varint_field(3, max(1, round(timeout_s))))
+
+
+def disconnect_request(peer: PeerId) -> bytes:
+    """End every connection to a peer, with all streams on it."""
+    return _request(_DISCONNECT, _DISCONNECT_FIELD, _bytes_field(1, peer_id_to_bytes(peer)))
 
 
 def open_request(peer: PeerId, protocol: str, timeout_s: float) -> bytes:

@@ -27,6 +27,7 @@ from understudy.node.p2p.control import (
     DaemonRefusal,
     ask,
     connect_request,
+    disconnect_request,
     open_request,
     read_stream_info,
     serve_request,
@@ -128,6 +129,15 @@ class StreamHost:
                 _, writer = await self._ask(peer, connect_request(peer, addresses, timeout_s))
         except TimeoutError as error:
             raise NetworkError(f"peer {peer} could not be reached within {timeout_s:g} s") from error
+        writer.close()
+
+    async def disconnect(self, peer: PeerId, timeout_s: float) -> None:
+        """End every connection to the peer, with the streams on it. Raises `NetworkError`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, writer = await self._ask(peer, disconnect_request(peer))
+        except TimeoutError as error:
+            raise NetworkError(f"libp2p did not end the connection to {peer} within {timeout_s:g} s") from error
         writer.close()
 
     async def serve(self, protocol: str, callback: StreamCallback) -> None:

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from benchmarks.links.namespaces import BURST_BYTES_MIN, FOLDER, PREFIX, open_links
+from benchmarks.links.machines import FOLDER
+from benchmarks.links.namespaces import BURST_BYTES_MIN, PREFIX, open_links
 from benchmarks.links.raw import bytes_per_s
 from understudy.protocol.errors import SettingsError
 

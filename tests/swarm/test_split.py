@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.links.namespaces import Machine, check_here, open_links, parted
+from benchmarks.links.machines import Machine
+from benchmarks.links.namespaces import check_here, open_links, parted
 from tests.swarm.processes import Brood
 from tests.swarm.test_local import Event, of
 from understudy.bootstrap.local.run import EventTail

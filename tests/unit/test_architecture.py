@@ -133,7 +133,8 @@ LAYERS: dict[str, set[str]] = {
     },
     # For people: it looks at everything, and of protocol/ only the core looks at it.
     "observe": {
-        "ids", "manifest", "membership", "membership/placement", "membership/seats", "node_state", "recovery", "wire",
+        "events", "ids", "manifest", "membership", "membership/placement", "membership/seats", "node_state", "recovery",
+        "wire",
     },
     "core": {
         "actions", "errors", "events", "ids", "invariants", "jobs", "manifest", "membership", "membership/view",

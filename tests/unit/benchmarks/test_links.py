@@ -11,18 +11,11 @@ from pathlib import Path, PosixPath
 
 import pytest
 
-from benchmarks.links import namespaces
+from benchmarks.links import machines, namespaces
 from benchmarks.links.__main__ import NARROW, PAGE
 from benchmarks.links.bounds import activation_bytes, bytes_per_step, fill_hops, filled_bound_s, plain_bound_s
-from benchmarks.links.namespaces import (
-    BURST_BYTES_MIN,
-    PREFIX,
-    Machine,
-    check_here,
-    is_stale,
-    open_links,
-    shape,
-)
+from benchmarks.links.machines import Machine, is_stale
+from benchmarks.links.namespaces import BURST_BYTES_MIN, PREFIX, check_here, open_links, shape
 from benchmarks.links.results import SWARM, UNSHAPED, LinkResult, Round, read_all, write
 from benchmarks.links.tables import bound_table, parts, step_table
 from benchmarks.origin import Origin
@@ -135,10 +128,10 @@ def test_a_shaper_lets_a_whole_piece_through_and_no_more_than_2_ms() -> None:
 
 
 def test_only_what_a_dead_process_left_is_stale() -> None:
-    assert is_stale(f"{PREFIX}999999999-0-bridge")
-    assert not is_stale(f"{PREFIX}{os.getpid()}-0-bridge")
-    assert not is_stale("somebody-elses")
-    assert not is_stale(f"{PREFIX}mine")
+    assert is_stale(f"{PREFIX}999999999-0-bridge", PREFIX)
+    assert not is_stale(f"{PREFIX}{os.getpid()}-0-bridge", PREFIX)
+    assert not is_stale("somebody-elses", PREFIX)
+    assert not is_stale(f"{PREFIX}mine", PREFIX)
 
 
 @pytest.mark.parametrize(("missing", "user", "told"), [("tc", 0, "tc not found"), ("", 1000, "need root")])
@@ -164,9 +157,9 @@ def test_a_kernel_that_does_not_let_us_use_its_congestion_control_is_named(
         def write_text(self, *_: object, **__: object) -> int:
             raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(namespaces, "CONGESTION_FILE", Refusing(namespaces.CONGESTION_FILE))
+    monkeypatch.setattr(machines, "CONGESTION_FILE", Refusing(machines.CONGESTION_FILE))
     monkeypatch.setattr(namespaces, "check_here", lambda: None)
-    monkeypatch.setattr(namespaces, "_call", lambda *_: None)
+    monkeypatch.setattr(machines, "command", lambda *_: None)
     monkeypatch.setattr(Machine, "enter", lambda _: None)
     with pytest.raises(SettingsError, match=told), open_links(1, None):
         pass

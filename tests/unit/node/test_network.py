@@ -26,13 +26,15 @@ from understudy.node.p2p.zero_copy import open_unix_stream, start_unix_streams
 from understudy.protocol.errors import NetworkError, PeerRefusedError
 from understudy.protocol.ids import Attempt, PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION
+from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.frames import PREFIX, encode_frame
 from understudy.protocol.wire.messages import AnyMessage, Backward, Forward, Heartbeat, Hello, Lost
 from understudy.protocol.wire.tensors import TensorHeader
 
 ACTIVATION = TensorHeader("float32", (1, 2, 3))
 RULES = LinkRules("run-0", "d" * 64, ACTIVATION)
-HELLO = Hello(PROTOCOL_VERSION, RULES.manifest_digest)
+CONTACT = Contact(("/ip4/5.5.5.9/tcp/1",), relays=True, reachability="public")
+HELLO = Hello(PROTOCOL_VERSION, RULES.manifest_digest, CONTACT)
 HELLO_BYTES = encode_frame(HELLO)
 PEER, OTHER = PeerId("QmPeer"), PeerId("QmOther")
 FORWARD = Forward(8, 1, Attempt(1, 0), 1, 1)
@@ -55,7 +57,16 @@ class Bench:
         self.gone: list[PeerId] = []
         self.on_delivery: Callable[[AnyMessage], None] = lambda _: None
         self.lost: list[tuple[PeerId, AnyMessage]] = []
-        listener = Listener(self._deliver, self.gone.append, lambda peer, message, _: self.lost.append((peer, message)))
+        self.contacts: list[tuple[PeerId, Contact]] = []
+        self.failed: list[tuple[PeerId, str]] = []
+        listener = Listener(
+            self._deliver,
+            self.gone.append,
+            lambda peer, message, _: self.lost.append((peer, message)),
+            lambda peer, contact: self.contacts.append((peer, contact)),
+            lambda peer, reason: self.failed.append((peer, reason)),
+            lambda: CONTACT,
+        )
         self.network = Network(streams, RULES, listener)
 
     def _deliver(self, peer: PeerId, message: AnyMessage, tensor: Tensor | None) -> None:
@@ -213,7 +224,7 @@ def test_a_stream_that_ends_just_as_something_is_sent_is_opened_again(
             await start_unix_streams(accept, streams.path, 1024),
             asyncio.TaskGroup() as tasks,
         ):
-            network = Network(streams, RULES, Listener(lambda *_: None))
+            network = Network(streams, RULES, Listener(lambda *_: None, contact=lambda: CONTACT))
             network.start(tasks)
             network.send(PEER, beat(1), None)
             await network.flush(TIMEOUT_S)
@@ -250,6 +261,7 @@ def test_a_peer_that_cannot_be_reached_is_not_gone_and_the_next_message_tries_ag
             b.network.send(PEER, beat(1), None)
             await b.network.flush(TIMEOUT_S)
             assert b.gone == []
+            assert b.failed == [(PEER, "silence")]
             assert b.streams.opened == []
             await until(lambda: all(task.done() for _, task in b.network._links.values()))
             b.network.send(PEER, beat(2), None)
@@ -616,5 +628,44 @@ def test_a_peer_that_is_closed_for_what_it_said_is_not_listened_to_any_more() ->
             b.on_delivery = lambda _: None
             b.delivered.clear()
             assert await b.receive(HELLO_BYTES + encode_frame(Lost(1, 1))) == [Lost(1, 1)]  # a new stream may come
+
+    run(main)
+
+
+# --- links that climb --------------------------------------------------------------------------
+
+
+def test_a_link_goes_on_with_another_stream_and_says_nothing_twice() -> None:
+    """There is a direct connection by now: what is written already arrives on the old stream."""
+
+    async def main() -> None:
+        async with bench() as b:
+            b.network.send(PEER, FORWARD, torch.ones(1, 2, 3))
+            await b.network.flush(TIMEOUT_S)
+            b.network.reopen(PEER)
+            b.network.send(PEER, Backward(8, 1, Attempt(1, 0), 1, 1), torch.ones(1, 2, 3))
+            b.network.send(PEER, beat(1), None)
+            b.network.reopen(OTHER)
+            await until(lambda: len(b.streams.opened) == 4)
+            await b.network.flush(TIMEOUT_S)
+            kinds = [[type(message) for message in await sent(opened)] for opened in b.streams.opened]
+            wanted = [[Hello, Forward], [Hello, Backward], [Hello, Heartbeat], [Hello]]
+            assert sorted(kinds, key=str) == sorted(wanted, key=str)
+            assert b.network.linked() == {PEER}
+            assert b.lost == []
+
+    run(main)
+
+
+def test_a_hello_says_where_we_can_be_dialled_and_is_heard() -> None:
+    async def main() -> None:
+        async with bench() as b:
+            said = Hello(PROTOCOL_VERSION, RULES.manifest_digest, Contact(("/ip4/5.5.5.7/tcp/1",)))
+            await b.receive(encode_frame(said))
+            assert b.contacts == [(PEER, said.contact)]
+            b.network.send(PEER, beat(1), None)
+            await b.network.flush(TIMEOUT_S)
+            hello, *_ = await sent(b.streams.opened[0])
+            assert hello == HELLO
 
     run(main)

@@ -90,6 +90,7 @@ class LonelySwarm:
         return True
 
     contact = Contact()
+    is_local = True
 
     def note_contact(self, peer: PeerId, contact: Contact) -> None:
         """Nobody is dialled here."""
@@ -275,11 +276,11 @@ def test_a_bug_in_a_fetch_ends_the_node_and_bad_weights_do_not(monkeypatch: pyte
 
     async def main() -> None:
         async with running(LonelySwarm()) as (node, task):
-            monkeypatch.setattr(node._fetcher, "fetch", AsyncMock(side_effect=failures))
+            monkeypatch.setattr(node._fetches.fetcher, "fetch", AsyncMock(side_effect=failures))
             for _ in failures:
                 assert not task.done()
                 node._perform(fetch)
-                await until(lambda: not node._fetches or task.done())
+                await until(lambda: not node._fetches.under_way or task.done())
 
     with pytest.raises(BaseExceptionGroup) as caught:
         asyncio.run(main())
@@ -292,11 +293,11 @@ def test_fetches_that_ended_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
 
     async def main() -> None:
         async with running(LonelySwarm()) as (node, task):
-            monkeypatch.setattr(node._fetcher, "fetch", AsyncMock(side_effect=NetworkError("cut")))
+            monkeypatch.setattr(node._fetches.fetcher, "fetch", AsyncMock(side_effect=NetworkError("cut")))
             for copy in copies:
                 node._perform(copy)
-            assert len(node._fetches[0, 1]) == len(copies)
-            await until(lambda: not node._fetches)
+            assert len(node._fetches.under_way[0, 1]) == len(copies)
+            await until(lambda: not node._fetches.under_way)
             node.stop()
             await task
 
@@ -306,11 +307,11 @@ def test_fetches_that_ended_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
 def test_fetches_are_cancelled_by_their_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with running(LonelySwarm()) as (node, task):
-            monkeypatch.setattr(node._fetcher, "fetch", lambda fetch: asyncio.Event().wait())
+            monkeypatch.setattr(node._fetches.fetcher, "fetch", lambda fetch: asyncio.Event().wait())
             for claim in ((0, 1), (0, 1), (2, 2)):
                 node._perform(Fetch(claim, PEER, "stage", "digest", 8))
             node._perform(CancelFetches((0, 1)))
-            await until(lambda: list(node._fetches) == [(2, 2)])
+            await until(lambda: list(node._fetches.under_way) == [(2, 2)])
             node.stop()
             await task
 
