@@ -47,6 +47,8 @@ class P2PNode:
         self.peer_id = identity.peer_id
         self.addresses: tuple[str, ...] = ()
         """Where other peers can dial this one, each with /p2p/<PeerID>. A private peer's change with its relays."""
+        self.reachability: Reachability = "punchable" if config.is_private else "public"
+        """What we tell others of it: what was configured, until somebody knows better."""
         self.contacts = Contacts()
         """Where the others say that they can be dialled."""
 
@@ -99,8 +101,7 @@ class P2PNode:
     @property
     def contact(self) -> Contact:
         """Where we can be dialled, for others."""
-        reachability: Reachability = "punchable" if self._config.is_private else "public"
-        return Contact(to_say(self.addresses), reachability=reachability)
+        return Contact(to_say(self.addresses), reachability=self.reachability)
 
     def note_contact(self, peer: PeerId, contact: Contact) -> None:
         """The peer says that it can be dialled there. What is no address of that peer is left out."""

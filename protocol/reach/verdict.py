@@ -54,6 +54,8 @@ class Verdict:
     reason: str
     seen_at: str = ""
     """Where most peers see us, as host:port; empty if nobody said."""
+    seen_host: str = ""
+    """Of a public peer: the IP address at which most of those who dialled it did so."""
 
 
 def is_global(host: str) -> bool:
@@ -94,7 +96,8 @@ def judge(answers: Sequence[Answer]) -> Verdict:
     reached = [answer for answer in tried if answer.is_reached]
     if 2 * len(reached) > len(tried):
         told = f"{len(reached)} of {_count(len(tried), 'peer')} dialled it"
-        return Verdict("public", told, _most_seen(reached))
+        hosts = [answer.seen_host for answer in reached]
+        return Verdict("public", told, _most_seen(reached), max(hosts, key=hosts.count))
     return _judge_private(voices, f"{_how_many_failed(tried)}: {_failures(tried)}")
 
 

@@ -87,7 +87,7 @@ def test_nobody_told() -> None:
 
 def test_most_reached_it() -> None:
     verdict = judge([answer(1, is_reached=True), answer(2, is_reached=True), answer(3)])
-    assert verdict == Verdict("public", "2 of 3 peers dialled it", "5.5.5.20:4001")
+    assert verdict == Verdict("public", "2 of 3 peers dialled it", "5.5.5.20:4001", "5.5.5.20")
     assert judge([answer(1, is_reached=True)]).reason == "1 of 1 peer dialled it"
 
 
