@@ -70,7 +70,7 @@ async def examine(arguments: DoctorArguments) -> AsyncIterator[Finding]:
         seed = await check_seed(arguments.join.addresses)
         yield seed
         if seed.verdict != "bad":
-            findings, manifest = await visit(arguments.join)
+            findings, manifest = await visit(arguments.join, arguments.host_maddrs)
             for finding in findings:
                 yield finding
             model = manifest.model if manifest else None

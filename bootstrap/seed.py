@@ -15,6 +15,7 @@ from understudy.node.export.initial_weights import InitialWeights
 from understudy.node.links.transfer import WeightsServer, fetch_protocol
 from understudy.node.p2p.addresses import JoinString
 from understudy.node.p2p.identity import Identity
+from understudy.node.reach.opening import serve_dial_back
 from understudy.protocol.errors import NetworkError
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.wire.records import MANIFEST_KEY, ManifestRecord, encode_record
@@ -40,6 +41,7 @@ async def serve_seed(
 ) -> None:
     """Open the DHT, publish the manifest, tell ``plan.announce`` the join string, go on until stopped."""
     async with P2PNode.open(config, identity) as p2p:
+        await serve_dial_back(p2p)
         if plan.initial is not None:
             weights = WeightsServer(plan.initial.may_fetch, plan.initial.find)
             await p2p.serve_streams(fetch_protocol(manifest.run_id()), weights.serve)

@@ -57,9 +57,9 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
     from understudy.node.data.data_check import objection_to_driving
     from understudy.node.data.prefetch import off_the_loop
     from understudy.node.dht.config import SwarmConfig
-    from understudy.node.dht.p2p_node import P2PNode
     from understudy.node.joining import obtain_manifest
     from understudy.node.p2p.identity import Identity
+    from understudy.node.reach.opening import open_by_reachability
     from understudy.node.runtime import Node
     from understudy.node.ui.telemetry import logger
 
@@ -84,7 +84,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
         may_relay=config.may_relay,
         join_patience_s=arguments.wait_s,
     )
-    async with P2PNode.open(swarm_config, identity) as p2p:
+    async with open_by_reachability(swarm_config, identity) as (p2p, verdict):
         manifest, signed_manifest = await obtain_manifest(p2p, config.join)
         if config.stage is not None and config.stage > manifest.last_stage:
             raise SettingsError(f"--stage {config.stage}: this run has the stages 0 to {manifest.last_stage}")
@@ -96,6 +96,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
         join_addresses = told_to_others(p2p.addresses)[:JOIN_ADDRESSES]
         logger.info("others can join through this node too: %s", replace(config.join, addresses=join_addresses))
         node = Node(p2p, signed_manifest, config, can_drive=objection is None, display=display)
+        node.note_reachability(verdict)
         switch.hand_over(node.stop)
         await node.run()
     return EXIT_DONE

@@ -63,6 +63,7 @@ from understudy.protocol.events import (
 from understudy.protocol.ids import PeerId
 from understudy.protocol.jobs import BackwardJob, Job
 from understudy.protocol.manifest_reader import decode_manifest
+from understudy.protocol.reach.verdict import Verdict
 from understudy.protocol.wire.messages import AnyMessage, DataMessage
 from understudy.protocol.wire.records import ManifestRecord
 
@@ -144,6 +145,12 @@ class Node:
         if self._stopped.done():
             self._is_hurried.set()
         self.feed(StopRequested())
+
+    def note_reachability(self, verdict: Verdict) -> None:
+        """Write down how others get to us."""
+        standing = {"peer": self._p2p.peer_id, "step": self._core.state.committed}
+        found = {"reachability": verdict.reachability, "reason": verdict.reason, "seen_at": verdict.seen_at}
+        self._emit("peer.reachable", {**standing, **found})
 
     async def _start(self, tasks: asyncio.TaskGroup) -> None:
         self._network.start(tasks)

@@ -50,6 +50,8 @@ class P2PNode:
         """Where other peers can dial this one, each with /p2p/<PeerID>. A private peer's change with its relays."""
         self.relays = False
         """Whether others can be reached through this peer: it was tried at the start."""
+        self.reachability: Reachability = "punchable" if config.is_private else "public"
+        """What we tell others of it: what was configured, until somebody knows better."""
         self.contacts = Contacts()
         """Where the others say that they can be dialled."""
 
@@ -103,8 +105,7 @@ class P2PNode:
     @property
     def contact(self) -> Contact:
         """Where we can be dialled, for others."""
-        reachability: Reachability = "punchable" if self._config.is_private else "public"
-        return Contact(to_say(self.addresses), self.relays, reachability)
+        return Contact(to_say(self.addresses), self.relays, self.reachability)
 
     def note_contact(self, peer: PeerId, contact: Contact) -> None:
         """The peer says that it can be dialled there. What is no address of that peer is left out."""

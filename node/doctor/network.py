@@ -12,18 +12,27 @@ from understudy.node.dht.config import reader_config
 from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.doctor.machine import Finding
 from understudy.node.joining import obtain_manifest
-from understudy.node.p2p.addresses import JoinString, check_listen_port, endpoint_of, is_loopback, peer_id_in
+from understudy.node.p2p.addresses import (
+    RELAY_MARK,
+    JoinString,
+    check_listen_port,
+    endpoint_of,
+    is_loopback,
+    peer_id_in,
+)
 from understudy.node.p2p.daemon import Daemon, DaemonSettings
-from understudy.node.p2p.dial import dial
+from understudy.node.p2p.dial import GREETING, dial
 from understudy.node.p2p.identity import Identity
+from understudy.node.reach.asking import find_reachability
 from understudy.protocol.errors import ClockSkewError, NetworkError, SettingsError, UnderstudyError
 from understudy.protocol.manifest import RunManifest
+from understudy.protocol.reach.sentences import what_to_forward
+from understudy.protocol.reach.verdict import Verdict
 
 DAEMON_TIMEOUT_S = 30.0
 CLOCK_MAX_S = 3.0
 """hivemind refuses a peer whose clock is further off (`MAX_DHT_TIME_DISCREPANCY_SECONDS`)."""
 CLOCK_NOTE_S = 1.0
-RELAY_MARK = "/p2p-circuit"
 
 
 def check_port(host_maddrs: Sequence[str]) -> Finding:
@@ -37,7 +46,7 @@ def check_port(host_maddrs: Sequence[str]) -> Finding:
         told = "any free one; behind NAT or a firewall choose one with --host-maddr and open it for others"
         return Finding("port", "note", told)
     ports = ", ".join(str(endpoint_of(address).port) for address in host_maddrs)
-    return Finding("port", "ok", f"{ports} is free; whether others can reach it cannot be tried from here")
+    return Finding("port", "ok", f"{ports} is free")
 
 
 async def check_daemon(binary: Path, host_maddrs: Sequence[str]) -> Finding:
@@ -103,14 +112,46 @@ def judge_route(connections: Sequence[str]) -> Finding:
     return Finding("route", "ok", f"{where}, to {_short(address)}")
 
 
-async def visit(join: JoinString) -> tuple[list[Finding], RunManifest | None]:
-    """Look at the swarm as a reader: clock, route, run. The manifest, if it was found."""
+async def check_reach(p2p: P2PNode, join: JoinString, host_maddrs: Sequence[str]) -> Finding:
+    """Can peers dial this machine where the node is to listen? Listens there for a moment, greeting as libp2p does."""
+    where = endpoint_of(host_maddrs[0])
+    if where.transport != "tcp" or where.host_kind not in ("ip4", "ip6"):
+        return Finding("reach", "note", "not tried: that takes a TCP port in the first --host-maddr")
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING)
+        writer.close()
+
+    try:
+        server = await asyncio.start_server(greet, where.host, where.port)
+    except OSError as error:
+        return Finding("reach", "note", f"not tried: cannot listen on port {where.port} ({error.strerror})")
+    async with server:
+        port = int(server.sockets[0].getsockname()[1])
+        # What a router does with the ports of our connections, the port of this moment cannot show.
+        return judge_reach(await find_reachability(p2p, join.addresses, [port], lambda *_: False), port)
+
+
+def judge_reach(verdict: Verdict, port: int) -> Finding:
+    """``verdict``: of peers that dialled this port."""
+    if verdict.reachability == "public":
+        return Finding("reach", "ok", f"others can dial this machine at port {port}: {verdict.reason}")
+    if verdict.reachability == "unknown":
+        return Finding("reach", "note", f"whether others can dial this machine is not known: {verdict.reason}")
+    told = "others cannot dial this machine: a node here is reached through its router or through peers that relay"
+    return Finding("reach", "note", f"{told}; {what_to_forward(port)} ({verdict.reason})")
+
+
+async def visit(join: JoinString, host_maddrs: Sequence[str]) -> tuple[list[Finding], RunManifest | None]:
+    """Look at the swarm as a reader: clock, route, reach, run. The manifest, if it was found."""
     try:
         async with P2PNode.open(reader_config(join.addresses), Identity.generate()) as p2p:
             findings = [judge_clock(await p2p.clock_offsets())]
             connections = await p2p.connections()
             joined_by = {peer_id_in(address) for address in join.addresses}
             findings.append(judge_route([address for peer in joined_by for address in connections.get(peer, ())]))
+            if not all(map(is_loopback, (*host_maddrs, *join.addresses))):
+                findings.append(await check_reach(p2p, join, host_maddrs))
             manifest, _ = await obtain_manifest(p2p, join)
     except ClockSkewError as error:
         return [Finding("clock", "bad", str(error))], None

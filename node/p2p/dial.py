@@ -21,6 +21,8 @@ from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import NetworkError
 
 DIAL_TIMEOUT_S = 4.0
+GREETING = b"\x13/multistream/1.0.0\n"
+"""What a libp2p peer says first on every TCP connection (multistream-select): go-libp2p waits for nothing before."""
 RETRY_EVERY_S = 0.5
 SCOUT_START_TIMEOUT_S = 30.0
 IDENTITY_FREE_TIMEOUT_S = 3.0
@@ -57,20 +59,53 @@ async def dial(address: str) -> str | None:
     where = endpoint_of(address)
     if where.transport != "tcp" or where.host_kind == "dnsaddr":
         return None
+    opened = await _open(where.host, where.port, _family(where))
+    if isinstance(opened, str):
+        return opened
+    await _hang_up(opened[1])
+    return None
+
+
+async def knock(host: str, port: int) -> str:
+    """Why no libp2p peer answers at this IP address and TCP port; empty when one does.
+
+    libp2p greets whoever connects with the name of its handshake. A router's web page, or whatever else a port leads
+    to, does not.
+    """
+    opened = await _open(host, port, socket.AF_UNSPEC)
+    if isinstance(opened, str):
+        return opened
+    reader, writer = opened
     try:
         async with asyncio.timeout(DIAL_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(where.host, where.port, family=_family(where))
+            greeting = await reader.readexactly(len(GREETING))
+    except (TimeoutError, OSError, EOFError):
+        greeting = b""
+    finally:
+        await _hang_up(writer)
+    return "" if greeting == GREETING else "something answers there, but it is no libp2p peer"
+
+
+async def _open(
+    host: str, port: int, family: socket.AddressFamily
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | str:
+    """A TCP connection, or why there is none."""
+    try:
+        async with asyncio.timeout(DIAL_TIMEOUT_S):
+            return await asyncio.open_connection(host, port, family=family)
     except TimeoutError:
         return f"no answer within {DIAL_TIMEOUT_S:g} s"
     except socket.gaierror:
-        return f"the name {where.host} cannot be resolved"
+        return f"the name {host} cannot be resolved"
     except OSError as error:
         return "connection refused" if error.errno == errno.ECONNREFUSED else (error.strerror or str(error)).lower()
+
+
+async def _hang_up(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(DIAL_TIMEOUT_S):
             await writer.wait_closed()
-    return None
 
 
 def _family(where: Endpoint) -> socket.AddressFamily:

@@ -1,1 +1,1 @@
-"""How peers get to each other: who says which addresses, and how a relayed link becomes a direct one."""
+"""How peers get to each other: who can be dialled, who says which addresses, how a relayed link becomes direct."""

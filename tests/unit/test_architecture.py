@@ -269,12 +269,14 @@ NODE_IMPORTS = {
     "p2p": {"files"},
     "dht": {"p2p"},
     "links": {"p2p", "compute"},
-    # Work: knows of no carrier.
+        # Work: knows of no carrier.
     "data": set(),
     "compute": {"data"},
     # For people. The picture shows what the links counted.
     "ui": {"links"},
-    "doctor": {"files", "p2p", "dht", "joining"},
+    # Carriers again: how this peer is opened, said to whoever sits in front of it.
+    "reach": {"p2p", "dht", "ui"},
+    "doctor": {"files", "p2p", "dht", "joining", "reach"},
     # The machine's own settings, and the way into a run.
     "config": {"p2p"},
     "join_file": {"files", "p2p"},
@@ -283,7 +285,7 @@ NODE_IMPORTS = {
     # Who joins carriers and work: the runtime, the command lines, and the export, which is a program of its own.
     "runtime": {"config", "dht", "links", "compute", "data", "ui"},
     "cli": {"files", "process", "p2p"},
-    "__main__": {"cli", "process", "config", "join_file", "joining", "p2p", "dht", "data", "ui", "runtime"},
+    "__main__": {"cli", "process", "config", "join_file", "joining", "p2p", "dht", "data", "reach", "ui", "runtime"},
     "export": {
         "files", "p2p", "dht", "links", "compute", "data", "ui", "cli", "process", "config", "join_file", "joining",
     },

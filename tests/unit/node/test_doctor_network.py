@@ -21,7 +21,7 @@ def test_a_port_that_is_free_in_use_or_left_to_chance() -> None:
         assert finding.verdict == "bad"
         assert finding.text.endswith("in use by another program: stop it, or choose another port with --host-maddr")
     assert check_port((taken,)).verdict == "ok"
-    assert "is free; whether others can reach it cannot be tried from here" in check_port((taken,)).text
+    assert check_port((taken,)).text.endswith(" is free")
     assert check_port(("/ip4/0.0.0.0/tcp/0",)).verdict == "note"
     finding = check_port(("/ip4/203.0.113.9/tcp/4001",))
     assert finding.verdict == "bad"

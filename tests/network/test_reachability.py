@@ -1,0 +1,90 @@
+"""What a node finds out about the way to itself, from two public peers, and says in its events and its log."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from benchmarks.links.machines import BRIDGE, INTERFACE, Machine, command
+from tests.network.households import Household, Internet
+from tests.network.swarm import Volunteers
+from tests.swarm.processes import Brood
+from tests.swarm.test_local import Event
+
+PORT = 4001
+FOUND_OUT_TIMEOUT_S = 60.0
+
+
+@pytest.fixture
+def volunteers(internet: Internet, brood: Brood, tmp_path: Path) -> Volunteers:
+    """A seed and one node, both public."""
+    found = Volunteers(brood, tmp_path / "run")
+    found.found(internet.public("seed"))
+    found.join("first", internet.public("first"), 0)
+    assert found_out(found, "first")["reachability"] == "public"
+    return found
+
+
+def found_out(volunteers: Volunteers, name: str) -> Event:
+    """What a node said of itself at its start."""
+    path = volunteers.folder / "nodes" / f"{name}.jsonl"
+    volunteers.brood.until(lambda: path.exists() and "peer.reachable" in path.read_text(), name, FOUND_OUT_TIMEOUT_S)
+    return volunteers.until("peer.reachable", FOUND_OUT_TIMEOUT_S, peer=volunteers.peer(name))
+
+
+def join(volunteers: Volunteers, name: str, machine: Machine, *arguments: str) -> Event:
+    volunteers.join(name, machine, "auto", *arguments)
+    return found_out(volunteers, name)
+
+
+def forward(home: Household) -> None:
+    """Let the router bring what comes for `PORT` to the first machine at home."""
+    inside = f"{home.machines[0].address}:{PORT}"
+    wanted = ["-p", "tcp", "--dport", str(PORT)]
+    rules = (
+        ["-t", "nat", "-A", "PREROUTING", "-i", INTERFACE, *wanted, "-j", "DNAT", "--to-destination", inside],
+        ["-I", "FORWARD", "-i", INTERFACE, "-o", BRIDGE, *wanted, "-j", "ACCEPT"],
+    )
+    for rule in rules:
+        home.router.call(partial(command, "iptables", *rule))
+
+
+def test_behind_a_plain_router_it_is_punchable(internet: Internet, volunteers: Volunteers) -> None:
+    home = internet.household("home")
+    event = join(volunteers, "home", home.machines[0])
+    assert (event["reachability"], event["seen_at"]) == ("punchable", f"{home.address}:{PORT}")
+    assert event["reason"].endswith(f"2 peers see it at the same {home.address}:{PORT}")
+    assert "behind a router that lets peers punch through" in volunteers.log("home")
+    volunteers.end()
+
+
+def test_behind_a_symmetric_router_it_is_relayed(internet: Internet, volunteers: Volunteers) -> None:
+    home = internet.household("home", is_symmetric=True)
+    event = join(volunteers, "home", home.machines[0])
+    assert event["reachability"] == "relayed", event
+    assert f"forward TCP port {PORT} to this machine and it becomes direct" in volunteers.log("home")
+    volunteers.end()
+
+
+def test_with_a_forwarded_port_it_is_public_and_tells_the_outside_address(
+    internet: Internet, volunteers: Volunteers
+) -> None:
+    home = internet.household("home")
+    forward(home)
+    event = join(volunteers, "home", home.machines[0])
+    assert event["reachability"] == "public", event
+    assert "this machine can be dialled from outside (2 of 2 peers dialled it)" in volunteers.log("home")
+    assert f"/ip4/{home.address}/tcp/{PORT}/p2p/{volunteers.peer('home')}" in volunteers.log("home")
+    volunteers.end()
+
+
+def test_what_a_person_says_overrules_and_is_doubted(internet: Internet, volunteers: Volunteers) -> None:
+    home = internet.household("home", machines=2)
+    event = join(volunteers, "told", home.machines[0], "--announce-maddr", f"/ip4/{home.address}/tcp/{PORT}")
+    assert (event["reachability"], event["reason"]) == ("public", "--announce-maddr says so")
+    assert "check that the router forwards this port here" in volunteers.log("told")
+    event = join(volunteers, "private", home.machines[1], "--behind-nat")
+    assert (event["reachability"], event["reason"]) == ("punchable", "--behind-nat says so")
+    volunteers.end()
