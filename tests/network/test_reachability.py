@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from benchmarks.links.machines import BRIDGE, INTERFACE, Machine, command
 from tests.network.households import Household, Internet
 from tests.network.swarm import Volunteers
 from tests.swarm.processes import Brood
-from tests.swarm.test_local import Event
+from tests.swarm.test_local import Event, of
 
 PORT = 4001
 FOUND_OUT_TIMEOUT_S = 60.0
@@ -29,9 +30,14 @@ def volunteers(internet: Internet, brood: Brood, tmp_path: Path) -> Volunteers:
 
 def found_out(volunteers: Volunteers, name: str) -> Event:
     """What a node said of itself at its start."""
+    volunteers.brood.until(lambda: told(volunteers, name), f"peer.reachable of {name}", FOUND_OUT_TIMEOUT_S)
+    return told(volunteers, name)[0]
+
+
+def told(volunteers: Volunteers, name: str) -> list[Event]:
     path = volunteers.folder / "nodes" / f"{name}.jsonl"
-    volunteers.brood.until(lambda: path.exists() and "peer.reachable" in path.read_text(), name, FOUND_OUT_TIMEOUT_S)
-    return volunteers.until("peer.reachable", FOUND_OUT_TIMEOUT_S, peer=volunteers.peer(name))
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return of([json.loads(line) for line in lines if line.endswith("\n")], "peer.reachable")
 
 
 def join(volunteers: Volunteers, name: str, machine: Machine, *arguments: str) -> Event:
@@ -76,7 +82,7 @@ def test_with_a_forwarded_port_it_is_public_and_tells_the_outside_address(
     event = join(volunteers, "home", home.machines[0])
     assert event["reachability"] == "public", event
     assert "this machine can be dialled from outside (2 of 2 peers dialled it)" in volunteers.log("home")
-    assert f"/ip4/{home.address}/tcp/{PORT}/p2p/{volunteers.peer('home')}" in volunteers.log("home")
+    assert f"/ip4/{home.address}/tcp/{PORT}/p2p/{event['peer']}" in volunteers.log("home")
     volunteers.end()
 
 
