@@ -50,6 +50,7 @@ class DaemonSettings:
     identity_path: Path | None
     """The key file; None for a throw-away identity."""
     host_maddrs: tuple[str, ...]
+    """Where it listens; empty: nowhere, so that nobody gets to it but through a relay."""
     announce_maddrs: tuple[str, ...] = ()
     bootstrap_maddrs: tuple[str, ...] = ()
     """Peers that p2pd dials at start and keeps dialling when it has lost them."""
@@ -68,6 +69,7 @@ class DaemonSettings:
         flags = {
             "listen": f"/unix{control_path}",
             "hostAddrs": ",".join(self.host_maddrs),
+            "noListenAddrs": "" if self.host_maddrs else "1",
             "announceAddrs": ",".join(self.announce_maddrs),
             "bootstrapPeers": ",".join(self.bootstrap_maddrs),
             "trustedRelays": ",".join(self.relay_maddrs),

@@ -32,7 +32,6 @@ RESERVE_AGAIN_S = 0.02
 RELAYING_STARTS = 2
 """The next start is one that does not relay."""
 
-_LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 _LISTENS = "0A"  # the state of a socket in /proc/net/tcp
 _WORD_BYTES = 4
 
@@ -80,10 +79,12 @@ async def check_relay(binary: Path, relay: Daemon) -> str | None:
 
 
 async def _start_throw_aways(stack: AsyncExitStack, binary: Path, relay: str) -> tuple[Daemon, Daemon]:
-    """One that reserves a slot with the relay, and one that will dial it there."""
-    plain = DaemonSettings(
-        binary, None, (_LOOPBACK,), is_dht_server=False, uses_nat_port_map=False, uses_auto_nat=False
-    )
+    """One that reserves a slot with the relay, and one that will dial it there.
+
+    Neither listens: as soon as one knew where the other does, libp2p would go there directly, and the try would pass
+    whatever the relay lets through.
+    """
+    plain = DaemonSettings(binary, None, (), is_dht_server=False, uses_nat_port_map=False, uses_auto_nat=False)
     reserving = replace(plain, relay_maddrs=(relay,), is_private=True)
 
     async def start(settings: DaemonSettings) -> Daemon:

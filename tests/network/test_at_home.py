@@ -10,6 +10,20 @@ from tests.network.households import Internet
 from tests.network.swarm import Volunteers
 from tests.swarm.processes import Brood
 
+RUN = """
+name = "street"
+[model]
+hidden_size = 32
+intermediate_size = 48
+attention_heads = 2
+block_stages = 4
+context_length = 32
+[recovery]
+method = "checkfree"
+[step]
+microbatches = 4
+microbatch_size = 2
+"""
 JOIN_TIMEOUT_S = 90.0
 FIRST_STEP_S = 60.0
 DIRECT_S = 30.0
@@ -24,12 +38,14 @@ class Street:
     def __init__(self, internet: Internet, brood: Brood, *, is_symmetric: bool) -> None:
         self.internet = internet
         self.run = Volunteers(brood, brood.folder / "run")
-        self.run.found(internet.public("seed"))
+        source = brood.folder / "run.toml"
+        source.write_text(RUN, encoding="utf-8")
+        self.run.found(internet.public("seed"), preset=str(source))
         for stage in (0, 3, 4):
             self.run.join(f"s{stage}", internet.public(f"s{stage}"), stage)
         for stage in (1, 2):
             household = internet.household(f"home{stage}", is_symmetric=is_symmetric and stage == 2)
-            self.run.join(f"s{stage}", household.machines[0], stage, "--behind-nat")
+            self.run.join(f"s{stage}", household.machines[0], stage)
         for stage in range(5):
             self.run.until("peer.serving", JOIN_TIMEOUT_S, stage=stage)
         self.joined_at = time.time()
@@ -50,7 +66,7 @@ def test_two_households_train_and_a_thirds_spare_takes_over(internet: Internet, 
         brood.until(
             lambda: {street.way("s1", "s2"), street.way("s2", "s1")} == {"link.direct"}, "a direct link", DIRECT_S
         )
-        run.join("spare", internet.household("home3").machines[0], "auto", "--behind-nat")
+        run.join("spare", internet.household("home3").machines[0], "auto")
         run.until_commits(STEPS, STEPS_TIMEOUT_S)
         run.until("peer.spare", JOIN_TIMEOUT_S)
         killed_at = run.kill("s2")

@@ -29,16 +29,18 @@ from understudy.node.p2p.daemon import Daemon, DaemonSettings
 from understudy.node.p2p.identity import Identity
 from understudy.node.p2p.relay import check_relay, listening_addresses, start_daemon
 from understudy.node.p2p.relay_limits import RelayLimits
-from understudy.node.p2p.streams import StreamHost
+from understudy.node.p2p.streams import StreamHost, Way
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.ids import PeerId
 
 BUILT_IN = "reno"
 """The one congestion control that every Linux kernel has, and lets everybody use."""
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
-CARRIED_BYTES = 8_000_000
+CARRIED_BYTES = 500_000_000
+"""Some minutes of a relayed stage."""
+CHUNK_BYTES = 1 << 20
 START_TIMEOUT_S = 10.0
-TEST_TIMEOUT_S = 60.0
+TEST_TIMEOUT_S = 120.0
 PROTOCOL = "/understudy/test-relay/1"
 TIGHT = RelayLimits(data_bytes=64 * 1024)
 """As libp2p's own limits do, it ends a circuit long before a try has passed."""
@@ -149,16 +151,18 @@ async def carried(machines: list[Machine], folder: Path, limits: RelayLimits) ->
         address = f"{listening_addresses(relay.process_id)[0]}/p2p/{relay.peer_id}"
         assert address.startswith(f"/ip4/{machines[0].address}/tcp/")
         plain = replace(settings(programs[1], hosts[1], None), is_dht_server=False)
-        reserving = replace(plain, relay_maddrs=(address,), uses_auto_relay=True)
+        reserving = replace(plain, relay_maddrs=(address,), is_private=True)
         private = await stack.enter_async_context(running(reserving))
         dialling = await stack.enter_async_context(running(replace(plain, binary=programs[2], host_maddrs=(hosts[2],))))
         server = await stack.enter_async_context(streams_of(private))
         client = await stack.enter_async_context(streams_of(dialling))
         await server.serve(PROTOCOL, count)
         await relay_module.reach(client, private.peer_id, f"{address}/p2p-circuit/p2p/{private.peer_id}")
-        _, writer = await client.open(private.peer_id, PROTOCOL, START_TIMEOUT_S)
+        _, writer = await client.open(Way(private.peer_id), PROTOCOL, START_TIMEOUT_S)
         with suppress(OSError):
-            writer.write(bytes(CARRIED_BYTES))
+            for at in range(0, CARRIED_BYTES, CHUNK_BYTES):
+                writer.write(bytes(min(CHUNK_BYTES, CARRIED_BYTES - at)))
+                await writer.drain()
             writer.close()
             await writer.wait_closed()
         await is_over.wait()

@@ -43,7 +43,7 @@ def test_who_does_not_relay_says_so_to_p2pd() -> None:
 
 
 def test_who_cannot_be_dialled_asks_for_a_relay_at_once() -> None:
-    private = replace(PLAIN, uses_auto_relay=True).arguments(Path("/s"))
+    private = replace(PLAIN, is_private=True).arguments(Path("/s"))
     assert {"-forceReachabilityPrivate=1", "-autoRelay=1", "-relayDiscovery=0"} <= set(private)
 
 
