@@ -76,6 +76,7 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
         from understudy.node.dht.hivemind_dht import quiet_libraries
         from understudy.node.p2p.identity import Identity
         from understudy.node.ui.telemetry import configure_logging
+        from understudy.protocol.reach.sentences import whom_it_reaches
 
         configure_logging(is_verbose=verbose)
         quiet_libraries(is_verbose=verbose)
@@ -94,6 +95,8 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
                 keep_founding(dir, manifest, join)
             print(join, flush=True)  # noqa: T201 - the command's result
             print("Anyone can join with: understudy node --join '<that line>'. Ctrl-C stops.", file=sys.stderr)  # noqa: T201
+            if local_only := whom_it_reaches(join.addresses):
+                print(local_only, file=sys.stderr)  # noqa: T201
             switch.hand_over(is_stopped.set)
 
         config = SwarmConfig(host_maddrs=hosts, announce_maddrs=announced, may_relay=not no_relay)

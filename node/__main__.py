@@ -62,6 +62,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
     from understudy.node.reach.opening import open_by_reachability
     from understudy.node.runtime import Node
     from understudy.node.ui.telemetry import logger
+    from understudy.protocol.wire.contact import is_private
 
     config = NodeConfig(
         join=arguments.join,
@@ -93,8 +94,9 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
             if config.stage == DRIVER_STAGE:
                 raise SettingsError(f"--stage 0: {objection}")
             logger.warning("this node can take any stage but S0: %s", objection)
-        join_addresses = told_to_others(p2p.addresses)[:JOIN_ADDRESSES]
-        logger.info("others can join through this node too: %s", replace(config.join, addresses=join_addresses))
+        if not is_private(p2p.reachability):
+            join_addresses = told_to_others(p2p.addresses)[:JOIN_ADDRESSES]
+            logger.info("others can join through this node too: %s", replace(config.join, addresses=join_addresses))
         node = Node(p2p, signed_manifest, config, can_drive=objection is None, display=display)
         node.note_reachability(verdict)
         switch.hand_over(node.stop)

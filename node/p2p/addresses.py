@@ -25,6 +25,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from understudy.protocol.errors import NetworkError, SettingsError
 from understudy.protocol.ids import PEER_ID_CHARS_MAX, PeerId
+from understudy.protocol.reach.addresses import is_public
 
 JOIN_PREFIX = "understudy"
 JOIN_VERSION = "1"
@@ -165,8 +166,11 @@ def peer_id_in(text: str) -> PeerId:
 
 
 def told_to_others(addresses: Sequence[str]) -> tuple[str, ...]:
-    """Of a peer's own addresses those that mean something elsewhere; all, if it is on this machine only."""
-    return tuple(address for address in addresses if not is_loopback(address)) or tuple(addresses)
+    """Of a peer's own addresses those that newcomers are told: public ones if there are any, else those of its network;
+    all, if it is on this machine only.
+    """
+    elsewhere = tuple(address for address in addresses if not is_loopback(address)) or tuple(addresses)
+    return tuple(address for address in elsewhere if is_public(address)) or elsewhere
 
 
 def is_loopback(text: str) -> bool:

@@ -14,11 +14,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from understudy.node.p2p.addresses import Endpoint, endpoint_of
+from understudy.node.p2p.addresses import Endpoint, endpoint_of, is_loopback
 from understudy.node.p2p.control import DaemonRefusal, ask, connect_request
 from understudy.node.p2p.daemon import Daemon, DaemonSettings
 from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import NetworkError
+from understudy.protocol.reach.addresses import is_public
 
 DIAL_TIMEOUT_S = 4.0
 GREETING = b"\x13/multistream/1.0.0\n"
@@ -116,6 +117,8 @@ def _family(where: Endpoint) -> socket.AddressFamily:
 
 def _unreachable(failures: dict[str, str | None]) -> NetworkError:
     reasons = "; ".join(f"{address}: {reason}" for address, reason in failures.items())
+    if not any(is_public(address) or is_loopback(address) for address in failures):
+        reasons += " (an address of a private network, which leads to it from within that network only)"
     return NetworkError(
         f"cannot reach the seed at {reasons}; check the address, that the seed is running and its port is open, "
         "or take the join string that another node of the swarm logged"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from understudy.protocol.reach.addresses import is_public
 from understudy.protocol.reach.verdict import Verdict, is_global
 
 
@@ -24,6 +27,20 @@ def what_to_forward(port: int) -> str:
     """How a private machine becomes a public one."""
     which = f"TCP port {port}" if port else "a TCP port (choose it with --host-maddr)"
     return f"forward {which} to this machine and it becomes direct"
+
+
+def whom_it_reaches(addresses: Iterable[str]) -> str:
+    """What the seed has to be told if its addresses mean nothing to strangers; empty if they do."""
+    known = list(addresses)
+    if any(is_public(address) for address in known) or all(
+        "/127." in address or "/::1/" in address for address in known
+    ):
+        return ""
+    return (
+        "These addresses are of the seed's local network: nobody outside of it can join. For the others forward a port "
+        "of the router to this machine, and start the seed with --host-maddr /ip4/0.0.0.0/tcp/PORT and "
+        "--announce-maddr /ip4/PUBLIC-ADDRESS/tcp/PORT."
+    )
 
 
 def doubt_announced(announced: str, host: str, verdict: Verdict) -> str:

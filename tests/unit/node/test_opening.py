@@ -125,11 +125,13 @@ def test_on_this_machine_only_nothing_is_asked(world: World) -> None:
     assert world.asked_ports == []
 
 
-def test_behind_nat_is_believed_unasked(world: World) -> None:
+def test_behind_nat_is_believed_whatever_the_peers_say_but_for_the_kind_of_router(world: World) -> None:
+    world.verdict = Verdict("public", "2 of 2 peers dialled it", "5.5.5.20:4001")
     node, verdict = run(replace(PUBLIC, is_behind_nat=True))
-    assert verdict == Verdict("punchable", "--behind-nat says so")
+    assert verdict == Verdict("punchable", "--behind-nat says so", "5.5.5.20:4001")
     assert node.config.is_behind_nat
-    assert world.asked_ports == []
+    world.verdict = Verdict("relayed", "each peer sees it at another port")
+    assert run(replace(PUBLIC, is_behind_nat=True))[1].reachability == "relayed"
 
 
 def test_an_announced_address_is_believed_and_doubted(world: World, caplog: pytest.LogCaptureFixture) -> None:
