@@ -125,11 +125,16 @@ def test_on_this_machine_only_nothing_is_asked(world: World) -> None:
     assert world.asked_ports == []
 
 
-def test_behind_nat_is_believed_unasked(world: World) -> None:
+def test_behind_nat_is_believed_whatever_peers_find(world: World) -> None:
     node, verdict = run(replace(PUBLIC, is_behind_nat=True))
-    assert verdict == Verdict("punchable", "--behind-nat says so")
+    assert verdict == Verdict("punchable", "--behind-nat says so", "5.5.5.20:4001")
     assert node.config.is_behind_nat
-    assert world.asked_ports == []
+    assert len(world.opened) == 1
+
+
+def test_behind_nat_peers_tell_which_router_it_is(world: World) -> None:
+    world.verdict = Verdict("relayed", "why")
+    assert run(replace(PUBLIC, is_behind_nat=True))[1] == world.verdict
 
 
 def test_an_announced_address_is_believed_and_doubted(world: World, caplog: pytest.LogCaptureFixture) -> None:
