@@ -85,7 +85,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
         may_relay=config.may_relay,
         join_patience_s=arguments.wait_s,
     )
-    async with open_by_reachability(swarm_config, identity) as (p2p, verdict):
+    async with open_by_reachability(swarm_config, identity) as (p2p, lookout):
         manifest, signed_manifest = await obtain_manifest(p2p, config.join)
         if config.stage is not None and config.stage > manifest.last_stage:
             raise SettingsError(f"--stage {config.stage}: this run has the stages 0 to {manifest.last_stage}")
@@ -98,7 +98,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
             join_addresses = told_to_others(p2p.addresses)[:JOIN_ADDRESSES]
             logger.info("others can join through this node too: %s", replace(config.join, addresses=join_addresses))
         node = Node(p2p, signed_manifest, config, can_drive=objection is None, display=display)
-        node.note_reachability(verdict)
+        node.lookout = lookout
         switch.hand_over(node.stop)
         await node.run()
     return EXIT_DONE

@@ -25,6 +25,7 @@ from understudy.node.links.link import LinkRules, Listener
 from understudy.node.links.metering import Counters, MeteredStreams
 from understudy.node.links.network import Network
 from understudy.node.links.transfer import Fetcher, WeightsServer, fetch_protocol
+from understudy.node.reach.lookout import Lookout
 from understudy.node.ui.display import Display
 from understudy.node.ui.display_loop import Watch
 from understudy.node.ui.telemetry import EventLog
@@ -108,6 +109,8 @@ class Node:
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopped: asyncio.Future[str] = self._loop.create_future()
+        self.lookout: Lookout | None = None
+        """Looks how others get to us, while the node runs; set before that."""
         self._failure = ""
         """Why the core ended this node, if it could not go on."""
         self._is_hurried = asyncio.Event()
@@ -123,6 +126,8 @@ class Node:
                 owned = [tasks.create_task(self._p2p.watch_daemon()), tasks.create_task(self._records.run())]
                 if not self._p2p.is_local:
                     owned.append(tasks.create_task(Climbing(self._p2p, self._network, self.feed).run()))
+                if self.lookout is not None:
+                    owned.append(tasks.create_task(self.lookout.run(self._note_reachability)))
                 if self._watch is not None:
                     owned.append(tasks.create_task(self._watch.run()))
                 await self._start(tasks)
@@ -146,7 +151,7 @@ class Node:
             self._is_hurried.set()
         self.feed(StopRequested())
 
-    def note_reachability(self, verdict: Verdict) -> None:
+    def _note_reachability(self, verdict: Verdict) -> None:
         """Write down how others get to us."""
         standing = {"peer": self._p2p.peer_id, "step": self._core.state.committed}
         found = {"reachability": verdict.reachability, "reason": verdict.reason, "seen_at": verdict.seen_at}

@@ -60,7 +60,7 @@ class SwarmConfig:
     @property
     def is_private(self) -> bool:
         """It can only be reached through others."""
-        return self.is_behind_nat and not self.is_reader
+        return self.is_behind_nat and not (self.is_reader or self.is_local)
 
     @property
     def is_dht_client(self) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
@@ -16,7 +17,7 @@ from understudy.node.dht.config import SwarmConfig
 from understudy.node.dht.hivemind_dht import P2PD, HivemindDHT
 from understudy.node.dht.reconnect import MEET_AGAIN_EVERY_S
 from understudy.node.dht.signing import StoredRecord
-from understudy.node.p2p.addresses import check_listen_port, parse_multiaddr, peer_id_in
+from understudy.node.p2p.addresses import check_listen_port, endpoint_of, parse_multiaddr
 from understudy.node.p2p.daemon import Daemon, sweep_stale_sockets
 from understudy.node.p2p.dial import check_identity_is_free, find_reachable
 from understudy.node.p2p.identity import Identity
@@ -25,7 +26,7 @@ from understudy.node.p2p.streams import StreamCallback, StreamHost, Way
 from understudy.protocol.errors import LocalProtocolError, NetworkError, SettingsError
 from understudy.protocol.ids import PeerId
 from understudy.protocol.reach.addresses import is_relayed, to_say, worth_dialling
-from understudy.protocol.reach.contacts import Contacts
+from understudy.protocol.reach.contacts import CONTACTS_MAX, Contacts, Patience
 from understudy.protocol.wire.contact import Contact, Reachability, is_private
 
 DAEMON_TIMEOUT_S = 30.0
@@ -54,6 +55,9 @@ class P2PNode:
         """What we tell others of it: what was configured, until somebody knows better."""
         self.contacts = Contacts()
         """Where the others say that they can be dialled."""
+        self._patience = Patience()
+        self._said: dict[PeerId, Contact] = {}
+        """Their last words as they came: most say the same again every few seconds."""
 
     @classmethod
     @asynccontextmanager
@@ -109,6 +113,11 @@ class P2PNode:
 
     def note_contact(self, peer: PeerId, contact: Contact) -> None:
         """The peer says that it can be dialled there. What is no address of that peer is left out."""
+        if self._said.get(peer) == contact:
+            return
+        self._said[peer] = contact
+        if len(self._said) > CONTACTS_MAX:
+            del self._said[next(iter(self._said))]
         its_own = tuple(address for address in contact.addresses if _is_of(peer, address))
         self.contacts.note(peer, msgspec.structs.replace(contact, addresses=its_own))
 
@@ -133,17 +142,25 @@ class P2PNode:
                     await self._daemon.watch()
 
     async def _stay_reachable(self) -> None:
-        """Note which relays have a place for us, and stay connected to some public peers.
+        """Note which relays have a place for us, and stay connected to some public peers. Raises nothing of theirs.
 
         libp2p believes an address of ours once so many peers saw us under it, and punches only then.
         """
-        with contextlib.suppress(NetworkError):
+        try:
             self.addresses = await self._dht.addresses()
             connected = await self._dht.connections()
-            missing = [peer for peer in self.contacts.public() if peer not in connected and peer != self.peer_id]
-            present = sum(peer in connected for peer in self.contacts.public())
-            for peer in missing[: max(0, OBSERVERS - present)]:
-                await self.connect(peer, self._way(peer).addresses, CONNECT_TIMEOUT_S)
+        except NetworkError:
+            return  # the watch on the daemon says it, if it is more than a moment
+        known = [peer for peer in self.contacts.public() if peer != self.peer_id]
+        missing = self._patience.due([peer for peer in known if peer not in connected], time.monotonic())
+        wanted = missing[: max(0, OBSERVERS - sum(peer in connected for peer in known))]
+        await asyncio.gather(*map(self._meet, wanted))
+
+    async def _meet(self, peer: PeerId) -> None:
+        try:
+            await self.connect(peer, self._way(peer).addresses, CONNECT_TIMEOUT_S)
+        except NetworkError:
+            self._patience.failed(peer, time.monotonic())
 
     async def store(self, key: str, subkey: str, value: bytes, expiration: float) -> bool:
         """Sign and publish a record until ``expiration`` (DHT time, unix seconds).
@@ -210,7 +227,10 @@ class P2PNode:
 
 def _is_of(peer: PeerId, address: str) -> bool:
     """Whether this is an address at which that peer, and no other, would answer."""
+    if not address.endswith(f"/p2p/{peer}"):  # most of what is wrong, without the cost of parsing it
+        return False
     try:
-        return peer_id_in(parse_multiaddr(address, needs_peer_id=True)) == peer
+        endpoint_of(parse_multiaddr(address, needs_peer_id=True))
     except SettingsError:
         return False
+    return True

@@ -40,7 +40,7 @@ class ExportRun:
         self._loop = asyncio.get_running_loop()
         self._thread = ComputeThread()
         rules = LinkRules(manifest.run_id(), manifest.digest(), activation_header(manifest))
-        self._network = Network(p2p, rules, Listener(self._message_came))
+        self._network = Network(p2p, rules, Listener(self._message_came, on_contact=p2p.note_contact))
         self._fetcher = Fetcher(p2p, rules, manifest.model, self._thread)
         self._fetcher.on_bytes = self._bytes_came
         self._records = Records(p2p, manifest.run_id(), self._feed)

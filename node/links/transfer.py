@@ -34,7 +34,9 @@ SILENCE_TIMEOUT_S = 8.0
 SLOWEST_BYTES_PER_S = 32 * 1024
 """A donor that sends less than this on average is given up, however regularly a byte of it comes."""
 TRIES_MAX = 4
-"""Streams opened for one donation at most."""
+"""Streams in a row that brought nearly nothing, after which a donor is given up."""
+STREAMS_MAX = 32
+"""Opened for one donation at most. A link that climbs from the relay breaks all streams once or twice."""
 
 MayFetch = Callable[[PeerId, FetchRequest], bool]
 
@@ -115,15 +117,21 @@ class _Transfer:
         return self._buffer.freeze()
 
     async def run(self) -> None:
-        failure = ""
-        for _ in range(TRIES_MAX):
+        failure, streams, in_vain = "", 0, 0
+        while in_vain < TRIES_MAX and streams < STREAMS_MAX:
+            before, streams = self._received, streams + 1
             try:
                 return await self._continue()
             except (PeerRefusedError, RemoteProtocolError, WeightsError):
                 raise
             except (NetworkError, TimeoutError, OSError) as error:
                 failure = str(error) or "no byte came in time"
-        raise NetworkError(f"the transfer was interrupted {TRIES_MAX} times, at last because {failure}")
+            in_vain = 0 if self._received - before >= CHUNK_BYTES else in_vain + 1
+        raise NetworkError(f"the transfer was interrupted {streams} times, at last because {failure}")
+
+    @property
+    def _received(self) -> int:
+        return self._buffer.received if self._buffer else 0
 
     async def _continue(self) -> None:
         """Open a stream and fetch from where the buffer ends; what came stays there if it breaks."""
@@ -131,9 +139,8 @@ class _Transfer:
             self._fetch.donor, self._fetcher.protocol, OPEN_TIMEOUT_S
         )
         try:
-            offset = self._buffer.received if self._buffer else 0
             async with asyncio.timeout(SILENCE_TIMEOUT_S):
-                await write_frame(writer, FetchRequest(*self._fetch.claim, self._fetch.digest, offset))
+                await write_frame(writer, FetchRequest(*self._fetch.claim, self._fetch.digest, self._received))
                 self._prepare(await read_message(reader, FETCH_MESSAGE_BYTES_MAX))
             await self._fill(reader)
         finally:

@@ -243,8 +243,16 @@ async def _dial_again(address: str) -> str:
         return "libp2p waits before it dials again"
 
 
+def _is_here(address: str) -> bool:
+    """On this machine; not so what is no address of a machine, as peers may say anything."""
+    try:
+        return is_loopback(address)
+    except SettingsError:
+        return False
+
+
 def _is_gone(outcomes: dict[str, str]) -> bool:
     """A peer elsewhere also lists its loopback address, where a refusal means nothing."""
-    elsewhere = {address: text for address, text in outcomes.items() if not is_loopback(address)}
+    elsewhere = {address: text for address, text in outcomes.items() if not _is_here(address)}
     answers = [text for text in (elsewhere or outcomes).values() if not any(sign in text for sign in _UNROUTABLE)]
     return bool(answers) and all(any(sign in text for sign in _GONE) for text in answers)

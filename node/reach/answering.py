@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from understudy.node.p2p.addresses import RELAY_MARK, Endpoint, endpoint_of
 from understudy.node.p2p.dial import knock
+from understudy.node.reach.sockets import is_this_machine
 from understudy.node.reach.speaking import read_reach, write_reach
 from understudy.protocol.errors import NetworkError, RemoteProtocolError, SettingsError
 from understudy.protocol.ids import PeerId
@@ -39,8 +40,10 @@ Knock = Callable[[str, int], Awaitable[str]]
 class DialBack:
     """Answers the dial-back requests of all peers. `answer` is the callback of `DIAL_BACK_PROTOCOL`."""
 
-    def __init__(self, connections: Connections, knock_at: Knock = knock) -> None:
-        self._connections, self._knock_at = connections, knock_at
+    def __init__(
+        self, connections: Connections, knock_at: Knock = knock, is_here: Callable[[str], bool] = is_this_machine
+    ) -> None:
+        self._connections, self._knock_at, self._is_here = connections, knock_at, is_here
         self._under_way: set[PeerId] = set()
         self._recent: deque[tuple[float, PeerId]] = deque()
         """When we dialled for whom, the oldest first; of the last `WINDOW_S` only."""
@@ -61,7 +64,7 @@ class DialBack:
         if where is None:
             return DialBackAnswer("", 0, refusal="it is connected through a relay only, and cannot tell")
         port = where.port if where.transport == "tcp" else 0
-        refusal = self._objection(peer)
+        refusal = self._objection(peer, where.host)
         if refusal:
             return DialBackAnswer(where.host, port, refusal=refusal)
         self._under_way.add(peer)
@@ -71,8 +74,10 @@ class DialBack:
         finally:
             self._under_way.discard(peer)
 
-    def _objection(self, peer: PeerId) -> str:
+    def _objection(self, peer: PeerId, host: str) -> str:
         """Why we do not dial for this peer now; empty if we do."""
+        if self._is_here(host):
+            return "it sees a proxy on its own machine, and cannot tell"
         oldest = asyncio.get_running_loop().time() - WINDOW_S
         while self._recent and self._recent[0][0] < oldest:
             self._recent.popleft()

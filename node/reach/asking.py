@@ -15,7 +15,7 @@ from understudy.node.reach.sockets import dials_from
 from understudy.node.reach.speaking import read_reach, write_reach
 from understudy.protocol.errors import NetworkError, RemoteProtocolError
 from understudy.protocol.ids import PeerId
-from understudy.protocol.reach.verdict import ANSWERS_MAX, Answer, Verdict, judge
+from understudy.protocol.reach.verdict import ANSWERS_MAX, Answer, Verdict, is_global, judge
 from understudy.protocol.wire.reach import DIAL_BACK_PROTOCOL, PORTS_MAX, DialBackAnswer, DialBackRequest
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,9 @@ def understand(told: DialBackAnswer, where: Endpoint, ports: Sequence[int], uses
         except ValueError as error:
             raise RemoteProtocolError("it sees us at what is no IP address") from error
     outcomes = [outcome for outcome in told.outcomes if outcome.port in ports]
+    is_beside_us = is_global(where.host) and bool(told.seen_host) and not is_global(told.seen_host)
+    if is_beside_us:  # it sees a proxy in front of it, and dialled that
+        return Answer(where.host, "", 0, None, "it sits behind a proxy, and cannot tell")
     is_reached = any(not outcome.failure for outcome in outcomes) if outcomes else None
     is_telling = len(ports) == 1 and where.transport == "tcp" and uses_port(ports[0], where.host, where.port)
     failure = told.refusal or ", ".join(dict.fromkeys(outcome.failure for outcome in outcomes if outcome.failure))

@@ -15,6 +15,7 @@ from understudy.node.p2p.addresses import RELAY_MARK, endpoint_of, is_loopback
 from understudy.node.p2p.identity import Identity
 from understudy.node.reach.answering import DialBack
 from understudy.node.reach.asking import find_reachability
+from understudy.node.reach.lookout import Lookout
 from understudy.node.reach.sockets import own_hosts
 from understudy.node.ui.telemetry import logger
 from understudy.protocol.reach.sentences import doubt_announced, say
@@ -29,7 +30,7 @@ UNSPECIFIED = ("0.0.0.0", "::")
 
 
 @asynccontextmanager
-async def open_by_reachability(config: SwarmConfig, identity: Identity) -> AsyncIterator[tuple[P2PNode, Verdict]]:
+async def open_by_reachability(config: SwarmConfig, identity: Identity) -> AsyncIterator[tuple[P2PNode, Lookout]]:
     """Join the swarm, find out how we can be reached, and be in it as that; dials back for others meanwhile.
 
     If the peers contradict the guess, it is closed and opened again, once. Says in a line what was found. Raises what
@@ -41,14 +42,15 @@ async def open_by_reachability(config: SwarmConfig, identity: Identity) -> Async
         verdict = await _find(p2p, config, ports)
         if not config.is_local:
             logger.info("%s", say(verdict, next(iter(ports), 0)))
+        asked = () if config.is_local or config.announce_maddrs or config.is_behind_nat else tuple(ports)
         if not contradicts(expected, verdict):
             _tell_others(p2p, verdict)
-            yield p2p, verdict
+            yield p2p, Lookout(p2p, verdict, config.initial_peers, asked)
             return
         corrected = correct(config, verdict, ports, p2p.addresses)
     async with _open(corrected, identity) as p2p:
         _tell_others(p2p, verdict)
-        yield p2p, verdict
+        yield p2p, Lookout(p2p, verdict, config.initial_peers, asked)
 
 
 @asynccontextmanager
@@ -68,7 +70,8 @@ def expect(config: SwarmConfig) -> Reachability:
     listening = [endpoint_of(address).host for address in config.host_maddrs]
     initial = [endpoint_of(address).host for address in config.initial_peers if RELAY_MARK not in address]
     named = [host for host in listening if host not in UNSPECIFIED]
-    own = [*named, *(own_hosts(initial) if len(named) < len(listening) else ())]
+    everywhere = {":" in host for host in listening if host in UNSPECIFIED}  # by IPv6, by IPv4
+    own = [*named, *(host for host in own_hosts(initial) if (":" in host) in everywhere)]
     announced = [address for address in config.announce_maddrs if RELAY_MARK not in address]
     return guess(own, initial, announced, config.is_behind_nat)
 

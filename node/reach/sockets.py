@@ -34,6 +34,11 @@ def _own_host(towards: str) -> str:
         return ""
 
 
+def is_this_machine(host: str) -> bool:
+    """Whether an IP address is one of this machine's own: it would speak to itself from there."""
+    return ipaddress.ip_address(host).is_loopback or _own_host(host) == host
+
+
 def dials_from(port: int, host: str, remote_port: int) -> bool:
     """Whether a connection from this port to that one of a host is open; also if the system does not tell.
 

@@ -10,6 +10,8 @@ from understudy.protocol.node_state import NodeState
 
 TOLD_AFTER_S = 10.0
 """An owner that no link gets to for so long is spoken of: a restart or a punch takes less."""
+FORGOTTEN_AFTER_S = 20.0
+"""Nobody tried to get to it for so long: whether it can be reached is not known any more."""
 TOLD_AGAIN_S = 60.0
 FAILURES_MAX = 64
 """Peers that are remembered as not reached; who failed longest ago is forgotten first."""
@@ -21,6 +23,7 @@ class _Failing:
 
     since: float
     reason: str
+    last_at: float
     told_at: float | None = None
 
 
@@ -49,8 +52,8 @@ class Ways:
             self._state.emit("link.relayed", to=event.peer, reason=event.reason, address=event.address)
 
     def _on_failed(self, event: LinkFailed) -> None:
-        failing = self._failing.setdefault(event.peer, _Failing(self._state.now, event.reason))
-        failing.reason = event.reason
+        failing = self._failing.setdefault(event.peer, _Failing(self._state.now, event.reason, self._state.now))
+        failing.reason, failing.last_at = event.reason, self._state.now
         if len(self._failing) > FAILURES_MAX:
             del self._failing[next(iter(self._failing))]
 
@@ -61,6 +64,7 @@ class Ways:
     def on_tick(self) -> None:
         """Speak of owners that no link gets to, whether or not they count as alive."""
         now = self._state.now
+        self._failing = {peer: f for peer, f in self._failing.items() if now - f.last_at < FORGOTTEN_AFTER_S}
         for seat in self._state.membership.seats():
             failing = self._failing.get(seat.peer)
             if failing is None or now - failing.since < TOLD_AFTER_S:

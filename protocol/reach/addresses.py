@@ -48,14 +48,23 @@ def _block(address: str) -> str:
     return next((str(block) for block in _BLOCKS if ip is not None and ip.version == block.version and ip in block), "")
 
 
+def _public_hosts(addresses: Iterable[str]) -> set[str]:
+    """The hosts at which a peer can be dialled directly from everywhere."""
+    return {address.split("/", 3)[2] for address in addresses if is_public(address) and not is_relayed(address)}
+
+
 def worth_dialling(addresses: Iterable[str], own: Collection[str]) -> tuple[str, ...]:
     """What may lead to a peer from a machine with the addresses ``own``: direct ways first, then through relays.
 
     An address of a private network is dialled from such a network only: elsewhere it is a stranger's machine. So this
     machine alone is dialled only by who has no other address.
     """
-    blocks = {_block(address) for address in own if not is_relayed(address)}
+    addresses, own = tuple(addresses), [address for address in own if not is_relayed(address)]
+    blocks = {_block(address) for address in own}
     blocks = blocks - {"", LOOPBACK} or blocks - {""}
+    outside, our_outside = _public_hosts(addresses), _public_hosts(own)
+    if outside and our_outside and not outside & our_outside:
+        blocks = set()  # both can be dialled by everybody, and the same private network would be a coincidence
 
     def may_lead(address: str) -> bool:
         return is_public(address) or _block(address) in blocks

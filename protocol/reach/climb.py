@@ -21,6 +21,9 @@ FIRST_TRY_S = 4.0
 TRY_AGAIN_S = (8.0, 15.0, 60.0, 300.0, 1800.0)
 """From one try to the next: each breaks the link for a moment, so they become rarer; the last for ever."""
 
+REMEMBERED_S = 3600.0
+"""How often was tried stays known so long after the last link: links end when they idle, and begin again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reopen:
@@ -56,6 +59,7 @@ class _Rope:
     told: Literal["direct", "relayed"] | None = None
     tries: int = 0
     try_at: float = 0.0
+    seen_at: float = 0.0
     is_on_relay: bool = False
     """Streams may have been opened on a relayed connection."""
 
@@ -71,13 +75,13 @@ class Climber:
         self, now: float, linked: Iterable[PeerId], connections: Mapping[PeerId, tuple[str, ...]], contacts: Contacts
     ) -> list[Step]:
         """What to do, given whom we have links to and at which addresses libp2p is connected to whom."""
-        peers = set(linked)
-        self._ropes = {peer: rope for peer, rope in self._ropes.items() if peer in peers}
         steps: list[Step] = []
-        for peer in sorted(peers):
+        self._ropes = {peer: rope for peer, rope in self._ropes.items() if now - rope.seen_at < REMEMBERED_S}
+        for peer in sorted(set(linked)):
             addresses = connections.get(peer, ())
             direct = [address for address in addresses if not is_relayed(address)]
             rope = self._ropes.setdefault(peer, _Rope())
+            rope.seen_at = now
             if direct:
                 steps += self._on_direct(peer, rope, direct[0])
             elif addresses:
@@ -111,17 +115,19 @@ class Climber:
 
     def _is_ours_to_try(self, peer: PeerId, other: Reachability) -> bool:
         """One side makes the connection anew: who can dial the other; of two who cannot, the lower peer id."""
-        if not is_private(other):
+        if other == "public":
             return True
-        if not is_private(self.reachability):
-            return False  # it can dial us, and we cannot dial it
+        if not is_private(self.reachability) or other == "unknown":
+            return False  # it can dial us, and we perhaps not it
         return "relayed" not in (self.reachability, other) and self._me < peer
 
 
 def why_relayed(mine: Reachability, other: Reachability) -> str:
     """For a person."""
-    if not is_private(other):
+    if other == "public":
         return "it was reached through a relay first; we dial it directly now"
+    if other == "unknown":
+        return "it does not say how it can be dialled"
     if not is_private(mine):
         return "we cannot dial it; it dials us"
     if "relayed" in (mine, other):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from understudy.protocol.ids import PeerId
 from understudy.protocol.wire.contact import Contact
 
@@ -37,3 +39,23 @@ class Contacts:
     def public(self) -> tuple[PeerId, ...]:
         """Who can be dialled by everybody, the latest to speak first."""
         return tuple(reversed([peer for peer, contact in self._known.items() if contact.reachability == "public"]))
+
+
+FORGIVEN_AFTER_S = 120.0
+
+
+class Patience:
+    """Whom not to dial again yet: one that never answers must not keep us from those who would."""
+
+    def __init__(self) -> None:
+        self._failed_at: dict[PeerId, float] = {}
+
+    def failed(self, peer: PeerId, now: float) -> None:
+        """It could not be dialled."""
+        self._failed_at[peer] = now
+        if len(self._failed_at) > CONTACTS_MAX:
+            del self._failed_at[next(iter(self._failed_at))]
+
+    def due(self, peers: Iterable[PeerId], now: float) -> list[PeerId]:
+        """Those of them that did not fail of late."""
+        return [peer for peer in peers if now - self._failed_at.get(peer, float("-inf")) >= FORGIVEN_AFTER_S]

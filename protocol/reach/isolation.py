@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TOLD_AFTER_S = 8.0
-"""A place at a relay is given within a second; a relay that starts again is back within this time."""
+"""A place at a relay is given within a second of our start."""
 TOLD_AGAIN_S = 60.0
 
-NO_RELAY = "this machine is behind a router, and no peer of the swarm that everybody can dial relays for it"
+NO_RELAY = "this machine is behind a router, and none of the peers of its join string relays for it (any more)"
 ADVICE = (
-    "one peer with a public address has to join, or one that forwards a port of its router to itself and says so with "
-    "--announce-maddr; either can be this one"
+    "if one of them is back, start this node again; if not, join with the join string of a peer that everybody can "
+    "dial: one with a public address, or with a port that its router forwards and --announce-maddr; this may be it"
 )
 
 

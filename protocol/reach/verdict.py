@@ -101,12 +101,16 @@ def judge(answers: Sequence[Answer]) -> Verdict:
     return _judge_private(voices, f"{_how_many_failed(tried)}: {_failures(tried)}")
 
 
+def is_news(known: Verdict, found: Verdict) -> bool:
+    """Whether a later look says something else. Silence does not."""
+    return found.reachability not in ("unknown", known.reachability)
+
+
 def _judge_private(voices: Sequence[Answer], failed: str) -> Verdict:
     """Which kind of router stands before us. ``failed``: why we are private."""
     seen_by: dict[str, int] = defaultdict(int)
-    for answer in voices:
-        if answer.seen_host and answer.seen_port:
-            seen_by[answer.seen_at] += 1
+    for answer in _of_one_family([answer for answer in voices if answer.seen_host and answer.seen_port]):
+        seen_by[answer.seen_at] += 1
     seen_at = max(seen_by, key=seen_by.__getitem__, default="")
     if sum(seen_by.values()) < ALIKE_MIN:
         unknown = "what its router does is not known, as fewer than two peers at different addresses told"
@@ -114,6 +118,13 @@ def _judge_private(voices: Sequence[Answer], failed: str) -> Verdict:
     if seen_by[seen_at] >= ALIKE_MIN:
         return Verdict("punchable", f"{failed}; {seen_by[seen_at]} peers see it at the same {seen_at}", seen_at)
     return Verdict("relayed", f"{failed}; each peer sees it at another port: {', '.join(seen_by)}", seen_at)
+
+
+def _of_one_family(telling: Sequence[Answer]) -> list[Answer]:
+    """Who sees us by IPv4 or by IPv6, whichever are more: one peer has an address of each, which tells of no router."""
+    by_ip6 = [answer for answer in telling if ":" in answer.seen_host]
+    by_ip4 = [answer for answer in telling if ":" not in answer.seen_host]
+    return max(by_ip4, by_ip6, key=len)
 
 
 def _voices(answers: Sequence[Answer]) -> list[Answer]:

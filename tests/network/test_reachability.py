@@ -6,28 +6,25 @@ import json
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from benchmarks.links.machines import BRIDGE, INTERFACE, Machine, command
 from tests.network.households import Household, Internet
 from tests.network.swarm import Volunteers
-from tests.swarm.processes import Brood
 from tests.swarm.test_local import Event, of
 
 PORT = 4001
 FOUND_OUT_TIMEOUT_S = 60.0
 
 
-@pytest.fixture
-def volunteers(internet: Internet, brood: Brood, tmp_path: Path) -> Volunteers:
+@pytest.fixture(scope="module")
+def volunteers(shared_internet: Internet, shared_volunteers: Volunteers) -> Volunteers:
     """A seed and one node, both public."""
-    found = Volunteers(brood, tmp_path / "run")
-    found.found(internet.public("seed"))
-    found.join("first", internet.public("first"), 0)
-    assert found_out(found, "first")["reachability"] == "public"
-    return found
+    shared_volunteers.found(shared_internet.public("seed"))
+    shared_volunteers.join("first", shared_internet.public("first"), 0)
+    assert found_out(shared_volunteers, "first")["reachability"] == "public"
+    return shared_volunteers
 
 
 def found_out(volunteers: Volunteers, name: str) -> Event:
@@ -59,29 +56,26 @@ def forward(home: Household) -> None:
         home.router.call(partial(command, "iptables", *rule))
 
 
-def test_behind_a_plain_router_it_is_punchable(internet: Internet, volunteers: Volunteers) -> None:
-    home = internet.household("home")
-    event = join(volunteers, "home", home.machines[0])
+def test_behind_a_plain_router_it_is_punchable(shared_internet: Internet, volunteers: Volunteers) -> None:
+    home = shared_internet.household("plain")
+    event = join(volunteers, "plain", home.machines[0])
     assert (event["reachability"], event["seen_at"]) == ("punchable", f"{home.address}:{PORT}")
     assert event["reason"].endswith(f"2 peers see it at the same {home.address}:{PORT}")
-    assert "behind a router that lets peers punch through" in volunteers.log("home")
-    volunteers.end()
+    assert "behind a router that lets peers punch through" in volunteers.log("plain")
 
 
-def test_behind_a_symmetric_router_it_is_relayed(internet: Internet, volunteers: Volunteers) -> None:
-    home = internet.household("home", is_symmetric=True)
-    event = join(volunteers, "home", home.machines[0])
+def test_behind_a_symmetric_router_it_is_relayed(shared_internet: Internet, volunteers: Volunteers) -> None:
+    home = shared_internet.household("symmetric", is_symmetric=True)
+    event = join(volunteers, "symmetric", home.machines[0])
     assert event["reachability"] == "relayed", event
-    assert f"forward TCP port {PORT} to this machine and it becomes direct" in volunteers.log("home")
-    volunteers.end()
+    assert f"forward TCP port {PORT} to this machine and it becomes direct" in volunteers.log("symmetric")
 
 
-def test_the_doctor_tries_it_too(internet: Internet, volunteers: Volunteers) -> None:
-    closed, opened = internet.household("closed"), internet.household("opened")
+def test_the_doctor_tries_it_too(shared_internet: Internet, volunteers: Volunteers) -> None:
+    closed, opened = shared_internet.household("closed"), shared_internet.household("opened")
     forward(opened)
     assert f"forward TCP port {PORT} to this machine and it becomes direct (none of " in examine(volunteers, closed)
     assert f"others can dial this machine at port {PORT}: " in examine(volunteers, opened)
-    volunteers.end()
 
 
 def examine(volunteers: Volunteers, home: Household) -> str:
@@ -94,22 +88,20 @@ def examine(volunteers: Volunteers, home: Household) -> str:
 
 
 def test_with_a_forwarded_port_it_is_public_and_tells_the_outside_address(
-    internet: Internet, volunteers: Volunteers
+    shared_internet: Internet, volunteers: Volunteers
 ) -> None:
-    home = internet.household("home")
+    home = shared_internet.household("forwarded")
     forward(home)
-    event = join(volunteers, "home", home.machines[0])
+    event = join(volunteers, "forwarded", home.machines[0])
     assert event["reachability"] == "public", event
-    assert "this machine can be dialled from outside (2 of 2 peers dialled it)" in volunteers.log("home")
-    assert f"/ip4/{home.address}/tcp/{PORT}/p2p/{event['peer']}" in volunteers.log("home")
-    volunteers.end()
+    assert "this machine can be dialled from outside (2 of 2 peers dialled it)" in volunteers.log("forwarded")
+    assert f"/ip4/{home.address}/tcp/{PORT}/p2p/{event['peer']}" in volunteers.log("forwarded")
 
 
-def test_what_a_person_says_overrules_and_is_doubted(internet: Internet, volunteers: Volunteers) -> None:
-    home = internet.household("home", machines=2)
+def test_what_a_person_says_overrules_and_is_doubted(shared_internet: Internet, volunteers: Volunteers) -> None:
+    home = shared_internet.household("told", machines=2)
     event = join(volunteers, "told", home.machines[0], "--announce-maddr", f"/ip4/{home.address}/tcp/{PORT}")
     assert (event["reachability"], event["reason"]) == ("public", "--announce-maddr says so")
     assert "check that the router forwards this port here" in volunteers.log("told")
     event = join(volunteers, "private", home.machines[1], "--behind-nat")
     assert event["reachability"] == "punchable"
-    volunteers.end()

@@ -283,7 +283,7 @@ NODE_IMPORTS = {
     "joining": {"p2p", "dht", "ui"},
     "health": {"p2p"},
     # Who joins carriers and work: the runtime, the command lines, and the export, which is a program of its own.
-    "runtime": {"config", "dht", "links", "compute", "data", "ui"},
+    "runtime": {"config", "dht", "links", "compute", "data", "reach", "ui"},
     "cli": {"files", "process", "p2p"},
     "__main__": {"cli", "process", "config", "join_file", "joining", "p2p", "dht", "data", "reach", "ui", "runtime"},
     "export": {

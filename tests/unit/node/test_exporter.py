@@ -18,6 +18,7 @@ from understudy.protocol.events import Event, MessageReceived, TimerFired
 from understudy.protocol.export.actions import ExportWish
 from understudy.protocol.ids import PeerId
 from understudy.protocol.presets import preset
+from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.messages import Heartbeat
 
 TIMEOUT_S = 10.0
@@ -35,6 +36,9 @@ class EmptySwarm:
 
     async def serve_streams(self, protocol: str, callback: object) -> None:
         return
+
+    def note_contact(self, peer: PeerId, contact: Contact) -> None:
+        """Nobody is dialled here."""
 
     async def get_many(self, keys: Collection[str]) -> dict[str, list[StoredRecord]]:
         return {key: [] for key in keys}

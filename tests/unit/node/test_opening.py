@@ -74,8 +74,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def run(config: SwarmConfig) -> tuple[FakeNode, Verdict]:
     async def main() -> Any:
-        async with open_by_reachability(config, None) as found:  # type: ignore[arg-type]
-            return found
+        async with open_by_reachability(config, None) as (node, lookout):  # type: ignore[arg-type]
+            return node, lookout.verdict
 
     return asyncio.run(main())  # type: ignore[no-any-return]
 

@@ -397,3 +397,19 @@ def test_the_port_that_a_connection_comes_from(monkeypatch: pytest.MonkeyPatch, 
 def test_own_hosts() -> None:
     assert "127.0.0.1" in own_hosts(["127.0.0.1"])
     assert own_hosts(["a name"]) == own_hosts([])
+
+
+def test_a_proxy_on_the_own_machine_is_not_dialled_for_others() -> None:
+    """It sees everybody at its own address: to dial there would show strangers its ports."""
+    knocker = Knocker()
+    subject = server(knocker, {ASKER: ("/ip4/127.0.0.1/tcp/40000",)})
+    answer = asyncio.run(ask(subject, DialBackRequest((22, 4001))))
+    assert "proxy" in answer.refusal
+    assert knocker.knocked == []
+
+
+def test_a_peer_behind_a_proxy_cannot_tell_whether_we_are_reached() -> None:
+    told = DialBackAnswer("172.17.0.1", 40000, (DialOutcome(4001, "connection refused"),))
+    answer = understand(told, Endpoint("5.5.5.9", "ip4", "tcp", 4001), (4001,), lambda *_: True)
+    assert answer.is_reached is None
+    assert answer.seen_at == ""

@@ -108,8 +108,21 @@ def test_without_a_connection_or_a_link_there_is_nothing_to_climb() -> None:
     assert rope.look() == []
     rope.look(RELAYED)
     assert rope.climber.look(50.0, [], {PEER: (RELAYED,)}, rope.contacts) == []
-    (told,) = rope.look(RELAYED, after_s=60.0)  # forgotten with its last link
-    assert isinstance(told, Tell)
+    assert rope.look(RELAYED, after_s=0.5) == []  # a link that idled out and began again is no news
+
+
+def test_tries_stay_rare_though_links_idle_out_between_them() -> None:
+    rope = Rope("punchable", "punchable")
+    tries = 0
+    for second in range(400):
+        linked = [PEER] if second % 10 else []
+        tries += Redial(PEER) in rope.climber.look(float(second), linked, {PEER: (RELAYED,)}, rope.contacts)
+    assert tries <= len(TRY_AGAIN_S)
+
+
+def test_a_peer_that_says_nothing_of_itself_is_left_alone() -> None:
+    """An exporter's links carry whole stages: to break them helps nobody."""
+    assert not Rope("punchable", "unknown").redials(100)
 
 
 WAYS = st.lists(st.sampled_from([(), (RELAYED,), (DIRECT,), (RELAYED, DIRECT)]), max_size=60)

@@ -52,6 +52,8 @@ def test_a_direct_way_is_dialled_before_a_relay_and_a_strangers_network_never() 
     assert worth_dialling(said, ["/ip4/5.5.5.9/tcp/4001"]) == (PUBLIC, NAME, CIRCUIT)
     assert worth_dialling(said, ["/ip4/192.168.1.11/tcp/4001", LOOPBACK]) == (HOME, PUBLIC, NAME, CIRCUIT)
     assert worth_dialling((OFFICE, HOME), [OFFICE]) == (OFFICE,)
+    assert worth_dialling((PUBLIC, OFFICE), [OFFICE, "/ip4/5.5.5.9/tcp/1"]) == (PUBLIC,)
+    assert worth_dialling((PUBLIC, OFFICE), [OFFICE, "/ip4/5.5.5.7/tcp/2"]) == (PUBLIC, OFFICE)
     assert worth_dialling(said, [LOOPBACK]) == (PUBLIC, LOOPBACK, NAME, CIRCUIT)
     assert worth_dialling((HOME,), ["/ip4/192.168.1.1/tcp/1/p2p/R/p2p-circuit/p2p/Q"]) == ()
 

@@ -108,6 +108,12 @@ def test_another_outside_port_for_each() -> None:
     assert verdict.reason.endswith("each peer sees it at another port: 5.5.5.20:1111, 5.5.5.20:2222")
 
 
+def test_an_address_of_each_kind_tells_of_no_router() -> None:
+    """One peer sees us by IPv4 and one by IPv6: that these differ says nothing."""
+    by_ip6 = Answer("2a02::1", "2a02::5", 31337, False, SILENT)
+    assert judge([answer(1, 31337), by_ip6]).reachability == "punchable"
+
+
 def test_a_pool_of_outside_addresses_is_symmetric_too() -> None:
     assert judge([answer(1, host="5.5.5.20"), answer(2, host="5.5.5.21")]).reachability == "relayed"
 

@@ -41,6 +41,14 @@ def test_an_owner_that_no_link_gets_to_is_named_with_what_was_tried() -> None:
     assert len(unreached(fail_for(node, TOLD_AGAIN_S + 1, peer(2)))) == 1
 
 
+def test_one_failure_is_not_told_for_ever() -> None:
+    """Some owners are spoken to once: nobody would ever say that they can be reached after all."""
+    node = started()
+    node.do(LinkFailed(peer(2), REASON))
+    assert len(unreached(node.wait(300.0))) <= 1
+    assert node.core._ways._failing == {}
+
+
 def test_whoever_speaks_to_us_is_not_out_of_reach() -> None:
     node = started()
     fail_for(node, 5, peer(2))
@@ -54,8 +62,8 @@ def test_strangers_that_cannot_be_reached_are_nobodys_concern_and_fill_nothing()
     node = started()
     for number in range(2 * FAILURES_MAX):
         node.do(LinkFailed(PeerId(f"stranger-{number}"), REASON))
-    assert unreached(node.wait(2 * TOLD_AFTER_S)) == []
     assert len(node.core._ways._failing) == FAILURES_MAX
+    assert unreached(node.wait(1.5 * TOLD_AFTER_S)) == []
 
 
 def test_ways_and_being_cut_off_become_events() -> None:
