@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from understudy.protocol.observe.swarm_status import StageView, SwarmView
+from understudy.protocol.wire.contact import is_private
 
 _STATE_STYLES = {"serving": "green", "recovering": "yellow", "waiting": "dim", "unowned": "dim"}
 SPARES_NAMED_MAX = 8
@@ -23,6 +24,9 @@ def status_view(view: SwarmView) -> Group:
         Text(f"{view.state}: {_progress_of(view)}"),
         Text(f"spares: {', '.join(spares) or 'none'}{f' and {more} more' if more else ''}"),
     ]
+    behind = [f"S{stage.stage} ({stage.reachability})" for stage in view.stages if is_private(stage.reachability)]
+    if behind:
+        lines.append(Text(f"behind routers: {', '.join(behind)}"))
     if view.waits_for:
         lines.append(Text(f"waits for {view.waits_for}", style="bold yellow"))
     return Group(table, *lines)

@@ -55,6 +55,7 @@ from understudy.protocol.events import (
     LinkFailed,
     MessageReceived,
     PeerUnreachable,
+    ReachabilityFound,
     SendFailed,
     Started,
     StopRequested,
@@ -152,10 +153,7 @@ class Node:
         self.feed(StopRequested())
 
     def _note_reachability(self, verdict: Verdict) -> None:
-        """Write down how others get to us."""
-        standing = {"peer": self._p2p.peer_id, "step": self._core.state.committed}
-        found = {"reachability": verdict.reachability, "reason": verdict.reason, "seen_at": verdict.seen_at}
-        self._emit("peer.reachable", {**standing, **found})
+        self.feed(ReachabilityFound(verdict.reachability, verdict.reason, verdict.seen_at))
 
     async def _start(self, tasks: asyncio.TaskGroup) -> None:
         self._network.start(tasks)

@@ -19,6 +19,7 @@ from understudy.protocol.events import (
     LinkFailed,
     MessageReceived,
     PeerUnreachable,
+    ReachabilityFound,
     RecordsRead,
     SendFailed,
     Started,
@@ -123,7 +124,7 @@ class Core:
 
     def self_view(self) -> SelfView:
         """What there is to see of this node. Changes nothing."""
-        return self_view(self.state, self._detector, self._lifecycle.claimant)
+        return self_view(self.state, self._detector, self._lifecycle.claimant, self._ways)
 
     def _dispatch(self, event: Event) -> None:
         match event:
@@ -153,7 +154,7 @@ class Core:
                 self._lifecycle.on_text_read(event)
             case StopRequested():
                 self._lifecycle.leave("asked")
-            case LinkChanged() | LinkFailed() | CutOff():
+            case ReachabilityFound() | LinkChanged() | LinkFailed() | CutOff():
                 self._ways.on_event(event)
 
     # --- time ---

@@ -100,6 +100,16 @@ class TextRead:
 
 
 @dataclass(frozen=True, slots=True)
+class ReachabilityFound:
+    """How others get to this machine, as they say."""
+
+    reachability: Reachability
+    reason: str
+    seen_at: str
+    """Where most peers see us, as host:port; empty if nobody said."""
+
+
+@dataclass(frozen=True, slots=True)
 class LinkChanged:
     """The link to a peer goes another way than before, or is there for the first time. For people."""
 
@@ -142,6 +152,7 @@ Event = (
     | Fetched
     | FetchFailed
     | TextRead
+    | ReachabilityFound
     | LinkChanged
     | LinkFailed
     | CutOff

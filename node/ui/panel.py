@@ -10,6 +10,12 @@ from understudy.protocol.observe.node_status import Neighbour
 
 _HEARING_STYLES = {"answers": "green", "recovering": "yellow", "silent": "bold yellow"}
 
+_REACH = {
+    "public": "public: others dial this machine",
+    "punchable": "punchable: behind a router that lets neighbours punch through",
+    "relayed": "relayed: traffic goes through peers, as the router lets nobody through",
+}
+
 
 def node_panel(sample: StatusSample) -> Table:
     """Who and why, how far and how fast, who is beside us, what was recovered last."""
@@ -19,12 +25,16 @@ def node_panel(sample: StatusSample) -> Table:
     panel.add_row("node", f"..{sample.view.peer[-8:]} of {sample.view.run_id}")
     panel.add_row("stage", _standing(sample))
     panel.add_row("progress", _progress(sample))
+    if sample.view.reachability != "unknown":
+        panel.add_row("reach", _REACH[sample.view.reachability])
     panel.add_row("traffic", f"{amount(sample.bytes_in)} in, {amount(sample.bytes_out)} out")
     if sample.view.neighbours:
         panel.add_row("neighbours", _neighbours(sample.view.neighbours))
     if sample.view.missing:
         names = ", ".join(f"S{stage}" for stage in sample.view.missing)
         panel.add_row("waits for", Text(f"an owner of {names}", style="bold yellow"))
+    for stage, reason in sample.view.unreached:
+        panel.add_row("no way to", Text(f"the owner of S{stage}: {reason}", style="bold yellow"))
     panel.add_row("recovery", sample.last_recovery or "none so far")
     return panel
 
@@ -77,6 +87,10 @@ def status_line(sample: StatusSample) -> str:
     told |= {"bytes_in": sample.bytes_in, "bytes_out": sample.bytes_out}
     if view.neighbours:
         told["neighbours"] = ",".join(f"S{one.stage}:{one.hearing}" for one in view.neighbours)
+    if view.reachability != "unknown":
+        told["reach"] = view.reachability
+    if view.unreached:
+        told["no_way_to"] = ",".join(f"S{stage}" for stage, _ in view.unreached)
     if view.missing:
         told["missing"] = ",".join(f"S{stage}" for stage in view.missing)
     return " ".join(f"{key}={value}" for key, value in told.items())

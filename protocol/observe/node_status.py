@@ -9,10 +9,12 @@ from understudy.protocol.ids import PeerId
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.seats import Status
 from understudy.protocol.node_state import NodeState
+from understudy.protocol.observe.ways import Ways
 from understudy.protocol.recovery import roles
 from understudy.protocol.recovery.claim import OpenClaim
 from understudy.protocol.recovery.claimant import Claimant
 from understudy.protocol.recovery.phases import ClaimPhase
+from understudy.protocol.wire.contact import Reachability
 
 Role = Literal["spare", "claimant", "owner", "gone"]
 Hearing = Literal["answers", "silent", "dead", "left", "recovering", "nobody"]
@@ -56,9 +58,13 @@ class SelfView:
     neighbours: tuple[Neighbour, ...]
     missing: tuple[int, ...]
     """Stages that nobody serves, of those whose owners we must know."""
+    reachability: Reachability = "unknown"
+    """How others get to this machine."""
+    unreached: tuple[tuple[int, str], ...] = ()
+    """Stages whose owners no link gets to, each with what was tried."""
 
 
-def self_view(state: NodeState, detector: FailureDetector, claimant: Claimant) -> SelfView:
+def self_view(state: NodeState, detector: FailureDetector, claimant: Claimant, ways: Ways) -> SelfView:
     """Put it together; costs no more than a heartbeat."""
     claim = claimant.claim
     return SelfView(
@@ -73,6 +79,8 @@ def self_view(state: NodeState, detector: FailureDetector, claimant: Claimant) -
         loss=state.progress.loss if state.progress else None,
         neighbours=tuple(_neighbour(state, stage) for stage in sorted(detector.monitored())),
         missing=tuple(sorted(state.membership.missing(detector.watched()))),
+        reachability=state.reachability,
+        unreached=ways.unreached(),
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 from understudy.protocol.ids import DRIVER_STAGE
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.placement import best_tenure, rank_spares
+from understudy.protocol.wire.contact import Reachability
 from understudy.protocol.wire.records import (
     PROGRESS_KEY,
     SPARES_KEY,
@@ -52,6 +53,8 @@ class StageView(msgspec.Struct, frozen=True):
     """Since the owner stored its record; it does so every `record_refresh_s`."""
     microbatches_per_second: float | None = None
     """What its owner can do, measured at work."""
+    reachability: Reachability = "unknown"
+    """How others get to its owner, in its own words."""
 
 
 class SpareView(msgspec.Struct, frozen=True):
@@ -59,6 +62,7 @@ class SpareView(msgspec.Struct, frozen=True):
 
     peer: str
     capacity: float
+    reachability: Reachability = "unknown"
 
 
 class SwarmView(msgspec.Struct, frozen=True):
@@ -129,7 +133,9 @@ def _stage_view(stage: int, manifest: RunManifest, all_posted: list[Posted]) -> 
         state = "lost"
     age_s = max(0.0, manifest.timing.record_lifetime_s - expires_in_s)
     pace = record.microbatches_per_second or None
-    return StageView(stage, state, record.peer, record.incarnation, record.step, age_s, pace)
+    return StageView(
+        stage, state, record.peer, record.incarnation, record.step, age_s, pace, record.contact.reachability
+    )
 
 
 def _ownerless(stage: int, all_posted: list[Posted]) -> StageView:
@@ -161,7 +167,9 @@ def _spares(stages: tuple[StageView, ...], all_posted: list[Posted]) -> tuple[Sp
         for posted in all_posted
         if isinstance(posted.record, SpareRecord) and posted.record.peer not in owners
     }
-    return tuple(SpareView(peer, found[peer].capacity) for peer in rank_spares(found.values()))
+    return tuple(
+        SpareView(peer, found[peer].capacity, found[peer].contact.reachability) for peer in rank_spares(found.values())
+    )
 
 
 def _progress(all_posted: list[Posted]) -> ProgressRecord | None:

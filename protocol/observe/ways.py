@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from understudy.protocol.events import CutOff, LinkChanged, LinkFailed
+from understudy.protocol.events import CutOff, LinkChanged, LinkFailed, ReachabilityFound
 from understudy.protocol.ids import PeerId
 from understudy.protocol.node_state import NodeState
 
@@ -34,9 +34,12 @@ class Ways:
         self._state = state
         self._failing: dict[PeerId, _Failing] = {}
 
-    def on_event(self, event: LinkChanged | LinkFailed | CutOff) -> None:
+    def on_event(self, event: ReachabilityFound | LinkChanged | LinkFailed | CutOff) -> None:
         """What the shell saw."""
         match event:
+            case ReachabilityFound(reachability, reason, seen_at):
+                self._state.reachability = reachability
+                self._state.emit("peer.reachable", reachability=reachability, reason=reason, seen_at=seen_at)
             case LinkChanged():
                 self._on_changed(event)
             case LinkFailed():
@@ -56,6 +59,12 @@ class Ways:
         failing.reason, failing.last_at = event.reason, self._state.now
         if len(self._failing) > FAILURES_MAX:
             del self._failing[next(iter(self._failing))]
+
+    def unreached(self) -> tuple[tuple[int, str], ...]:
+        """The stages whose owners no link gets to, each with what was tried, as far as that was told."""
+        told = {peer: failing for peer, failing in self._failing.items() if failing.told_at is not None}
+        seats = [seat for seat in self._state.membership.seats() if seat.peer in told]
+        return tuple((seat.stage, told[seat.peer].reason) for seat in seats)
 
     def on_heard(self, peer: PeerId) -> None:
         """Whoever speaks to us can be answered on the same connection."""

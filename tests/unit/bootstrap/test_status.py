@@ -26,7 +26,7 @@ VIEW = SwarmView(
     tokens_per_second=9593.4,
     stages=(
         StageView(0, "serving", "QmSoVeryLongAPeerIdA", 1, 120, 0.4),
-        StageView(1, "lost", "QmSoVeryLongAPeerIdB", 2, 118, 11.2),
+        StageView(1, "lost", "QmSoVeryLongAPeerIdB", 2, 118, 11.2, reachability="punchable"),
         StageView(2, "unowned"),
     ),
     spares=(SpareView("QmSoVeryLongAPeerIdC", 12.5),),
@@ -50,9 +50,10 @@ def test_the_picture_names_stages_owners_progress_spares_and_what_is_missing(wid
         ["S1", "APeerIdB", "2", "lost", "118", "11", "s", "ago"],
         ["S2", "unowned", "0"],
     ]
-    assert lines[-3:] == [
+    assert lines[-4:] == [
         "waiting: step 120 of 400, loss 2.718, 9,593 tokens/s, 491,520 tokens",
         "spares: ..APeerIdC (12.5)",
+        "behind routers: S1 (punchable)",
         "waits for owners of S1, S2 (start 1 more node)",
     ]
 

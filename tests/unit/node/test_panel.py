@@ -49,6 +49,14 @@ def test_the_picture_of_an_owner() -> None:
     ]
 
 
+def test_the_way_to_a_node_and_whom_it_does_not_get_to_are_shown() -> None:
+    view = replace(VIEW, reachability="relayed", unreached=((3, "5.5.5.7: no answer"),))
+    lines = drawn(replace(SAMPLE, view=view), 100)
+    assert "reach       relayed: traffic goes through peers, as the router lets nobody through" in lines
+    assert "no way to   the owner of S3: 5.5.5.7: no answer" in lines
+    assert "reach=relayed no_way_to=S3" in status_line(replace(SAMPLE, view=view))
+
+
 def test_a_narrow_terminal_breaks_lines_and_cuts_nothing() -> None:
     text = "".join("".join(drawn(SAMPLE, 30)).split())
     for shown in ("S2,incarnation3", "84microbatches/min", "S3silentfor3s", "12sago"):

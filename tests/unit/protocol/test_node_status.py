@@ -14,6 +14,7 @@ from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.observe.node_status import Hearing, SelfView, self_view
+from understudy.protocol.observe.ways import Ways
 from understudy.protocol.recovery.claim import OpenClaim
 from understudy.protocol.recovery.claimant import Claimant
 from understudy.protocol.recovery.ladder import NO_STAGE, Plan, Source
@@ -42,7 +43,7 @@ def state_of(*present: int) -> NodeState:
 def seen(state: NodeState, claim: OpenClaim | None = None) -> SelfView:
     claimant = Claimant(state, SparePolicy(state, 1.0, None))
     claimant.claim = claim
-    return self_view(state, FailureDetector(state), claimant)
+    return self_view(state, FailureDetector(state), claimant, Ways(state))
 
 
 def owner(stage: int, *present: int) -> NodeState:
