@@ -37,7 +37,7 @@ def test_a_seed_at_home_is_not_mistaken_for_one_that_is_down(internet: Internet,
     run = Volunteers(brood, brood.folder / "run")
     try:
         run.found(internet.household("home1").machines[0])
-        assert "local network" in run.log("seed")
+        brood.until(lambda: "local network" in run.log("seed"), "a word to the founder", JOIN_TIMEOUT_S)
         run.join("stranger", internet.household("home2").machines[0], "auto", "--wait", "0")
         brood.until(lambda: "cannot reach the seed" in run.log("stranger"), "the reason", JOIN_TIMEOUT_S)
         assert "private network" in run.log("stranger")
