@@ -115,17 +115,17 @@ def open_links(
     `SettingsError` if this cannot be had here.
     """
     check_here()
-    _remove_stale()
-    stem = f"{PREFIX}{os.getpid()}-{next(_serial)}-"
+    remove_stale()
+    stem = new_stem()
     with ExitStack() as stack:
-        bridge = _add_namespace(stack, f"{stem}{BRIDGE}")
-        _ip("-n", bridge, "link", "add", BRIDGE, "type", "bridge")
-        _ip("-n", bridge, "link", "set", BRIDGE, "up")
+        bridge = add_namespace(stack, f"{stem}{BRIDGE}")
+        ip("-n", bridge, "link", "add", BRIDGE, "type", "bridge")
+        ip("-n", bridge, "link", "set", BRIDGE, "up")
         found = []
         for number in range(1, machines + 1):
-            machine = Machine(_add_namespace(stack, f"{stem}{number}"), f"10.77.0.{number}")
+            machine = Machine(add_namespace(stack, f"{stem}{number}"), f"10.77.0.{number}")
             _join(machine, bridge, rate_mbit)
-            machine.call(partial(_choose_congestion_control, congestion_control))
+            machine.call(partial(choose_congestion_control, congestion_control))
             found.append(machine)
         yield found
 
@@ -138,16 +138,16 @@ ISLAND = "island"
 def parted(machines: Sequence[Machine]) -> Iterator[None]:
     """Cut these machines off from all others, without a word to anybody: what is sent is lost, nothing is refused."""
     bridge = machines[0].bridge
-    _ip("-n", bridge, "link", "add", ISLAND, "type", "bridge")
-    _ip("-n", bridge, "link", "set", ISLAND, "up")
+    ip("-n", bridge, "link", "add", ISLAND, "type", "bridge")
+    ip("-n", bridge, "link", "set", ISLAND, "up")
     try:
         for machine in machines:
-            _ip("-n", bridge, "link", "set", machine.port, "master", ISLAND)
+            ip("-n", bridge, "link", "set", machine.port, "master", ISLAND)
         yield
     finally:
         for machine in machines:
-            _ip("-n", bridge, "link", "set", machine.port, "master", BRIDGE)
-        _ip("-n", bridge, "link", "delete", ISLAND)
+            ip("-n", bridge, "link", "set", machine.port, "master", BRIDGE)
+        ip("-n", bridge, "link", "delete", ISLAND)
 
 
 def check_here() -> None:
@@ -167,6 +167,11 @@ def shape(rate_mbit: float) -> list[str]:
     return ["tbf", "rate", f"{round(rate_mbit * 1e6)}bit", "burst", f"{burst}b", "latency", f"{QUEUE_S * 1000:g}ms"]
 
 
+def new_stem() -> str:
+    """What the names of namespaces begin with that are made together."""
+    return f"{PREFIX}{os.getpid()}-{next(_serial)}-"
+
+
 def is_stale(name: str) -> bool:
     """Whether a namespace is one of ours whose process is gone."""
     process = name.removeprefix(PREFIX).partition("-")[0]
@@ -176,19 +181,19 @@ def is_stale(name: str) -> bool:
 def _join(machine: Machine, bridge: str, rate_mbit: float | None) -> None:
     """Lay the link between a machine and the bridge."""
     port = machine.port
-    _ip("link", "add", INTERFACE, "netns", machine.name, "type", "veth", "peer", "name", port, "netns", bridge)
-    _ip("-n", bridge, "link", "set", port, "master", BRIDGE, "up")
-    _ip("-n", machine.name, "address", "add", f"{machine.address}/24", "dev", INTERFACE)
-    _ip("-n", machine.name, "link", "set", INTERFACE, "up")
-    _ip("-n", machine.name, "link", "set", "lo", "up")
+    ip("link", "add", INTERFACE, "netns", machine.name, "type", "veth", "peer", "name", port, "netns", bridge)
+    ip("-n", bridge, "link", "set", port, "master", BRIDGE, "up")
+    ip("-n", machine.name, "address", "add", f"{machine.address}/24", "dev", INTERFACE)
+    ip("-n", machine.name, "link", "set", INTERFACE, "up")
+    ip("-n", machine.name, "link", "set", "lo", "up")
     if rate_mbit is not None:
         for namespace, end in ((machine.name, INTERFACE), (bridge, port)):
-            _ip("-n", namespace, "link", "set", "dev", end, "gso_max_size", str(PIECE_BYTES))
+            ip("-n", namespace, "link", "set", "dev", end, "gso_max_size", str(PIECE_BYTES))
             _call("tc", "-n", namespace, "qdisc", "add", "dev", end, "root", *shape(rate_mbit))
 
 
-def _choose_congestion_control(name: str) -> None:
-    """For the network namespace of the calling thread."""
+def choose_congestion_control(name: str) -> None:
+    """For the network namespace of the calling thread. Raises `SettingsError` with what to do."""
     try:
         CONGESTION_FILE.write_text(name, encoding="ascii")
     except OSError as error:
@@ -204,25 +209,28 @@ def _cure(name: str, error: OSError) -> str:
     return f"{CONGESTION_FILE} cannot be written ({error.strerror}), which takes root outside of a container"
 
 
-def _add_namespace(stack: ExitStack, name: str) -> str:
+def add_namespace(stack: ExitStack, name: str) -> str:
+    """It goes with the stack."""
     stack.callback(_remove, name)
-    _ip("netns", "add", name)
+    ip("netns", "add", name)
     return name
 
 
 def _remove(name: str) -> None:
     """Its links go with it."""
     if (FOLDER / name).exists():
-        _ip("netns", "delete", name)
+        ip("netns", "delete", name)
 
 
-def _remove_stale() -> None:
+def remove_stale() -> None:
+    """Remove what killed processes left."""
     for path in FOLDER.glob(f"{PREFIX}*"):
         if is_stale(path.name):
             _remove(path.name)
 
 
-def _ip(*words: str) -> None:
+def ip(*words: str) -> None:
+    """Call iproute2's ``ip``. Raises `SettingsError` with what it says."""
     _call("ip", *words)
 
 
