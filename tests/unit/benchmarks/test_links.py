@@ -152,7 +152,7 @@ def test_the_page_has_room_for_the_tables() -> None:
     fill_in(PAGE.read_text(encoding="utf-8"), dict.fromkeys(parts([]), ""))
 
 
-@pytest.mark.parametrize("source", [NARROW, "benchmarks/links/thin.toml"])
+@pytest.mark.parametrize("source", [NARROW, "benchmarks/links/narrow-8.toml", "benchmarks/links/thin.toml"])
 def test_the_models_have_one_layer_per_stage_and_little_fill(source: str) -> None:
     manifest = load_manifest(source)
     assert manifest.model.layers_per_stage == 1
