@@ -24,28 +24,34 @@ def links() -> None:
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913, PLR0917 - its options
     source: Annotated[str, typer.Argument(help="Preset or run.toml.")] = NARROW,
     rate_mbit: Annotated[float, typer.Option(help="Of each link and direction, 10^6 bits per second.", min=0.1)] = 100,
+    round_trip_ms: Annotated[
+        float | None, typer.Option(help="From machine to machine and back; without, a bridge joins them.", min=0)
+    ] = None,
+    congestion_control: Annotated[str, typer.Option(help="TCP's.")] = "cubic",
     steps: Annotated[int, typer.Option(help="Steps of each run that count.", min=1)] = 6,
     rounds: Annotated[int, typer.Option(help="Runs of each contender, in turn.", min=1)] = 2,
     only: Annotated[str, typer.Option(help="Of the contenders but the swarm, separated by commas.")] = "GPipe,1F1B",
     folder: Folder = FOLDER,
 ) -> None:
     """Let everybody train the model in turn, as root, and keep the figures."""
-    from benchmarks.links.contest import Contest, play
+    from benchmarks.links.contest import Contest, Links, play
     from benchmarks.links.results import LinkResult, write
     from benchmarks.links.tables import bound_table, step_table
     from benchmarks.origin import Origin
     from understudy.bootstrap.founding import load_manifest
 
     try:
-        contest = Contest(source, load_manifest(source), rate_mbit, steps, tuple(only.split(",")))
+        links = Links(rate_mbit, round_trip_ms, congestion_control)
+        contest = Contest(source, load_manifest(source), links, steps, tuple(only.split(",")))
         played = [play(contest, lambda line: typer.echo(line, err=True)) for _ in range(rounds)]
     except SettingsError as error:
         typer.echo(error, err=True)
         raise typer.Exit(2) from error
-    result = LinkResult(contest.manifest, rate_mbit, tuple(played), Origin.here(remark="all machines on it"))
+    origin = Origin.here(remark="all machines on it")
+    result = LinkResult(contest.manifest, rate_mbit, tuple(played), origin, round_trip_ms, congestion_control)
     typer.echo(f"{step_table([result])}\n\n{bound_table([result])}\n\n{write(result, folder)}")
 
 

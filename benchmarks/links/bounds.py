@@ -40,11 +40,15 @@ def fill_hops(block_stages: int) -> int:
     return 2 * block_stages - 1
 
 
-def filled_bound_s(manifest: RunManifest, compute_s: float, bytes_per_s: float) -> float:
+def filled_bound_s(manifest: RunManifest, compute_s: float, bytes_per_s: float, delay_s: float = 0.0) -> float:
     """No schedule that ends one step before it begins the next can be faster.
 
     The busiest link carries its bytes, and stands idle while the pipeline fills and drains. The time of computing
-    during these hops is left out, so this is still a bound from below.
+    during these hops is left out, so this is still a bound from below. ``delay_s``: one way, of each hop: n before
+    Sn's link sends anything, and behind the last that it sends its own and n - 1 more. No step is shorter than the
+    way of one microbatch, whose 2(n + 1) hops follow each other.
     """
-    hops_s = fill_hops(manifest.model.block_stages) * activation_bytes(manifest) / bytes_per_s
-    return max(compute_s, bytes_per_step(manifest) / bytes_per_s + hops_s)
+    stages, tensor_s = manifest.model.block_stages, activation_bytes(manifest) / bytes_per_s
+    link_s = bytes_per_step(manifest) / bytes_per_s + fill_hops(stages) * tensor_s + 2 * stages * delay_s
+    way_s = 2 * (stages + 1) * (tensor_s + delay_s)
+    return max(compute_s, link_s, way_s)

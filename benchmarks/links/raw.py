@@ -10,10 +10,14 @@ from benchmarks.links.machines import Machine
 
 TIMEOUT_S = 120.0
 PIECE_BYTES = 1 << 16
+ANSWERS = 5
 
 
-def bytes_per_s(sender: Machine, receiver: Machine, payload_bytes: int) -> float:
-    """How fast so many bytes came, from the connection to the last of them."""
+def bytes_per_s(sender: Machine, receiver: Machine, payload_bytes: int, first_bytes: int = 0) -> float:
+    """How fast so many bytes came, from the connection to the last of them.
+
+    ``first_bytes`` go before them and do not count: TCP begins slowly where the way is long.
+    """
     with receiver.call(lambda: socket.create_server((receiver.address, 0))) as door:
         door.settimeout(TIMEOUT_S)
         with sender.call(socket.socket) as out:
@@ -22,19 +26,42 @@ def bytes_per_s(sender: Machine, receiver: Machine, payload_bytes: int) -> float
             came, _ = door.accept()
             with came:
                 came.settimeout(TIMEOUT_S)
-                return payload_bytes / _seconds(out, came, payload_bytes)
+                sending = threading.Thread(target=out.sendall, args=(bytes(first_bytes + payload_bytes),))
+                sending.start()
+                _seconds(came, first_bytes)
+                seconds = _seconds(came, payload_bytes)
+                sending.join()
+                return payload_bytes / seconds
 
 
-def _seconds(out: socket.socket, came: socket.socket, payload_bytes: int) -> float:
-    sending = threading.Thread(target=out.sendall, args=(bytes(payload_bytes),))
+def round_trip_s(asker: Machine, answerer: Machine) -> float:
+    """The shortest of a few answers over one TCP connection."""
+    with answerer.call(lambda: socket.create_server((answerer.address, 0))) as door:
+        door.settimeout(TIMEOUT_S)
+        with asker.call(socket.socket) as out:
+            out.settimeout(TIMEOUT_S)
+            out.connect(door.getsockname())
+            came, _ = door.accept()
+            with came:
+                came.settimeout(TIMEOUT_S)
+                return min(_answer_s(out, came) for _ in range(ANSWERS))
+
+
+def _answer_s(out: socket.socket, came: socket.socket) -> float:
     began = time.perf_counter()
-    sending.start()
+    out.sendall(b"?")
+    came.sendall(came.recv(1))
+    out.recv(1)
+    return time.perf_counter() - began
+
+
+def _seconds(came: socket.socket, payload_bytes: int) -> float:
+    """For so many bytes to come."""
+    began = time.perf_counter()
     missing = payload_bytes
     while missing:
         got = len(came.recv(min(PIECE_BYTES, missing)))
         if not got:
             raise ConnectionError(f"the transfer ended {missing} bytes early")
         missing -= got
-    seconds = time.perf_counter() - began
-    sending.join()
-    return seconds
+    return time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""One JSON file per model and rate: everybody's steps, round by round, and what the links carried beside them."""
+"""One JSON file per model, rate and round trip: everybody's steps by round, and what the links carried beside them."""
 
 from __future__ import annotations
 
@@ -31,16 +31,26 @@ class Round(msgspec.Struct, frozen=True):
 
 
 class LinkResult(msgspec.Struct, frozen=True):
-    """One model on links of one rate."""
+    """One model on links of one kind."""
 
     manifest: RunManifest
     rate_mbit: float
     rounds: tuple[Round, ...]
     origin: Origin
+    round_trip_ms: float | None = None
+    """None: joined by a bridge, whose round trip is 0.1 ms."""
+    congestion_control: str = "cubic"
 
     @property
     def contenders(self) -> list[str]:
         return list(self.rounds[0].seconds)
+
+    @property
+    def links(self) -> str:
+        """In words."""
+        if self.round_trip_ms is None:
+            return f"{self.rate_mbit:g}"
+        return f"{self.rate_mbit:g}, {self.round_trip_ms:g} ms, {self.congestion_control}"
 
     @property
     def bytes_per_s(self) -> float:
@@ -56,7 +66,9 @@ class LinkResult(msgspec.Struct, frozen=True):
 
     @property
     def filled_bound_s(self) -> float:
-        return filled_bound_s(self.manifest, self.step_s(UNSHAPED), self.bytes_per_s)
+        return filled_bound_s(
+            self.manifest, self.step_s(UNSHAPED), self.bytes_per_s, (self.round_trip_ms or 0.0) / 2000
+        )
 
     def ratios(self, name: str) -> list[float]:
         """How many times as fast as the contender we were, in each round."""
@@ -64,8 +76,9 @@ class LinkResult(msgspec.Struct, frozen=True):
 
 
 def write(result: LinkResult, folder: Path) -> Path:
-    """Keep a result as ``links-MODEL-RATE.json``."""
-    return keep(result, folder / f"links-{result.manifest.name}-{result.rate_mbit:g}.json")
+    """Keep a result as ``links-MODEL-RATE.json``, or ``links-MODEL-RATE-ROUND_TRIPms.json``."""
+    delay = "" if result.round_trip_ms is None else f"-{result.round_trip_ms:03g}ms"
+    return keep(result, folder / f"links-{result.manifest.name}-{result.rate_mbit:g}{delay}.json")
 
 
 def read_all(folder: Path) -> list[LinkResult]:

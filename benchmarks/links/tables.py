@@ -22,14 +22,14 @@ def parts(results: Sequence[LinkResult]) -> dict[str, str]:
 
 def step_table(results: Sequence[LinkResult]) -> str:
     """Everybody's step, and the swarm's speed as a multiple of it."""
-    header = ["model", "Mbit/s", "contender", "s per step", "the swarm is as fast: median (by round)"]
+    header = ["model", "links, Mbit/s", "contender", "s per step", "the swarm is as fast: median (by round)"]
     return render(header, [_step_row(result, name) for result in results for name in result.contenders])
 
 
 def bound_table(results: Sequence[LinkResult]) -> str:
     """The swarm's step beside what links and processors allow."""
     header = [
-        "model", "Mbit/s", "TCP carries, Mbit/s", "MB per step", "compute, s", "transfer, s", "plain bound, s",
+        "model", "links, Mbit/s", "TCP carries, Mbit/s", "MB per step", "compute, s", "transfer, s", "plain bound, s",
         "with fill, s", "swarm, s", "plain bound / swarm", "with fill / swarm",
     ]  # fmt: skip
     return render(header, [_bound_row(result) for result in results])
@@ -39,7 +39,7 @@ def _step_row(result: LinkResult, name: str) -> list[str]:
     ratios = result.ratios(name)
     by_round = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     compared = "" if name in {SWARM, UNSHAPED} else f"{statistics.median(ratios):.2f} ({by_round})"
-    return [result.manifest.name, f"{result.rate_mbit:g}", name, f"{result.step_s(name):.2f}", compared]
+    return [result.manifest.name, result.links, name, f"{result.step_s(name):.2f}", compared]
 
 
 def _bound_row(result: LinkResult) -> list[str]:
@@ -48,7 +48,7 @@ def _bound_row(result: LinkResult) -> list[str]:
     seconds = [result.step_s(UNSHAPED), transfer_s, result.plain_bound_s, result.filled_bound_s, swarm_s]
     return [
         result.manifest.name,
-        f"{result.rate_mbit:g}",
+        result.links,
         f"{result.bytes_per_s * 8 / 1e6:.1f}",
         f"{payload_bytes / 1e6:.1f}",
         *(f"{value:.2f}" for value in seconds),

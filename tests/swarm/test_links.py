@@ -7,9 +7,11 @@ import subprocess
 
 import pytest
 
+from benchmarks.links.delay import Carried
+from benchmarks.links.delayed import open_delayed_links
 from benchmarks.links.machines import FOLDER
 from benchmarks.links.namespaces import BURST_BYTES_MIN, PREFIX, open_links
-from benchmarks.links.raw import bytes_per_s
+from benchmarks.links.raw import bytes_per_s, round_trip_s
 from understudy.protocol.errors import SettingsError
 
 BUILT_IN = "reno"
@@ -47,3 +49,22 @@ def test_what_a_killed_process_left_is_removed_by_the_next() -> None:
     subprocess.run(["ip", "netns", "add", name], check=True)
     with open_links(1, 80.0, BUILT_IN):
         assert not (FOLDER / name).exists()
+
+
+def test_a_delayed_link_has_its_round_trip_and_its_rate() -> None:
+    """Slow enough for any machine: a piece takes 13 ms at 10 Mbit/s, a packet of it 1.2 ms."""
+    carried: list[Carried] = []
+    with open_delayed_links(3, 10.0, 100.0, BUILT_IN, carried.append) as (first, second, third):
+        found_s = round_trip_s(first, third)
+        found = bytes_per_s(first, second, 2_500_000, first_bytes=1_250_000)
+    assert 0.099 < found_s < 0.110
+    assert 0.90 * 1.25e6 < found < 1.25e6
+    assert carried[0].refused == 0
+    assert carried[0].wire_bytes > 3_750_000
+    assert not list(FOLDER.glob(f"{PREFIX}{os.getpid()}-*")), "nothing is left behind"
+
+
+def test_delayed_links_go_with_an_interrupt() -> None:
+    with pytest.raises(KeyboardInterrupt), open_delayed_links(2, 10.0, 50.0, BUILT_IN):
+        raise KeyboardInterrupt
+    assert not list(FOLDER.glob(f"{PREFIX}{os.getpid()}-*"))

@@ -16,7 +16,8 @@ import psutil
 import pytest
 import uvloop
 
-from benchmarks.links.namespaces import Machine, open_links
+from benchmarks.links.machines import Machine
+from benchmarks.links.namespaces import open_links
 from tests.swarm.processes import Brood
 from understudy.node.dht import p2p_node
 from understudy.node.dht.config import SwarmConfig

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path, PosixPath
 
+import msgspec
 import pytest
 
 from benchmarks.links import machines, namespaces
@@ -34,32 +35,35 @@ MANIFEST = RunManifest(
 TENSOR_BYTES = 2 * 50 * 64 * 2
 
 
-def simulated_step(block_stages: int, microbatches: int) -> int:
+def simulated_step(block_stages: int, microbatches: int, delay: int = 0) -> int:
     """A step in transfers of one tensor, where computing takes no time, with all microbatches in flight.
 
-    Every stage sends one tensor at a time and receives one at a time; gradients go first, then older microbatches.
+    Every stage sends one tensor at a time and receives one at a time; gradients go first, then older microbatches. A
+    tensor is there ``delay`` transfers after it was sent.
     """
     stages = block_stages + 1
     hops = 2 * stages
     path = [hop % stages if hop <= stages else (hops - hop) % stages for hop in range(hops + 1)]
     position = [0] * microbatches
+    ready = [0] * microbatches
     ticks = 0
     while any(place < hops for place in position):
         sending: set[int] = set()
         receiving: set[int] = set()
         moved = []
         for index in sorted(range(microbatches), key=lambda number: (-position[number], number)):
-            if position[index] == hops:
+            if position[index] == hops or ready[index] > ticks:
                 continue
             here, there = path[position[index]], path[position[index] + 1]
             if here not in sending and there not in receiving:
                 sending.add(here)
                 receiving.add(there)
                 moved.append(index)
+        ticks += 1
         for index in moved:
             position[index] += 1
-        ticks += 1
-    return ticks
+            ready[index] = ticks + delay
+    return max(ready)
 
 
 def test_every_stage_sends_an_activation_and_a_gradient_of_each_microbatch() -> None:
@@ -83,6 +87,26 @@ def test_the_fill_comes_on_top_of_the_transfer_and_not_of_the_computing() -> Non
     tensor_s = TENSOR_BYTES / 1000
     assert filled_bound_s(MANIFEST, 0.0, 1000) == pytest.approx((2 * 10 + 2 * 3 - 1) * tensor_s)
     assert filled_bound_s(MANIFEST, 1000.0, 1000) == 1000.0
+
+
+@pytest.mark.parametrize("block_stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("microbatches", [1, 2, 5, 16, 64])
+@pytest.mark.parametrize("delay", [1, 3, 20])
+def test_no_schedule_beats_the_bound_where_hops_take_time(block_stages: int, microbatches: int, delay: int) -> None:
+    manifest = msgspec.structs.replace(
+        MANIFEST,
+        model=msgspec.structs.replace(MANIFEST.model, block_stages=block_stages),
+        step=StepSettings(microbatches=microbatches, microbatch_size=2),
+    )
+    bound = filled_bound_s(manifest, 0.0, TENSOR_BYTES, delay)
+    assert round(bound) <= simulated_step(block_stages, microbatches, delay)
+
+
+def test_a_hop_takes_its_delay_on_top() -> None:
+    few = filled_bound_s(MANIFEST, 0.0, 1000)
+    assert filled_bound_s(MANIFEST, 0.0, 1000, 2.0) == pytest.approx(few + 2 * 3 * 2.0)
+    assert filled_bound_s(MANIFEST, 0.0, 1e9, 1000.0) == pytest.approx(8000.0), "the way of one microbatch"
+    assert filled_bound_s(MANIFEST, 1e9, 1000, 2.0) == 1e9
 
 
 RESULT = LinkResult(
@@ -109,11 +133,19 @@ def test_a_result_comes_back_from_its_file(tmp_path: Path) -> None:
     assert read_all(tmp_path) == [RESULT]
 
 
+def test_delayed_links_have_a_file_and_a_row_of_their_own(tmp_path: Path) -> None:
+    delayed = msgspec.structs.replace(RESULT, round_trip_ms=50.0, congestion_control="reno")
+    assert write(delayed, tmp_path).name == "links-few-2-050ms.json"
+    assert read_all(tmp_path) == [delayed]
+    assert "| few | 2, 50 ms, reno | understudy |" in step_table([delayed])
+    assert delayed.filled_bound_s == pytest.approx(RESULT.filled_bound_s + 2 * 3 * 0.025)
+
+
 def test_the_page_has_room_for_the_tables() -> None:
     fill_in(PAGE.read_text(encoding="utf-8"), dict.fromkeys(parts([]), ""))
 
 
-@pytest.mark.parametrize("source", [NARROW, "benchmarks/links/thin.toml"])
+@pytest.mark.parametrize("source", [NARROW, "benchmarks/links/narrow-8.toml", "benchmarks/links/thin.toml"])
 def test_the_models_have_one_layer_per_stage_and_little_fill(source: str) -> None:
     manifest = load_manifest(source)
     assert manifest.model.layers_per_stage == 1
