@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import msgspec
 
+from understudy.node.files.atomic import write_atomically
+
 FOLDER = Path("docs/performance")
 """Where results lie, unless they are the study's."""
 PAGE = Path("docs/performance.md")
@@ -18,9 +20,7 @@ Kept = TypeVar("Kept", bound=msgspec.Struct)
 def keep(result: msgspec.Struct, path: Path) -> Path:
     """Write a result as JSON: whole or not at all. Makes the folder; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(msgspec.json.encode(result) + b"\n")
-    partial.replace(path)
+    write_atomically(path, msgspec.json.encode(result) + b"\n")
     return path
 
 

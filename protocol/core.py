@@ -38,6 +38,7 @@ from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.observe.node_status import SelfView, self_view
 from understudy.protocol.observe.ways import Ways
+from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.lifecycle import Lifecycle
 from understudy.protocol.wire.messages import (
@@ -233,8 +234,8 @@ class Core:
                 host.on_commit(peer, message)
             case CommitAck() if coordinator is not None:
                 coordinator.on_stage_step(message.stage, message.step)
-            case Dropped() if coordinator is not None:
-                coordinator.on_dropped(message)
+            case Dropped() if isinstance(host, EdgeHost):
+                host.on_dropped(message)
             case EdgeCopy():
                 self._lifecycle.on_copy_message(peer, message)
 

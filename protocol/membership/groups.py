@@ -99,9 +99,7 @@ class Groups:
 
     def serving_peer(self, stage: int) -> PeerId | None:
         """The first living, serving member of a stage's group."""
-        group = self.groups.get(stage)
-        serving = (seat.peer for seat in group.members if seat.is_serving) if group is not None else iter(())
-        return next(serving, None)
+        return next(iter(self.serving_peers(stage)), None)
 
     def known_incarnation(self, stage: int) -> int:
         """The highest incarnation of the stage that we know of; 0 if it was never owned."""

@@ -12,7 +12,7 @@ from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.ledger import StepLedger
 from understudy.protocol.pipeline.progress import ProgressReport
 from understudy.protocol.pipeline.window import Window
-from understudy.protocol.wire.messages import Commit, Dropped
+from understudy.protocol.wire.messages import Commit
 
 
 class Coordinator:
@@ -87,10 +87,6 @@ class Coordinator:
         self._edge.observers_tick()
         self.advance()
         self._edge.pump()
-
-    def on_dropped(self, message: Dropped) -> None:
-        """A stage lost a microbatch on the way."""
-        self._edge.on_dropped(message)
 
     # --- deciding ---
 

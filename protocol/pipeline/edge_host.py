@@ -40,7 +40,6 @@ class EdgeHost(Host):
     def __init__(self, state: NodeState, queue: WorkQueue, observers: Sequence[StepObserver] = ()) -> None:
         super().__init__(state, queue, observers)
         self.ledger = self._open_step(state.committed + 1)
-        self.first_step = self.ledger.step
         self.is_stranded = False
         """A stage was lost: nothing is issued until all are served, then all that is in flight is issued again."""
         self.coordinator: Coordinates | None = None
@@ -96,7 +95,7 @@ class EdgeHost(Host):
             self.issue(index, "a stage was lost")
 
     def on_tick(self) -> None:
-        """Deadlines of microbatches, and what observers do by the clock."""
+        """Deadlines of microbatches, and those that were dropped."""
         if not self.is_stranded:
             for index in self.ledger.overdue(self._state.now):
                 self.issue(index, "its deadline passed", is_late=True)

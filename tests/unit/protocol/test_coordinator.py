@@ -101,17 +101,17 @@ FIRST, SECOND, THIRD = (Attempt(1, counter) for counter in range(3))
 def test_what_a_stage_lost_is_issued_again_at_once_and_then_after_a_pause() -> None:
     swarm = Swarm()
     swarm.go_out()
-    swarm.coordinator.on_dropped(lost(FIRST, is_gradient=False))
+    swarm.edge.on_dropped(lost(FIRST, is_gradient=False))
     assert swarm.reissued() == []  # it came to us all the same
     swarm = Swarm()
     swarm._finish(ForwardJob)
     for message in (lost(SECOND, is_gradient=False), lost(FIRST, is_gradient=True)):
-        swarm.coordinator.on_dropped(message)
+        swarm.edge.on_dropped(message)
         assert swarm.reissued() == []  # there is no such attempt; it is not on its way back
-    swarm.coordinator.on_dropped(lost(FIRST, is_gradient=False))
+    swarm.edge.on_dropped(lost(FIRST, is_gradient=False))
     assert swarm.reissued() == ["it was lost on the way"]
     swarm._finish(ForwardJob)
-    swarm.coordinator.on_dropped(lost(SECOND, is_gradient=False))
+    swarm.edge.on_dropped(lost(SECOND, is_gradient=False))
     swarm.state.now += 0.5
     swarm.coordinator.on_tick()
     assert swarm.reissued() == []
@@ -124,7 +124,7 @@ def test_a_loss_that_something_else_has_healed_meanwhile_is_nothing() -> None:
     swarm = Swarm()
     for attempt in (FIRST, SECOND):
         swarm._finish(ForwardJob)
-        swarm.coordinator.on_dropped(lost(attempt, is_gradient=False))
+        swarm.edge.on_dropped(lost(attempt, is_gradient=False))
     swarm.reissued()
     swarm.edge.on_forward(Forward(1, 0, SECOND, 2, 1), "activation")  # it was there after all
     swarm.come_home()
@@ -137,7 +137,7 @@ def test_a_loss_whose_microbatch_was_issued_again_meanwhile_is_nothing() -> None
     swarm = Swarm()
     for attempt in (FIRST, SECOND):
         swarm._finish(ForwardJob)
-        swarm.coordinator.on_dropped(lost(attempt, is_gradient=False))
+        swarm.edge.on_dropped(lost(attempt, is_gradient=False))
     swarm.reissued()
     swarm.state.now += RUN.step.microbatch_timeout_s
     swarm.coordinator.on_tick()
@@ -148,10 +148,10 @@ def test_a_loss_whose_microbatch_came_home_meanwhile_is_nothing() -> None:
     """It is done, though the step is not: there is nothing to issue."""
     swarm = Swarm(RunManifest(name="driven", model=ModelSettings(block_stages=2), step=StepSettings(microbatches=2)))
     swarm._finish(ForwardJob)
-    swarm.coordinator.on_dropped(lost(FIRST, is_gradient=False))
+    swarm.edge.on_dropped(lost(FIRST, is_gradient=False))
     swarm._finish(ForwardJob)  # of the other microbatch
     swarm._finish(ForwardJob)
-    swarm.coordinator.on_dropped(lost(SECOND, is_gradient=False))
+    swarm.edge.on_dropped(lost(SECOND, is_gradient=False))
     swarm.reissued()
     swarm.edge.on_forward(Forward(1, 0, SECOND, 2, 1), "activation")
     swarm.come_home()
@@ -164,7 +164,7 @@ def test_while_a_stage_is_missing_a_loss_waits_for_it_like_everything_else() -> 
     swarm = Swarm()
     swarm._finish(ForwardJob)
     swarm.set_status(Status.DEAD)
-    swarm.coordinator.on_dropped(lost(FIRST, is_gradient=False))
+    swarm.edge.on_dropped(lost(FIRST, is_gradient=False))
     assert swarm.reissued() == []
     swarm.set_status(Status.ALIVE)
     assert swarm.reissued() == ["a stage was lost"]
