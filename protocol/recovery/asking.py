@@ -39,7 +39,7 @@ class Asking:
         self._state = state
 
     def survivors(self, stage: int, gone: Collection[PeerId] = ()) -> list[int]:
-        """Who can vouch for a recovery of the stage, ascending: its nearest survivors, of S0 also who holds copies of it."""
+        """Who can vouch for a recovery of the stage, ascending: its nearest survivors; of S0 also who holds copies."""
 
         def may_vouch(other: int) -> bool:
             peer = self._state.membership.serving_peer(other)
