@@ -202,6 +202,7 @@ def test_a_command_of_the_kernel_that_fails_is_quoted(monkeypatch: pytest.Monkey
         return subprocess.CompletedProcess(words, 1, "", "Operation not permitted\n")
 
     monkeypatch.setattr(namespaces, "check_here", lambda: None)
+    monkeypatch.setattr(namespaces, "remove_stale", lambda prefix: None)  # what others left here
     monkeypatch.setattr(subprocess, "run", refuse)
     with pytest.raises(SettingsError, match=r"'ip netns add .*' failed: Operation not permitted"), open_links(1, 10.0):
         pass
