@@ -33,7 +33,9 @@ def run(  # noqa: PLR0913, PLR0917 - its options
     congestion_control: Annotated[str, typer.Option(help="TCP's.")] = "cubic",
     steps: Annotated[int, typer.Option(help="Steps of each run that count.", min=1)] = 6,
     rounds: Annotated[int, typer.Option(help="Runs of each contender, in turn.", min=1)] = 2,
-    only: Annotated[str, typer.Option(help="Of the contenders but the swarm, separated by commas.")] = "GPipe,1F1B",
+    only: Annotated[
+        str, typer.Option(help="Of the contenders but the swarm, separated by commas.")
+    ] = "GPipe,1F1B,plain sockets",
     folder: Folder = FOLDER,
 ) -> None:
     """Let everybody train the model in turn, as root, and keep the figures."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.fresh import in_fresh_process
+from benchmarks.links import plain
 from benchmarks.links.delay import Carried
 from benchmarks.links.delayed import open_delayed_links
 from benchmarks.links.machines import INTERFACE, Machine
@@ -73,7 +74,7 @@ class Contest:
     links: Links
     steps: int
     only: tuple[str, ...]
-    """Of torch's schedules."""
+    """Of torch's schedules, and of plain sockets."""
 
 
 def play(contest: Contest, tell: Callable[[str], None]) -> Round:
@@ -100,6 +101,8 @@ def _contenders(contest: Contest, free: list[Machine], shaped: list[Machine]) ->
         UNSHAPED: partial(swarm.step_seconds, source, steps, tuple(machine.place for machine in free)),
         SWARM: partial(swarm.step_seconds, source, steps, tuple(machine.place for machine in shaped)),
     }
+    if plain.PLAIN in contest.only:
+        found[plain.PLAIN] = partial(plain.step_seconds, contest.manifest, steps, shaped[1:])
     moves = [partial(use_for_gloo, machine) for machine in shaped[2:]]
     for name in pipelining.SCHEDULES:
         if name in contest.only:

@@ -7,12 +7,15 @@ import subprocess
 
 import pytest
 
+from benchmarks.links.bounds import bytes_per_step
 from benchmarks.links.delay import Carried
 from benchmarks.links.delayed import open_delayed_links
 from benchmarks.links.machines import FOLDER
 from benchmarks.links.namespaces import BURST_BYTES_MIN, PREFIX, open_links
+from benchmarks.links.plain import step_seconds
 from benchmarks.links.raw import bytes_per_s, round_trip_s
 from understudy.protocol.errors import SettingsError
+from understudy.protocol.presets import preset
 
 BUILT_IN = "reno"
 """The one congestion control that every Linux kernel has, and lets everybody use."""
@@ -68,3 +71,11 @@ def test_delayed_links_go_with_an_interrupt() -> None:
     with pytest.raises(KeyboardInterrupt), open_delayed_links(2, 10.0, 50.0, BUILT_IN):
         raise KeyboardInterrupt
     assert not list(FOLDER.glob(f"{PREFIX}{os.getpid()}-*"))
+
+
+def test_plain_sockets_carry_what_the_stages_of_a_step_send() -> None:
+    """Two tensors of each microbatch over every link: no faster than its rate, and each comes home."""
+    manifest = preset("tiny")
+    with open_links(manifest.stage_count, 80.0, BUILT_IN) as machines:
+        (seconds,) = step_seconds(manifest, 1, machines)
+    assert seconds > (bytes_per_step(manifest) - 2 * BURST_BYTES_MIN) / 10e6
