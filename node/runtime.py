@@ -126,6 +126,7 @@ class Node:
                 self._tasks = tasks
                 owned = [tasks.create_task(self._p2p.watch_daemon()), tasks.create_task(self._records.run())]
                 if not self._p2p.is_local:
+                    owned.append(tasks.create_task(self._network.keep_warm()))
                     owned.append(tasks.create_task(Climbing(self._p2p, self._network, self.feed).run()))
                 if self.lookout is not None:
                     owned.append(tasks.create_task(self.lookout.run(self._note_reachability)))

@@ -18,13 +18,21 @@ from understudy.node.links.link import HELLO_TIMEOUT_S, IDLE_TIMEOUT_S, LinkRule
 from understudy.protocol.errors import NetworkError, RemoteProtocolError
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION
-from understudy.protocol.wire.messages import AnyMessage, Backward, Forward, Hello
+from understudy.protocol.wire.messages import AnyMessage, Backward, Filler, Forward, Hello
 
 logger = logging.getLogger(__name__)
 
 DATA_LINKS = 4
 """libp2p lets a stream have 256 KiB on its way until the reader's word is back, which waits behind other tensors where
 a line is slow: with one stream to a peer, lines of 100 Mbit/s were idle for a fifth of a step (docs/experiments.md)."""
+
+
+WARM_EVERY_S = 0.15
+"""TCP that paused for longer than its retransmission timeout, which is a round trip and 0.2 s at least, begins again
+with ten packets. On lines of 100 Mbit/s and 100 ms a pipeline of plain sockets took 14.8 s a step so, and 6.6 s where
+a few bytes went in every pause (docs/experiments.md)."""
+WARM_FOR_S = 10.0
+"""After its last tensor a line is left to cool."""
 
 
 class Network:
@@ -36,6 +44,7 @@ class Network:
         self._links: dict[tuple[PeerId, int], tuple[OutLink, asyncio.Task[None]]] = {}
         """By peer and number; 0 is control."""
         self._tensors_sent: Counter[PeerId] = Counter()
+        self._tensor_at: dict[PeerId, float] = {}
         self._last_closed: PeerId | None = None
 
     @property
@@ -70,7 +79,27 @@ class Network:
         if not isinstance(message, Forward | Backward):
             return 0
         self._tensors_sent[peer] += 1
+        self._tensor_at[peer] = asyncio.get_running_loop().time()
         return 1 + self._tensors_sent[peer] % DATA_LINKS
+
+    async def keep_warm(self) -> None:
+        """In pauses between tensors send a few bytes, so that the next one finds its line as fast as the last left it.
+
+        Never returns.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WARM_EVERY_S)
+            now = loop.time()
+            self._tensor_at = {peer: at for peer, at in self._tensor_at.items() if now - at < WARM_FOR_S}
+            for peer in [peer for peer, at in self._tensor_at.items() if now - at >= WARM_EVERY_S]:
+                self._fill(peer)
+
+    def _fill(self, peer: PeerId) -> None:
+        """A pause is no reason to dial, and a link that has something to send does not pause."""
+        link, task = self._links.get((peer, 0), (None, None))
+        if link is not None and task is not None and not task.done() and link.is_idle.is_set():
+            link.put(Filler(), None)
 
     def linked(self) -> frozenset[PeerId]:
         """The peers that we have an open link to."""
@@ -91,6 +120,7 @@ class Network:
         for key in [key for key in self._links if key[0] == peer]:
             self._links.pop(key)[1].cancel()
         self._tensors_sent.pop(peer, None)
+        self._tensor_at.pop(peer, None)
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until everything queued is sent, or the time is over."""
@@ -118,6 +148,8 @@ class Network:
                 frame = await read_link_frame(reader, self._rules.activation, 2 * IDLE_TIMEOUT_S)
                 if frame is None:
                     return
+                if isinstance(frame[0], Filler):
+                    continue
                 self._last_closed = None
                 self._listener.deliver(peer, *frame)
                 if self._last_closed == peer:

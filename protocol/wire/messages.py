@@ -43,6 +43,10 @@ class Hello(Message, frozen=True, tag="hello"):
     contact: Contact = Contact()
 
 
+class Filler(Message, frozen=True, tag="filler"):
+    """Says nothing: a line that was silent for a moment begins slowly again (node/links/network.py)."""
+
+
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
     """I am alive in this tenure, and ``step`` is the last step that I committed."""
 
@@ -266,6 +270,7 @@ class FetchEnd(Message, frozen=True, tag="fetch_end"):
 
 AnyMessage = (
     Hello
+    | Filler
     | Heartbeat
     | Announce
     | Lost

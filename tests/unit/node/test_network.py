@@ -28,7 +28,7 @@ from understudy.protocol.ids import Attempt, PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION
 from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.frames import PREFIX, encode_frame
-from understudy.protocol.wire.messages import AnyMessage, Backward, Forward, Heartbeat, Hello, Lost
+from understudy.protocol.wire.messages import AnyMessage, Backward, Filler, Forward, Heartbeat, Hello, Lost
 from understudy.protocol.wire.tensors import TensorHeader
 
 ACTIVATION = TensorHeader("float32", (1, 2, 3))
@@ -87,6 +87,16 @@ async def bench(streams: FakeStreams | None = None) -> AsyncIterator[Bench]:
             made.network.start(tasks)
             yield made
             made.network.stop()
+
+
+@asynccontextmanager
+async def bench_of_any_length() -> AsyncIterator[Bench]:
+    """For a loop whose time costs none."""
+    made = Bench(FakeStreams())
+    async with asyncio.TaskGroup() as tasks:
+        made.network.start(tasks)
+        yield made
+        made.network.stop()
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
@@ -667,5 +677,49 @@ def test_a_hello_says_where_we_can_be_dialled_and_is_heard() -> None:
             await b.network.flush(TIMEOUT_S)
             hello, *_ = await sent(b.streams.opened[0])
             assert hello == HELLO
+
+    run(main)
+
+
+# --- pauses ------------------------------------------------------------------------------------
+
+
+def test_a_pause_between_tensors_is_filled_and_a_long_one_is_not() -> None:
+    async def main() -> None:
+        async with bench_of_any_length() as b:
+            warming = asyncio.create_task(b.network.keep_warm())
+            b.network.send(PEER, beat(1), None)
+            b.network.send(PEER, FORWARD, torch.ones(1, 2, 3))
+            await asyncio.sleep(module.WARM_FOR_S / 2)
+            control = b.streams.opened[0]
+            fillers = [message for message in await sent(control) if isinstance(message, Filler)]
+            assert len(fillers) == pytest.approx(module.WARM_FOR_S / 2 / module.WARM_EVERY_S, abs=3)
+            await asyncio.sleep(module.WARM_FOR_S)
+            before = len(control.writer.data)
+            await asyncio.sleep(module.WARM_FOR_S)
+            assert len(control.writer.data) == before
+            warming.cancel()
+
+    run_leaping(main())
+
+
+def test_a_pause_dials_nobody() -> None:
+    """Its peer may be gone, and a link to it is not there any more."""
+
+    async def main() -> None:
+        async with bench_of_any_length() as b:
+            warming = asyncio.create_task(b.network.keep_warm())
+            b.network.send(PEER, FORWARD, torch.ones(1, 2, 3))
+            await asyncio.sleep(module.WARM_FOR_S)
+            assert len(b.streams.opened) == 1
+            warming.cancel()
+
+    run_leaping(main())
+
+
+def test_a_filler_is_told_to_nobody() -> None:
+    async def main() -> None:
+        async with bench() as b:
+            assert await b.receive(HELLO_BYTES + encode_frame(Filler()) + encode_frame(beat(1))) == [beat(1)]
 
     run(main)

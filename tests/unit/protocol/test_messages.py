@@ -32,6 +32,7 @@ from understudy.protocol.wire.messages import (
     FetchHeader,
     FetchRefused,
     FetchRequest,
+    Filler,
     Forward,
     Grant,
     Heartbeat,
@@ -48,6 +49,7 @@ from understudy.protocol.wire.tensors import TensorHeader, TensorSpec
 SPEC = TensorSpec("weight", "float32", (2, 3), "0" * 64)
 ONE_OF_EACH: tuple[AnyMessage, ...] = (
     Hello(1, "d" * 64),
+    Filler(),
     Heartbeat(1, 2, "serving", 3),
     Announce(1, 2, "left", 3),
     Lost(1, 2),
