@@ -30,7 +30,7 @@ a line is slow: with one stream to a peer, lines of 100 Mbit/s were idle for a f
 WARM_EVERY_S = 0.15
 """TCP that paused for longer than its retransmission timeout, which is a round trip and 0.2 s at least, begins again
 with ten packets. On lines of 100 Mbit/s and 100 ms a pipeline of plain sockets took 14.8 s a step so, and 6.6 s where
-a few bytes went in every pause (docs/experiments.md)."""
+a few bytes went in every pause (docs/performance.md)."""
 WARM_FOR_S = 10.0
 """After its last tensor a line is left to cool."""
 
