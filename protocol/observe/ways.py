@@ -72,6 +72,8 @@ class Ways:
 
     def on_tick(self) -> None:
         """Speak of owners that no link gets to, whether or not they count as alive."""
+        if not self._failing:
+            return
         now = self._state.now
         self._failing = {peer: f for peer, f in self._failing.items() if now - f.last_at < FORGOTTEN_AFTER_S}
         for seat in self._state.membership.seats():
