@@ -60,6 +60,8 @@ def test_ten_deaths_in_the_middle_of_a_job(brood: Brood, nursery: Nursery) -> No
     brood.until(lambda: says(nursery.events("stage-0"), "swarm.complete"), "every stage to be served", START_TIMEOUT_S)
     for number in range(len(DEATHS)):
         nursery.join(f"spare-{number}", join, None, DEATHS)
+        # One after the other: the seed pings each back within a second, which ten at once make hard for a slow machine.
+        brood.until(lambda name=f"spare-{number}": nursery.events(name), "the spare to be there", START_TIMEOUT_S)
     nodes = len(STAGES) + len(DEATHS)
     brood.until(lambda: len(nursery.statuses()) == nodes, "the end of all nodes", RUN_TIMEOUT_S)
 
