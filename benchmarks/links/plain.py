@@ -17,11 +17,11 @@ from itertools import pairwise
 
 from benchmarks.links.bounds import activation_bytes
 from benchmarks.links.machines import Machine
+from benchmarks.links.raw import TIMEOUT_S, connected
 from understudy.protocol.manifest import RunManifest
 
 PLAIN = "plain sockets"
 INDEX_BYTES = 4
-TIMEOUT_S = 120.0
 WINDOW_PER_STAGE = 2
 """In flight where the run leaves it to S0, which begins with so many."""
 
@@ -53,13 +53,7 @@ class _Line:
     def __init__(
         self, stack: ExitStack, sender: Machine, receiver: Machine, tensor_bytes: int, onward: Callable[[int], None]
     ) -> None:
-        door = stack.enter_context(receiver.call(lambda: socket.create_server((receiver.address, 0))))
-        door.settimeout(TIMEOUT_S)
-        self._out = stack.enter_context(sender.call(socket.socket))
-        self._out.settimeout(TIMEOUT_S)
-        self._out.connect(door.getsockname())
-        self._came = stack.enter_context(door.accept()[0])
-        self._came.settimeout(TIMEOUT_S)
+        self._out, self._came = stack.enter_context(connected(sender, receiver))
         self._onward, self._queue = onward, queue.Queue[int | None]()
         self._bytes = INDEX_BYTES + tensor_bytes
         threads = [threading.Thread(target=work) for work in (self._send, self._receive)]

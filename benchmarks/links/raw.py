@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from benchmarks.links.machines import Machine
 
@@ -18,33 +20,32 @@ def bytes_per_s(sender: Machine, receiver: Machine, payload_bytes: int, first_by
 
     ``first_bytes`` go before them and do not count: TCP begins slowly where the way is long.
     """
-    with receiver.call(lambda: socket.create_server((receiver.address, 0))) as door:
+    with connected(sender, receiver) as (out, came):
+        sending = threading.Thread(target=out.sendall, args=(bytes(first_bytes + payload_bytes),))
+        sending.start()
+        _seconds(came, first_bytes)
+        seconds = _seconds(came, payload_bytes)
+        sending.join()
+        return payload_bytes / seconds
+
+
+@contextmanager
+def connected(sender: Machine, receiver: Machine) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of one TCP connection, the sender's first; nothing is waited for longer than `TIMEOUT_S`."""
+    with receiver.call(lambda: socket.create_server((receiver.address, 0))) as door, sender.call(socket.socket) as out:
         door.settimeout(TIMEOUT_S)
-        with sender.call(socket.socket) as out:
-            out.settimeout(TIMEOUT_S)
-            out.connect(door.getsockname())
-            came, _ = door.accept()
-            with came:
-                came.settimeout(TIMEOUT_S)
-                sending = threading.Thread(target=out.sendall, args=(bytes(first_bytes + payload_bytes),))
-                sending.start()
-                _seconds(came, first_bytes)
-                seconds = _seconds(came, payload_bytes)
-                sending.join()
-                return payload_bytes / seconds
+        out.settimeout(TIMEOUT_S)
+        out.connect(door.getsockname())
+        came, _ = door.accept()
+        with came:
+            came.settimeout(TIMEOUT_S)
+            yield out, came
 
 
 def round_trip_s(asker: Machine, answerer: Machine) -> float:
     """The shortest of a few answers over one TCP connection."""
-    with answerer.call(lambda: socket.create_server((answerer.address, 0))) as door:
-        door.settimeout(TIMEOUT_S)
-        with asker.call(socket.socket) as out:
-            out.settimeout(TIMEOUT_S)
-            out.connect(door.getsockname())
-            came, _ = door.accept()
-            with came:
-                came.settimeout(TIMEOUT_S)
-                return min(_answer_s(out, came) for _ in range(ANSWERS))
+    with connected(asker, answerer) as (out, came):
+        return min(_answer_s(out, came) for _ in range(ANSWERS))
 
 
 def _answer_s(out: socket.socket, came: socket.socket) -> float:

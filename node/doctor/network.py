@@ -13,7 +13,6 @@ from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.doctor.machine import Finding
 from understudy.node.joining import obtain_manifest
 from understudy.node.p2p.addresses import (
-    RELAY_MARK,
     JoinString,
     check_listen_port,
     endpoint_of,
@@ -26,6 +25,7 @@ from understudy.node.p2p.identity import Identity
 from understudy.node.reach.asking import find_reachability
 from understudy.protocol.errors import ClockSkewError, NetworkError, SettingsError, UnderstudyError
 from understudy.protocol.manifest import RunManifest
+from understudy.protocol.reach.addresses import is_relayed
 from understudy.protocol.reach.sentences import what_to_forward
 from understudy.protocol.reach.verdict import Verdict
 
@@ -104,8 +104,8 @@ def judge_route(connections: Sequence[str]) -> Finding:
     """``connections``: the addresses that libp2p is connected to peers of the join string at."""
     if not connections:
         return Finding("route", "note", "libp2p keeps no connection to the seed: try again")
-    address = min(connections, key=lambda text: RELAY_MARK in text)
-    if RELAY_MARK in address:
+    address = min(connections, key=is_relayed)
+    if is_relayed(address):
         told = f"through a relay ({address}): slower than direct, and gone when the relay is"
         return Finding("route", "note", told)
     where = "on this machine" if is_loopback(address) else "direct"

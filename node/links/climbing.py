@@ -12,7 +12,7 @@ from understudy.protocol.errors import NetworkError
 from understudy.protocol.events import CutOff, LinkChanged
 from understudy.protocol.ids import PeerId
 from understudy.protocol.reach.addresses import is_relayed
-from understudy.protocol.reach.climb import Climber, Redial, Reopen, Step, Tell
+from understudy.protocol.reach.climb import Climber, Redial, Reopen, Step
 from understudy.protocol.reach.contacts import Contacts
 from understudy.protocol.reach.isolation import Isolation
 from understudy.protocol.wire.contact import Contact, is_private
@@ -83,5 +83,5 @@ class Climbing:
                     await self._p2p.redial(peer)
                 except NetworkError as error:
                     logger.debug("the connection to %s was not made anew: %s", peer, error)
-            case Tell(peer, way, reason, address):
-                self._feed(LinkChanged(peer, way, reason, address))
+            case LinkChanged():
+                self._feed(step)

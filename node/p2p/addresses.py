@@ -32,8 +32,6 @@ JOIN_VERSION = "1"
 JOIN_CHARS_MAX = 4096
 JOIN_ADDRESSES_MAX = 16
 MULTIADDR_CHARS_MAX = 512
-RELAY_MARK = "/p2p-circuit"
-"""In the address of a peer that is reached through another."""
 RUN_ID_DIGEST_CHARS = 12
 """A run id ends with this much of the manifest's digest (`RunManifest.run_id`)."""
 

@@ -19,7 +19,7 @@ from understudy.node.p2p.control import DaemonRefusal, ask, connect_request
 from understudy.node.p2p.daemon import Daemon, DaemonSettings
 from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import NetworkError
-from understudy.protocol.reach.addresses import is_public
+from understudy.protocol.reach.addresses import is_public, is_relayed
 
 DIAL_TIMEOUT_S = 4.0
 GREETING = b"\x13/multistream/1.0.0\n"
@@ -55,7 +55,7 @@ async def _dial_all(addresses: Sequence[str]) -> dict[str, str | None]:
 
 async def dial(address: str) -> str | None:
     """Why the address cannot be reached; None when it can, or when TCP cannot tell."""
-    if "/p2p-circuit" in address:
+    if is_relayed(address):
         return None
     where = endpoint_of(address)
     if where.transport != "tcp" or where.host_kind == "dnsaddr":

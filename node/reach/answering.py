@@ -11,12 +11,13 @@ import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 
-from understudy.node.p2p.addresses import RELAY_MARK, Endpoint, endpoint_of
+from understudy.node.p2p.addresses import Endpoint, endpoint_of
 from understudy.node.p2p.dial import knock
 from understudy.node.reach.sockets import is_this_machine
 from understudy.node.reach.speaking import read_reach, write_reach
 from understudy.protocol.errors import NetworkError, RemoteProtocolError, SettingsError
 from understudy.protocol.ids import PeerId
+from understudy.protocol.reach.addresses import is_relayed
 from understudy.protocol.wire.reach import REASON_CHARS_MAX, DialBackAnswer, DialBackRequest, DialOutcome
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def seen_at(addresses: Sequence[str]) -> Endpoint | None:
 
 
 def _direct(address: str) -> Endpoint | None:
-    if RELAY_MARK in address:
+    if is_relayed(address):
         return None
     try:
         endpoint = endpoint_of(address)

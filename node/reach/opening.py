@@ -11,13 +11,14 @@ from dataclasses import replace
 
 from understudy.node.dht.config import SwarmConfig
 from understudy.node.dht.p2p_node import P2PNode
-from understudy.node.p2p.addresses import RELAY_MARK, endpoint_of, is_loopback
+from understudy.node.p2p.addresses import endpoint_of, is_loopback
 from understudy.node.p2p.identity import Identity
 from understudy.node.reach.answering import DialBack
 from understudy.node.reach.asking import find_reachability
 from understudy.node.reach.lookout import Lookout
 from understudy.node.reach.sockets import own_hosts
 from understudy.node.ui.telemetry import logger
+from understudy.protocol.reach.addresses import is_relayed
 from understudy.protocol.reach.sentences import doubt_announced, say
 from understudy.protocol.reach.verdict import Verdict, guess
 from understudy.protocol.wire.contact import Reachability, is_private
@@ -68,11 +69,11 @@ async def serve_dial_back(p2p: P2PNode) -> None:
 def expect(config: SwarmConfig) -> Reachability:
     """What a peer of this configuration is before anybody was asked."""
     listening = [endpoint_of(address).host for address in config.host_maddrs]
-    initial = [endpoint_of(address).host for address in config.initial_peers if RELAY_MARK not in address]
+    initial = [endpoint_of(address).host for address in config.initial_peers if not is_relayed(address)]
     named = [host for host in listening if host not in UNSPECIFIED]
     everywhere = {":" in host for host in listening if host in UNSPECIFIED}  # by IPv6, by IPv4
     own = [*named, *(host for host in own_hosts(initial) if (":" in host) in everywhere)]
-    announced = [address for address in config.announce_maddrs if RELAY_MARK not in address]
+    announced = [address for address in config.announce_maddrs if not is_relayed(address)]
     return guess(own, initial, announced, config.is_behind_nat)
 
 
@@ -80,7 +81,7 @@ async def _find(p2p: P2PNode, config: SwarmConfig, ports: Sequence[int]) -> Verd
     """What the peers say, unless a person said it. ``config``: as the person wrote it."""
     if config.is_local:
         return Verdict("public", "it listens on this machine only")
-    announced = next((address for address in config.announce_maddrs if RELAY_MARK not in address), None)
+    announced = next((address for address in config.announce_maddrs if not is_relayed(address)), None)
     if announced is not None:
         await _check_announced(p2p, config, announced)
         return Verdict("public", "--announce-maddr says so")
@@ -108,7 +109,7 @@ def listening_ports(host_maddrs: Sequence[str], addresses: Sequence[str]) -> lis
     """The TCP ports where we listen. Those left to chance are among the addresses that libp2p found."""
     chosen = [endpoint_of(address) for address in host_maddrs]
     if any(where.port == 0 for where in chosen):
-        chosen = [endpoint_of(address) for address in addresses if RELAY_MARK not in address]
+        chosen = [endpoint_of(address) for address in addresses if not is_relayed(address)]
     return list(dict.fromkeys(where.port for where in chosen if where.transport == "tcp" and where.port > 0))
 
 
@@ -120,7 +121,7 @@ def correct(config: SwarmConfig, verdict: Verdict, ports: Sequence[int], own: Se
     """
     is_found_private = is_private(verdict.reachability)
     outside = () if is_found_private else tuple(multiaddr(verdict.seen_host, port) for port in ports)
-    inside = [text.partition("/p2p/")[0] for text in own if RELAY_MARK not in text and not is_loopback(text)]
+    inside = [text.partition("/p2p/")[0] for text in own if not is_relayed(text) and not is_loopback(text)]
     return replace(
         config,
         is_behind_nat=is_found_private,

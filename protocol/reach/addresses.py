@@ -40,6 +40,11 @@ def is_public(address: str) -> bool:
     return not (ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified or _block(address))
 
 
+def is_here(address: str) -> bool:
+    """Whether the address can only be reached from its own machine."""
+    return _block(address) == LOOPBACK
+
+
 def _block(address: str) -> str:
     """The private network that the address is of; empty if of none."""
     ip = ip_of(address)
@@ -79,6 +84,6 @@ def to_say(addresses: Iterable[str]) -> tuple[str, ...]:
     Addresses of this machine alone are said only where there are no others.
     """
     all_of_them = [address for address in dict.fromkeys(addresses) if len(address) <= ADDRESS_CHARS_MAX]
-    told = [address for address in all_of_them if _block(address) != LOOPBACK] or all_of_them
+    told = [address for address in all_of_them if not is_here(address)] or all_of_them
     ranked = sorted(told, key=lambda address: (not is_public(address), is_relayed(address)))
     return tuple(ranked[:ADDRESSES_MAX])

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from understudy.protocol.events import LinkChanged
 from understudy.protocol.ids import PeerId
 from understudy.protocol.reach.addresses import is_relayed
 from understudy.protocol.reach.contacts import Contacts
@@ -39,17 +40,7 @@ class Redial:
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """How we are connected to this peer now, and why so."""
-
-    peer: PeerId
-    way: Literal["direct", "relayed"]
-    reason: str
-    address: str
-
-
-Step = Reopen | Redial | Tell
+Step = Reopen | Redial | LinkChanged
 
 
 @dataclass(slots=True)
@@ -92,9 +83,8 @@ class Climber:
     def _on_direct(peer: PeerId, rope: _Rope, address: str) -> list[Step]:
         steps: list[Step] = []
         if rope.told != "direct":
-            steps.append(
-                Tell(peer, "direct", "dialled" if rope.told is None else "the relay is needed no more", address)
-            )
+            reason = "dialled" if rope.told is None else "the relay is needed no more"
+            steps.append(LinkChanged(peer, "direct", reason, address))
         if rope.is_on_relay:
             steps.append(Reopen(peer))
         rope.told, rope.is_on_relay, rope.tries = "direct", False, 0
@@ -102,9 +92,9 @@ class Climber:
 
     def _on_relayed(self, peer: PeerId, rope: _Rope, address: str, contact: Contact, now: float) -> list[Step]:
         steps: list[Step] = []
-        reason = why_relayed(self.reachability, contact.reachability)
         if rope.told != "relayed":
-            steps.append(Tell(peer, "relayed", reason, address))
+            reason = why_relayed(self.reachability, contact.reachability)
+            steps.append(LinkChanged(peer, "relayed", reason, address))
             rope.try_at = now + FIRST_TRY_S
         rope.told, rope.is_on_relay = "relayed", True
         if now >= rope.try_at and self._is_ours_to_try(peer, contact.reachability):

@@ -31,17 +31,13 @@ class Contacts:
         """What it said; `NOWHERE` if nothing."""
         return self._known.get(peer, NOWHERE)
 
-    def relays(self) -> tuple[PeerId, ...]:
-        """Who relays for others and can be dialled, the latest to speak first."""
-        able = [peer for peer, contact in self._known.items() if contact.relays and contact.reachability == "public"]
-        return tuple(reversed(able))
-
     def public(self) -> tuple[PeerId, ...]:
         """Who can be dialled by everybody, the latest to speak first."""
         return tuple(reversed([peer for peer, contact in self._known.items() if contact.reachability == "public"]))
 
 
 FORGIVEN_AFTER_S = 120.0
+"""A peer that could not be dialled is left alone for so long."""
 
 
 class Patience:

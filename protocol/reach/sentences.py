@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from understudy.protocol.reach.addresses import is_public
+from understudy.protocol.reach.addresses import is_here, is_public
 from understudy.protocol.reach.verdict import Verdict, is_global
 
 
@@ -32,9 +32,7 @@ def what_to_forward(port: int) -> str:
 def whom_it_reaches(addresses: Iterable[str]) -> str:
     """What the seed has to be told if its addresses mean nothing to strangers; empty if they do."""
     known = list(addresses)
-    if any(is_public(address) for address in known) or all(
-        "/127." in address or "/::1/" in address for address in known
-    ):
+    if any(map(is_public, known)) or all(map(is_here, known)):
         return ""
     return (
         "These addresses are of the seed's local network: nobody outside of it can join. For the others forward a port "

@@ -91,10 +91,10 @@ LAYERS: dict[str, set[str]] = {
     "manifest_reader": {"errors", "manifest"},
     "presets": {"errors", "manifest", "manifest_reader"},
     "wire": {"errors", "ids", "manifest"},
-    # How peers get to each other: the shell asks it, the rest of the core knows nothing of addresses.
-    "reach": {"ids", "wire"},
     "jobs": {"ids", "wire"},
     "events": {"ids", "jobs", "wire"},
+    # How peers get to each other: the shell asks it, the rest of the core knows nothing of addresses.
+    "reach": {"events", "ids", "wire"},
     "actions": {"ids", "jobs", "wire"},
     "pace": {"events", "ids", "jobs"},
     # Whom the view of the swarm consists of, and what follows from it: pure, so the shared board may hold it.

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from understudy.protocol.events import LinkChanged
 from understudy.protocol.ids import PeerId
 from understudy.protocol.reach.climb import (
     FIRST_TRY_S,
@@ -16,7 +17,6 @@ from understudy.protocol.reach.climb import (
     Redial,
     Reopen,
     Step,
-    Tell,
     why_relayed,
 )
 from understudy.protocol.reach.contacts import Contacts
@@ -46,7 +46,7 @@ class Rope:
 
 def test_a_direct_link_is_told_once_and_left_alone() -> None:
     rope = Rope("public", "public")
-    assert rope.look(DIRECT) == [Tell(PEER, "direct", "dialled", DIRECT)]
+    assert rope.look(DIRECT) == [LinkChanged(PEER, "direct", "dialled", DIRECT)]
     assert rope.look(DIRECT, after_s=60.0) == []
 
 
@@ -54,11 +54,11 @@ def test_streams_leave_the_relay_as_soon_as_there_is_a_direct_connection() -> No
     """The relayed connection may live on beside it."""
     rope = Rope("punchable", "punchable")
     (told,) = rope.look(RELAYED)
-    assert isinstance(told, Tell)
+    assert isinstance(told, LinkChanged)
     assert (told.way, told.address) == ("relayed", RELAYED)
     steps = rope.look(RELAYED, DIRECT, after_s=1.0)
     assert steps[1:] == [Reopen(PEER)]
-    assert isinstance(steps[0], Tell)
+    assert isinstance(steps[0], LinkChanged)
     assert (steps[0].way, steps[0].address) == ("direct", DIRECT)
     assert rope.look(RELAYED, DIRECT, after_s=1.0) == []
 
@@ -98,7 +98,7 @@ def test_a_link_that_falls_back_to_the_relay_is_told_and_climbs_again() -> None:
     rope.redials(30)
     rope.look(DIRECT)
     (told,) = rope.look(RELAYED, after_s=100.0)
-    assert isinstance(told, Tell)
+    assert isinstance(told, LinkChanged)
     assert told.way == "relayed"
     assert rope.redials(10) == [130.0 + FIRST_TRY_S]
 

@@ -80,7 +80,7 @@ def test_the_last_word_counts_and_silence_takes_nothing_back() -> None:
     contacts.note(peer, Contact((PUBLIC,), True, "public"))
     contacts.note(peer, Contact())
     assert contacts.of(peer) == Contact((PUBLIC,), True, "public")
-    assert contacts.relays() == contacts.public() == (peer,)
+    assert contacts.public() == (peer,)
 
 
 def test_whoever_spoke_longest_ago_is_forgotten_first() -> None:
