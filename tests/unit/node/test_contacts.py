@@ -10,7 +10,9 @@ import pytest
 
 from understudy.node.dht import p2p_node as module
 from understudy.node.dht.config import SwarmConfig
+from understudy.node.dht.hivemind_dht import HivemindDHT
 from understudy.node.dht.p2p_node import OBSERVERS, P2PNode
+from understudy.node.p2p.addresses import told_to_others
 from understudy.node.p2p.streams import _is_gone
 from understudy.protocol.errors import NetworkError
 from understudy.protocol.ids import PeerId
@@ -97,3 +99,24 @@ def test_who_failed_is_tried_again_after_a_while() -> None:
     patience.failed(PEER, 10.0)
     assert patience.due([PEER, OTHER], 11.0) == [OTHER]
     assert patience.due([PEER, OTHER], 10.0 + FORGIVEN_AFTER_S) == [PEER, OTHER]
+
+
+def test_newcomers_are_told_public_addresses_if_there_are_any() -> None:
+    public, home, here = "/ip4/5.5.5.7/tcp/1", "/ip4/192.168.1.5/tcp/1", "/ip4/127.0.0.1/tcp/1"
+    assert told_to_others([here, home, public]) == (public,)
+    assert told_to_others([here, home]) == (home,)
+    assert told_to_others([here]) == (here,)
+
+
+def test_a_peer_with_a_relayed_and_a_direct_connection_has_both() -> None:
+    """Whether a link may leave the relay shows by the direct one."""
+
+    async def list_peers() -> list[Any]:
+        return [SimpleNamespace(peer_id=PEER, addrs=[address]) for address in ("/direct", "/relayed")]
+
+    async def main() -> None:
+        dht = HivemindDHT.__new__(HivemindDHT)
+        dht.connection = SimpleNamespace(list_peers=list_peers)
+        assert await dht.connections() == {PEER: ("/direct", "/relayed")}
+
+    asyncio.run(main())

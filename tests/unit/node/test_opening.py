@@ -146,7 +146,15 @@ def test_an_announced_address_is_believed_and_doubted(world: World, caplog: pyte
     assert "check that the router forwards this port here" in caplog.text
 
 
-def test_what_is_expected() -> None:
+def test_only_addresses_that_it_listens_on_make_a_machine_public(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many homes have a public IPv6 address, and a node listens by IPv4 unless it is told otherwise."""
+    monkeypatch.setattr(opening, "own_hosts", lambda _: ("192.168.1.5", "2a02::5"))
+    assert expect(replace(HOME, host_maddrs=("/ip4/0.0.0.0/tcp/4001",))) == "punchable"
+    assert expect(replace(HOME, host_maddrs=("/ip6/::/tcp/4001",))) == "public"
+
+
+def test_what_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "own_hosts", lambda _: ("192.168.1.5",))
     assert expect(HOME) == "punchable"
     assert expect(PUBLIC) == "public"
     assert expect(replace(HOME, initial_peers=(INSIDE,))) == "public"

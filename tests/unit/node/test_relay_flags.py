@@ -64,5 +64,11 @@ def test_who_relays(config: SwarmConfig, relays: bool, identity: Identity) -> No
     assert (config.daemon_settings(Path("p2pd"), identity, ()).relay_limits is not None) == relays
 
 
+def test_behind_nat_means_nothing_on_this_machine_alone(identity: Identity) -> None:
+    """There is no relay, and p2pd would not start."""
+    assert not SwarmConfig(LOOPBACK, is_behind_nat=True).daemon_settings(Path("p2pd"), identity, ()).is_private
+    assert SwarmConfig(is_behind_nat=True).daemon_settings(Path("p2pd"), identity, ()).is_private
+
+
 def test_who_does_not_relay_may_reach_others_through_relays(identity: Identity) -> None:
     assert SwarmConfig(may_relay=False).daemon_settings(Path("p2pd"), identity, ()).uses_relay

@@ -195,6 +195,21 @@ def test_a_transfer_without_its_end_marker_is_not_whole() -> None:
     assert [request.offset for request in donor.requests] == [0, HELD.payload_bytes]
 
 
+def test_a_transfer_that_goes_on_each_time_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that climbs from the relay breaks its streams, more often than a donor may bring nothing."""
+    monkeypatch.setattr(module, "CHUNK_BYTES", 64)
+    donor = Witness()
+    assert_same(fetch(FakeStreams(serve=donor.serve, breaks_after=[HEADER_BYTES + 64] * (TRIES_MAX + 2))))
+    assert len(donor.requests) == TRIES_MAX + 3
+
+
+def test_a_transfer_that_breaks_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 8)
+    monkeypatch.setattr(module, "STREAMS_MAX", 6)
+    with pytest.raises(NetworkError, match="interrupted 6 times"):
+        fetch(FakeStreams(serve=Witness().serve, breaks_after=[HEADER_BYTES + 8] * 20))
+
+
 def test_a_donor_that_breaks_again_and_again_is_given_up() -> None:
     donor = Witness()
     streams = FakeStreams(serve=donor.serve, breaks_after=[HEADER_BYTES + 5] * 20)
