@@ -8,6 +8,10 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13; do $$name -c '' 
 TORCH_INDEX ?=
 # Some of the tests, and options of pytest: make test TESTS="tests/unit -x"
 TESTS ?=
+# Tests that start no swarm disturb nobody, so every core takes some. Those with real swarms have the machine to themselves.
+ALONE := tests/unit tests/sim
+# Both halves, or one of them: make test PARTS=alone
+PARTS ?= alone swarms
 # More options for the demo: make demo ARGS="--steps 100 --kill 3@20"
 ARGS ?=
 
@@ -23,7 +27,8 @@ HAS_NEEDED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(shell test -t 2 || echo -qq) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test containers image study study-quick lint check clean
+.NOTPARALLEL:
+.PHONY: help setup demo test some alone swarms containers image study study-quick lint check clean
 
 help:  ## list the targets (default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,8 +39,16 @@ setup: $(STAMP)  ## create .venv and install the tested versions
 demo: $(STAMP)  ## train a whole swarm on this machine, kill a peer, watch it go on
 	@$(BIN)/understudy local $(ARGS)
 
-test: $(STAMP)  ## run all tests; those in containers where an engine answers
+test: $(if $(TESTS),some,$(PARTS))  ## run all tests; those in containers where an engine answers
+
+some: $(STAMP)
 	@$(BIN)/python -m pytest $(TESTS)
+
+alone: $(STAMP)  ## run the tests that start no swarm, on every core
+	@$(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 8 --dist worksteal $(ALONE)
+
+swarms: $(STAMP)  ## run the others, one after the other
+	@$(BIN)/python -m pytest --durations 15 tests $(ALONE:%=--ignore=%)
 
 containers: $(STAMP)  ## run the tests in containers alone
 	@$(BIN)/python -m pytest tests/containers
