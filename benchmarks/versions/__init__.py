@@ -1,0 +1,1 @@
+"""Two checkouts beside each other: what did a change cost?"""
