@@ -22,6 +22,8 @@ PositiveFloat = Annotated[float, Meta(gt=0)]
 NonNegativeFloat = Annotated[float, Meta(ge=0)]
 HubName = Annotated[str, Meta(max_length=1024)]
 ShortText = Annotated[str, Meta(max_length=256)]
+Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+"""Hex SHA-256, or empty: there is none."""
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -50,28 +52,39 @@ class ModelSettings(_Section, frozen=True):
 
 
 class DataSettings(_Section, frozen=True):
-    """Where the driver's tokens come from. Only the peer on S0 reads data."""
+    """Where the driver's tokens come from. Only the peer on S0 reads data.
+
+    No setting names a file of a machine: a manifest is read by many, and a founder must not choose what a volunteer's
+    machine opens. A run.toml may name the founder's own files (run_toml.py).
+    """
 
     source: Literal["python-stdlib", "text", "huggingface"] = "python-stdlib"
-    paths: tuple[str, ...] = ()
-    """text: UTF-8 files and folders of them."""
+    """text: files that whoever may drive has. They are the run's if they have its digest."""
     dataset: HubName = ""
-    """huggingface: a dataset of the hub, or a local folder of files that the datasets library reads."""
+    """huggingface: a dataset of the hub. Empty: a folder of files that whoever may drive has."""
     config: ShortText = ""
     split: ShortText = "train"
     column: ShortText = "text"
     revision: ShortText = ""
     """The full commit hash of a hub's dataset; a name such as "main" may mean other text tomorrow."""
     tokenizer: HubName = ""
-    """huggingface: a model of the hub, or a local tokenizer.json or folder that holds one."""
+    """huggingface: a model of the hub. Empty: a tokenizer.json that whoever needs it has."""
     tokenizer_revision: ShortText = ""
     end_of_text: ShortText = ""
     """huggingface: the token that ends each text, such as "<|endoftext|>"."""
     validation_split: ShortText = ""
     """huggingface: held out instead of a fraction of the texts."""
     validation_fraction: Annotated[float, Meta(ge=0, lt=1)] = 0.05
-    digest: Annotated[str, Meta(max_length=128)] = ""
-    """Hex digest of the founder's text; only who has the same text can drive. Empty: not checked."""
+    digest: Digest = ""
+    """Of the founder's text; only who has the same text can drive. Entered at founding."""
+    tokenizer_digest: Digest = ""
+    """huggingface: the SHA-256 of the founder's tokenizer.json. Entered at founding."""
+
+    @property
+    def hub_names(self) -> tuple[str, ...]:
+        """What is fetched from the Hugging Face hub, for people."""
+        named = (("the dataset", self.dataset), ("the tokenizer", self.tokenizer))
+        return tuple(f"{kind} {name}" for kind, name in named if name)
 
 
 class OptimizerSettings(_Section, frozen=True):

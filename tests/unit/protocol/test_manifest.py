@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import PROTOCOL_VERSION, ModelSettings, RunManifest, StepSettings
-from understudy.protocol.manifest_reader import MANIFEST_BYTES_MAX, decode_manifest, manifest_from_table, parse_manifest
+from understudy.protocol.manifest_reader import MANIFEST_BYTES_MAX, decode_manifest, manifest_from_table
 from understudy.protocol.presets import PRESETS, preset
+from understudy.protocol.run_toml import parse_run_toml, run_from_table
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -52,13 +53,13 @@ def test_the_digest_is_of_the_canonical_bytes() -> None:
 
 
 def test_the_canonical_bytes_do_not_depend_on_the_order_of_a_file() -> None:
-    one = parse_manifest('name = "run"\n[step]\nmicrobatches = 8\nwindow = 3\n', "a")
-    two = parse_manifest('name = "run"\n[step]\nwindow = 3\nmicrobatches = 8\n', "b")
+    one = parse_run_toml('name = "run"\n[step]\nmicrobatches = 8\nwindow = 3\n', "a").manifest
+    two = parse_run_toml('name = "run"\n[step]\nwindow = 3\nmicrobatches = 8\n', "b").manifest
     assert one.encode() == two.encode()
 
 
 def test_a_setting_at_its_default_is_the_same_run() -> None:
-    assert parse_manifest('name = "run"\nseed = 0\n', "a").digest() == RunManifest(name="run").digest()
+    assert parse_run_toml('name = "run"\nseed = 0\n', "a").manifest.digest() == RunManifest(name="run").digest()
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"founding_nonce": "n"}, {"step": StepSettings(window=1)}])
@@ -126,7 +127,7 @@ def test_tokens_per_step() -> None:
 )
 def test_a_mistake_is_explained(toml: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        parse_manifest(toml, "run.toml")
+        parse_run_toml(toml, "run.toml")
 
 
 def streamed(**changes: Any) -> dict[str, Any]:
@@ -146,16 +147,17 @@ def streamed(**changes: Any) -> dict[str, Any]:
         ({"validation_split": "train"}, "data.validation_split is data.split, 'train': hold out another"),
         ({"revision": "main"}, r"data.revision must be the full commit hash .* of some/where"),
         ({"revision": "a" * 41}, "data.revision must be the full commit hash"),
-        ({"tokenizer": "gpt2"}, "data.tokenizer_revision must be the full commit hash .* of gpt2"),
-        ({"dataset": "~/texts"}, "data.revision: ~/texts is a path of this machine and has no revisions"),
-        ({"tokenizer_revision": "a" * 40}, "data.tokenizer_revision: ./tokenizer.json is a path of this machine"),
+        ({"tokenizer": "open/gpt2"}, "data.tokenizer_revision must be the full commit hash .* of open/gpt2"),
+        ({"tokenizer": "gpt2"}, "data.tokenizer is 'gpt2', and names of the hub are owner/name"),
+        ({"dataset": "~/texts"}, "data.revision: files of this machine have no revisions: remove it"),
+        ({"tokenizer_revision": "a" * 40}, "data.tokenizer_revision: files of this machine have no revisions"),
         ({"dataset": "x" * 1025}, "data.dataset"),
     ],
 )
 def test_a_streamed_text_is_named_in_full_and_for_good(changes: dict[str, Any], message: str) -> None:
-    manifest_from_table(streamed(), "run.toml")
+    run_from_table(streamed(), "run.toml")
     with pytest.raises(SettingsError, match=message):
-        manifest_from_table(streamed(**changes), "run.toml")
+        run_from_table(streamed(**changes), "run.toml")
 
 
 def test_a_table_is_checked_like_a_file() -> None:
