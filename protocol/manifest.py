@@ -17,9 +17,10 @@ from understudy.protocol.ids import DRIVER_STAGE, PEER_ID_CHARS_MAX, STAGES_MAX,
 
 PROTOCOL_VERSION = 2
 
-Positive = Annotated[int, Meta(ge=1)]
-PositiveFloat = Annotated[float, Meta(gt=0)]
-NonNegativeFloat = Annotated[float, Meta(ge=0)]
+UPDATES_MAX = 10**7
+"""For what is counted in updates: longer than any run."""
+Updates = Annotated[int, Meta(ge=0, le=UPDATES_MAX)]
+Word = Annotated[str, Meta(max_length=128, pattern=r"^[A-Za-z0-9._-]*\Z")]
 HubName = Annotated[str, Meta(max_length=1024)]
 ShortText = Annotated[str, Meta(max_length=256)]
 Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
@@ -40,8 +41,8 @@ class ModelSettings(_Section, frozen=True):
     block_stages: Annotated[int, Meta(ge=1, le=STAGES_MAX - 1)] = 4
     layers_per_stage: Annotated[int, Meta(ge=1, le=1024)] = 1
     context_length: Annotated[int, Meta(ge=2, le=1 << 20)] = 128
-    rope_theta: PositiveFloat = 10000.0
-    norm_epsilon: PositiveFloat = 1e-5
+    rope_theta: Annotated[float, Meta(ge=1, le=1e12)] = 10000.0
+    norm_epsilon: Annotated[float, Meta(ge=1e-12, le=0.1)] = 1e-5
 
     def stage_bytes(self, stage: int) -> int:
         """Bytes of a stage's weights in float32."""
@@ -90,13 +91,13 @@ class DataSettings(_Section, frozen=True):
 class OptimizerSettings(_Section, frozen=True):
     """AdamW with linear warm-up to a constant rate; each stage clips its own gradient."""
 
-    learning_rate: PositiveFloat = 3e-3
+    learning_rate: Annotated[float, Meta(gt=0, le=10)] = 3e-3
     beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
-    epsilon: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
-    warmup_steps: Annotated[int, Meta(ge=0)] = 10
-    clip_norm: PositiveFloat = 1.0
+    epsilon: Annotated[float, Meta(gt=0, le=1)] = 1e-8
+    weight_decay: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    warmup_steps: Updates = 10
+    clip_norm: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
 
 
 class RecoverySettings(_Section, frozen=True):
@@ -106,10 +107,10 @@ class RecoverySettings(_Section, frozen=True):
     swapped_pairs: Literal["mirror", "average"] = "average"
     """How S2 and Sn-1 come back under checkfree+: as a copy of their swapped partner, or averaged."""
     norm_exponent: Annotated[int, Meta(ge=0, le=2)] = 2
-    learning_rate_scale: PositiveFloat = 1.1
-    learning_rate_decay_steps: Annotated[int, Meta(ge=0)] = 0
+    learning_rate_scale: Annotated[float, Meta(gt=0, le=100)] = 1.1
+    learning_rate_decay_steps: Updates = 0
     """Updates in which a recovered stage's scaled rate goes back to the run's; 0: it stays, as in the paper."""
-    edge_copy_every: Annotated[int, Meta(ge=0)] = 1
+    edge_copy_every: Updates = 1
     """Commits from one copy of S0's weights to the next; 0 means none, and a lost S0 begins anew."""
     edge_keepers: Annotated[int, Meta(ge=1, le=3)] = 2
     """Stages that keep each part of S0: with 1 S0 can be lost, with 2 a neighbour with it, with 3 both neighbours."""
@@ -122,9 +123,9 @@ class StepSettings(_Section, frozen=True):
     microbatch_size: Annotated[int, Meta(ge=1, le=1 << 16)] = 8
     window: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
     """Microbatches in flight at most; 0 means that the driver finds it (protocol/pipeline/window.py)."""
-    total_steps: Annotated[int, Meta(ge=0)] = 0
+    total_steps: Annotated[int, Meta(ge=0, le=STEPS_MAX)] = 0
     """The run is done after this many committed steps; 0 means it goes on until stopped."""
-    microbatch_timeout_s: PositiveFloat = 20.0
+    microbatch_timeout_s: Annotated[float, Meta(ge=0.1, le=86400)] = 20.0
     """A microbatch not back after this long is re-issued; with twice the time, and with every second one more."""
 
 
@@ -146,13 +147,13 @@ class ComputeSettings(_Section, frozen=True):
 
 
 class TimingSettings(_Section, frozen=True):
-    """Liveness and records, in seconds."""
+    """Liveness and records, in seconds. Below the lower bounds a node would do nothing else any more."""
 
-    heartbeat_s: PositiveFloat = 1.0
-    suspect_after_s: PositiveFloat = 2.0
-    dead_after_s: PositiveFloat = 4.0
-    record_lifetime_s: PositiveFloat = 15.0
-    record_refresh_s: PositiveFloat = 5.0
+    heartbeat_s: Annotated[float, Meta(ge=0.05, le=60)] = 1.0
+    suspect_after_s: Annotated[float, Meta(ge=0.1, le=600)] = 2.0
+    dead_after_s: Annotated[float, Meta(ge=0.2, le=3600)] = 4.0
+    record_lifetime_s: Annotated[float, Meta(ge=2, le=3600)] = 15.0
+    record_refresh_s: Annotated[float, Meta(ge=0.5, le=1800)] = 5.0
 
 
 class InitialSettings(_Section, frozen=True):
@@ -160,9 +161,9 @@ class InitialSettings(_Section, frozen=True):
 
     digests: tuple[Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")], ...] = ()
     """Of each stage's weights, S0 first (`WeightsSnapshot.digest`). None: the stages are drawn from the seed."""
-    peer: Annotated[str, Meta(max_length=PEER_ID_CHARS_MAX)] = ""
+    peer: Annotated[str, Meta(max_length=PEER_ID_CHARS_MAX, pattern=r"^[A-Za-z0-9]*\Z")] = ""
     """Who serves them: the founder."""
-    run_id: Annotated[str, Meta(max_length=128)] = ""
+    run_id: Word = ""
     step: Annotated[int, Meta(ge=0, le=STEPS_MAX)] = 0
     """Where they come from, for people."""
 
@@ -172,8 +173,8 @@ class RunManifest(_Section, frozen=True):
 
     name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+\Z")]
     seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
-    protocol_version: int = PROTOCOL_VERSION
-    founding_nonce: Annotated[str, Meta(max_length=64)] = ""
+    protocol_version: Annotated[int, Meta(ge=0, le=1 << 31)] = PROTOCOL_VERSION
+    founding_nonce: Word = ""
     """Set at founding so that two runs of one preset are two runs."""
     model: ModelSettings = msgspec.field(default_factory=ModelSettings)
     data: DataSettings = msgspec.field(default_factory=DataSettings)

@@ -9,9 +9,19 @@ import msgspec
 
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import PROTOCOL_VERSION, DataSettings, RunManifest
+from understudy.protocol.printable import printable
 
 MANIFEST_BYTES_MAX = 16 * 1024
+STAGE_BYTES_MAX = 1 << 37
+"""Of a stage's weights: 34 billion numbers. What a machine can hold is judged there (node/compute/room.py)."""
+ACTIVATION_BYTES_MAX = 1 << 30
+"""Of a microbatch between two stages in float32: no frame is longer (protocol/wire/frames.py)."""
+LOGIT_BYTES_MAX = 1 << 37
+"""Of a microbatch, on S0."""
+COMPLAINT_CHARACTERS_MAX = 300
+"""An error of the decoder's repeats names that it was given."""
 
+_PARTS_OF_PATHS = re.compile(r"[/\\]|\.\.")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _STREAMED_KEYS = (
@@ -27,7 +37,7 @@ def decode_manifest(encoded: bytes) -> RunManifest:
     try:
         manifest = msgspec.json.decode(encoded, type=RunManifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise SettingsError(f"the manifest does not fit: {error}") from error
+        raise SettingsError(f"the manifest does not fit: {printable(str(error)[:COMPLAINT_CHARACTERS_MAX])}") from error
     check(manifest)
     check_founded(manifest)
     return manifest
@@ -79,7 +89,21 @@ def check(manifest: RunManifest) -> None:
         raise SettingsError("timing must satisfy heartbeat_s < suspect_after_s < dead_after_s")
     if not 2 * timing.record_refresh_s <= timing.record_lifetime_s:
         raise SettingsError("timing.record_lifetime_s must be at least twice timing.record_refresh_s")
+    _check_sizes(manifest)
     _check_data(manifest.data)
+
+
+def _check_sizes(manifest: RunManifest) -> None:
+    """What follows from several settings together. Raises `SettingsError`."""
+    model, rows = manifest.model, manifest.step.microbatch_size * manifest.model.context_length
+    for what, size, most in (
+        ("the weights of S0", model.stage_bytes(0), STAGE_BYTES_MAX),
+        ("the weights of a block stage", model.stage_bytes(1), STAGE_BYTES_MAX),
+        ("the activation of a microbatch", 4 * rows * model.hidden_size, ACTIVATION_BYTES_MAX),
+        ("the logits of a microbatch", 4 * rows * model.vocabulary_size, LOGIT_BYTES_MAX),
+    ):
+        if size > most:
+            raise SettingsError(f"{what} would be {size / 1e9:,.1f} GB, and {most / 1e9:,.1f} GB are allowed")
 
 
 def check_founded(manifest: RunManifest) -> None:
@@ -96,6 +120,11 @@ def check_founded(manifest: RunManifest) -> None:
 
 def _check_data(data: DataSettings) -> None:
     """Rules within the table. Raises `SettingsError`."""
+    for name, value in msgspec.structs.asdict(data).items():
+        if isinstance(value, str) and not value.isprintable():
+            raise SettingsError(f"data.{name} has characters that cannot be printed: {printable(value)}")
+    if _PARTS_OF_PATHS.search(data.config):
+        raise SettingsError(f"data.config is {data.config!r}, which is no name of a dataset's configuration")
     if data.source == "huggingface":
         _check_streamed(data)
         return

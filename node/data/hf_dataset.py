@@ -80,7 +80,10 @@ def open_dataset(settings: DataSettings, split: str, access: TextAccess) -> Data
                 files = _of_split(found, split, place)
                 return _Files(files, type(builder.config).__name__, settings.column, place)
             return _Tables(builder.as_streaming_dataset(split=split), place.name, settings.column)
-    except (FileNotFoundError, ValueError) as error:
+    except (SettingsError, TextError):
+        raise
+    except Exception as error:
+        # A card that is no YAML, an archive that is none: whatever the library raises, the dataset is wrong.
         raise SettingsError(f"data.dataset: {first_line(error)}") from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from understudy.node.export.shards import INDEX_FILE
 from understudy.node.files.plain_files import require_plain_entries
 from understudy.protocol.errors import SettingsError, TextError
 from understudy.protocol.manifest import ModelSettings, RunManifest
+from understudy.protocol.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -179,13 +181,13 @@ def tokenizer_config(settings: ModelSettings) -> dict[str, Any]:
 def card(manifest: RunManifest, step: int) -> str:
     """README.md: where these weights come from, and how to use them."""
     model, data = manifest.model, manifest.data
-    source = ": ".join(filter(None, (data.source, data.dataset, data.revision)))
+    source = _cell(": ".join(filter(None, (data.source, data.dataset, data.revision))))
     tokens_are = "a token is a byte, so ids above 255 are unused"
     if data.tokenizer:
-        tokens_are = "tokenizer " + " ".join(filter(None, (data.tokenizer, data.tokenizer_revision)))
+        tokens_are = _cell(f"tokenizer {data.tokenizer} {data.tokenizer_revision}")
     tokens = step * manifest.tokens_per_step
     begun = manifest.initial
-    start = f"step {begun.step} of `{begun.run_id}`" if begun.digests else f"a draw from seed {manifest.seed}"
+    start = f"step {begun.step} of `{_cell(begun.run_id)}`" if begun.digests else f"a draw from seed {manifest.seed}"
     return f"""---
 library_name: transformers
 tags:
@@ -225,6 +227,11 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100, do_sample=Tr
 Without transformers: `understudy generate DIR --prompt "def "`. A run that goes on from here:
 `understudy bootstrap ... --initial-weights DIR`.
 """
+
+
+def _cell(text: str) -> str:
+    """A founder's text in a table of Markdown: neither a heading, nor a link, nor another column."""
+    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", printable(text))
 
 
 def write_tokenizer(folder: Path, manifest: RunManifest, access: TextAccess) -> int | None:

@@ -22,7 +22,7 @@ from understudy.node.data.access import NO_ACCESS, TextAccess
 from understudy.node.data.tokenizer import Tokens
 from understudy.node.export.folder import ExportFolder, Origin
 from understudy.node.export.generation import ExportedModel, Wish, choose
-from understudy.node.export.hugging_face import byte_characters, read_config, tokenizer
+from understudy.node.export.hugging_face import byte_characters, card, read_config, tokenizer
 from understudy.node.export.initial_weights import InitialWeights
 from understudy.node.export.shards import load_tensors
 from understudy.protocol.errors import SettingsError, StorageError, UnderstudyError, WeightsError
@@ -344,3 +344,11 @@ def test_a_model_of_another_kind_is_refused(
     (tmp_path / "config.json").write_text(json.dumps({**table, **change}))
     with pytest.raises(error):
         ExportedModel(tmp_path)
+
+
+def test_a_founders_text_is_no_heading_link_or_column_of_the_card() -> None:
+    """Names like these do not get through a manifest; the card does not rely on it."""
+    data = DataSettings(source="huggingface", dataset="a\n# b|c", tokenizer="[x](http://y)`")
+    written = card(msgspec.structs.replace(MANIFEST, data=data), 1)
+    assert "huggingface: a\\\\n\\# b\\|c" in written
+    assert "tokenizer \\[x\\](http://y)\\`" in written

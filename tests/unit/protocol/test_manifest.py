@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -194,3 +195,68 @@ def test_a_damaged_manifest_is_refused_or_another_run(at: int, byte: int) -> Non
     except SettingsError:
         return
     assert (decoded == preset("tiny")) == (decoded.digest() == preset("tiny").digest())
+
+
+# --- a hostile founder ---
+
+TEXT_RUN = {"name": "run", "data": {"source": "text", "digest": "0" * 64}}
+NANOSECONDS = dict.fromkeys(msgspec.to_builtins(RunManifest(name="x").timing), 1e-09)
+HOSTILE: list[tuple[dict[str, Any], str]] = [
+    ({"data": {"source": "text", "paths": ["~/.ssh", "/proc/self/environ"]}}, "unknown field `paths`"),
+    ({"data": {"source": "text", "paths": [], "digest": "0" * 64}}, "unknown field `paths`"),
+    ({"data": {"source": "text"}}, "no digest of the text: do not join this run"),
+    ({"data": {"source": "text", "digest": "../.."}}, "digest"),
+    ({"data": {"tokenizer": "/dev/zero"}}, "belongs to data.source = 'huggingface'"),
+    *(
+        ({"data": {"source": "huggingface", "end_of_text": ".", "digest": "0" * 64, **named}}, told)
+        for named, told in (
+            ({}, "no digest of its tokenizer"),
+            ({"dataset": "/home", "revision": "a" * 40}, "names of the hub are owner/name"),
+            ({"dataset": "~/.ssh", "revision": "a" * 40}, "names of the hub are owner/name"),
+            ({"dataset": "text", "revision": "a" * 40}, "names of the hub are owner/name"),
+            ({"dataset": "a/../b", "revision": "a" * 40}, "names of the hub are owner/name"),
+            ({"dataset": "some/where\n# heading", "revision": "a" * 40}, r"cannot be printed: some/where\\n# heading"),
+            ({"tokenizer": "./tokenizer.json", "tokenizer_revision": "a" * 40}, "names of the hub are owner/name"),
+            ({"tokenizer": "a/b\x1b[2J", "tokenizer_revision": "a" * 40}, r"cannot be printed: a/b\\x1b\[2J"),
+            ({"config": "../../cache"}, "no name of a dataset's configuration"),
+            ({"split": "train\x9b1m"}, "cannot be printed"),
+            ({"end_of_text": "\u202e"}, "cannot be printed"),
+        )
+    ),
+    ({"name": "a\nb"}, "name"),
+    ({"name": "\x1b[2J"}, "name"),
+    ({"\x1b[2J\nfield": 1}, r"unknown field `\\x1b\[2J\\nfield`"),
+    ({"founding_nonce": "\x1b"}, "founding_nonce"),
+    ({"initial": {"digests": ["0" * 64] * 5, "peer": "Qm", "run_id": "a`\n# b"}}, "run_id"),
+    ({"initial": {"digests": ["0" * 64] * 5, "peer": "Qm\x1b"}}, "peer"),
+    ({"protocol_version": 1 << 63}, "protocol_version"),
+    *(({"timing": {name: value}}, f"timing.{name}") for name, value in NANOSECONDS.items()),
+    *(({"timing": {name: 1e9}}, f"timing.{name}") for name in NANOSECONDS),
+    ({"step": {"microbatch_timeout_s": 1e-9}}, "step.microbatch_timeout_s"),
+    ({"step": {"total_steps": 1 << 60}}, "step.total_steps"),
+    ({"optimizer": {"learning_rate": 1e300}}, "optimizer.learning_rate"),
+    ({"optimizer": {"warmup_steps": 1 << 60}}, "optimizer.warmup_steps"),
+    ({"recovery": {"learning_rate_scale": 1e300}}, "recovery.learning_rate_scale"),
+    (
+        {"model": {"hidden_size": 1 << 16, "intermediate_size": 1 << 18, "layers_per_stage": 1024}},
+        r"the weights of a block stage would be 281,475.* GB, and 137.4 GB are allowed",
+    ),
+    ({"model": {"hidden_size": 1 << 16, "vocabulary_size": 1 << 20}}, "the weights of S0 would be 549.8 GB"),
+    ({"step": {"microbatch_size": 1 << 16}}, "the activation of a microbatch would be 4.3 GB"),
+    (
+        {"model": {"vocabulary_size": 1 << 20, "context_length": 1 << 18, "hidden_size": 8}},
+        "the logits of a microbatch",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings_", "told"), HOSTILE)
+def test_a_manifest_of_a_hostile_founder_is_refused(settings_: dict[str, Any], told: str) -> None:
+    encoded = json.dumps({"name": "run", "protocol_version": PROTOCOL_VERSION, **settings_}).encode()
+    with pytest.raises(SettingsError, match=told) as caught:
+        decode_manifest(encoded)
+    assert str(caught.value).isprintable()
+
+
+def test_the_same_manifest_without_the_attack_is_taken() -> None:
+    assert decode_manifest(json.dumps(TEXT_RUN).encode()).data.digest
