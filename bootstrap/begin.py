@@ -8,14 +8,16 @@ from pathlib import Path
 
 import msgspec
 
-from understudy.bootstrap.founding import load_manifest, reload_manifest, with_steps
+from understudy.bootstrap.founding import load_run, reload_manifest, with_steps
 from understudy.bootstrap.same_run import LENGTH, first_difference
+from understudy.node.data.access import founders_access
 from understudy.node.data.data_check import describe_data
 from understudy.node.export.initial_weights import InitialWeights
 from understudy.node.ui.telemetry import logger as told
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.presets import PRESETS
+from understudy.protocol.run_toml import RunToml
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +40,9 @@ def begin(wish: Founding) -> tuple[RunManifest, InitialWeights | None]:
 
     A new run's initial weights are not entered yet: that takes the founder's PeerID.
     """
-    asked = None if wish.source is None else load_manifest(wish.source, wish.total_steps)
+    asked = None if wish.source is None else load_run(wish.source, wish.total_steps)
     known = reload_manifest(wish.folder) if wish.folder is not None else None
-    manifest = _new(asked) if known is None else _again(known, asked, wish)
+    manifest = _new(asked) if known is None else _again(known, asked.manifest if asked else None, wish)
     if wish.initial_weights is None:
         if manifest.initial.digests:
             logger.warning(
@@ -53,13 +55,13 @@ def begin(wish: Founding) -> tuple[RunManifest, InitialWeights | None]:
     return manifest, initial
 
 
-def _new(asked: RunManifest | None) -> RunManifest:
+def _new(asked: RunToml | None) -> RunManifest:
     if asked is None:
         raise SettingsError(
             f"there is no run to go on with: name a preset ({', '.join(PRESETS)}) or a run.toml, "
             "or with --dir the folder of a run that was founded before"
         )
-    return describe_data(asked)
+    return describe_data(asked.manifest, founders_access(asked.files))
 
 
 def _again(known: RunManifest, asked: RunManifest | None, wish: Founding) -> RunManifest:

@@ -20,6 +20,7 @@ from understudy.node.doctor.machine import (
 )
 from understudy.node.p2p.addresses import JoinString
 from understudy.node.process import EXIT_DONE, EXIT_FAILED
+from understudy.protocol.printable import printable
 
 _STYLES = {"ok": "green", "note": "yellow", "bad": "bold red"}
 
@@ -40,7 +41,9 @@ async def run_doctor(arguments: DoctorArguments) -> int:
     is_fit = True
     async for finding in examine(arguments):
         verdict = (f"{finding.verdict:<6}", _STYLES[finding.verdict])
-        console.print(Text.assemble(verdict, f"{finding.subject:<13}", finding.text), soft_wrap=True, highlight=False)
+        console.print(
+            Text.assemble(verdict, f"{finding.subject:<13}", printable(finding.text)), soft_wrap=True, highlight=False
+        )
         is_fit = is_fit and finding.verdict != "bad"
     return EXIT_DONE if is_fit else EXIT_FAILED
 

@@ -15,21 +15,27 @@ from understudy.node.p2p.addresses import JoinString, parse_join, told_to_others
 from understudy.node.p2p.identity import Identity
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.manifest_reader import check, decode_manifest, parse_manifest
+from understudy.protocol.manifest_reader import check, check_founded, decode_manifest
 from understudy.protocol.presets import PRESETS, preset
+from understudy.protocol.run_toml import NO_FILES, RunToml, parse_run_toml
 from understudy.protocol.wire.records import ManifestRecord
 
 MANIFEST_FILE = "manifest.json"
 JOIN_FILE = "join.txt"
 
 
-def load_manifest(source: str, total_steps: int | None = None) -> RunManifest:
-    """The manifest of a preset's name or a run.toml's path, made unique by a nonce. Raises `SettingsError`."""
-    manifest = preset(source) if source in PRESETS else _read(source)
+def load_run(source: str, total_steps: int | None = None) -> RunToml:
+    """The run of a preset's name or a run.toml's path, made unique by a nonce. Raises `SettingsError`."""
+    manifest, files = RunToml(preset(source), NO_FILES) if source in PRESETS else _read(source)
     manifest = msgspec.structs.replace(manifest, founding_nonce=secrets.token_hex(8))
     manifest = with_steps(manifest, total_steps)
     check(manifest)
-    return manifest
+    return RunToml(manifest, files)
+
+
+def load_manifest(source: str, total_steps: int | None = None) -> RunManifest:
+    """What all peers of it agree on. Raises `SettingsError`."""
+    return load_run(source, total_steps).manifest
 
 
 def with_steps(manifest: RunManifest, total_steps: int | None) -> RunManifest:
@@ -42,12 +48,12 @@ def with_steps(manifest: RunManifest, total_steps: int | None) -> RunManifest:
     return msgspec.structs.replace(manifest, step=step)
 
 
-def _read(source: str) -> RunManifest:
+def _read(source: str) -> RunToml:
     path = Path(source)
     if not path.suffix and not path.exists():
-        return preset(source)
+        return RunToml(preset(source), NO_FILES)
     try:
-        return parse_manifest(read_plain(path).decode(), source)
+        return parse_run_toml(read_plain(path).decode(), source)
     except OSError as error:
         raise SettingsError(f"{source} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -91,7 +97,8 @@ def keep_founding(folder: Path, manifest: RunManifest, join: JoinString) -> None
 
 
 def found(manifest: RunManifest, founder: Identity) -> ManifestRecord:
-    """Sign the manifest."""
+    """Sign the manifest. Raises `SettingsError` if nobody would take it."""
+    check_founded(manifest)
     encoded = manifest.encode()
     return ManifestRecord(founder.peer_id, encoded, founder.public_key_bytes, founder.sign(encoded))
 

@@ -9,7 +9,7 @@ import msgspec
 
 from understudy.protocol.manifest import RunManifest
 
-ENTERED_AT_FOUNDING = {"founding_nonce", "protocol_version", "data.digest"}
+ENTERED_AT_FOUNDING = {"founding_nonce", "protocol_version", "data.digest", "data.tokenizer_digest"}
 """What nobody asks for: it is made or measured when a run is founded. So is all of ``initial``."""
 LENGTH = "step.total_steps"
 

@@ -23,6 +23,7 @@ from understudy.node.process import EXIT_DONE, StopSwitch
 from understudy.protocol.errors import NetworkError, RemoteProtocolError
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.observe.swarm_status import Posted, SwarmView, keys_of_view, overview
+from understudy.protocol.printable import printable
 from understudy.protocol.wire.records import decode_record
 
 READ_EVERY_S = 2.0
@@ -125,7 +126,7 @@ class _Screen:
 
     def complain(self, reason: str) -> None:
         console = self._complaints if self._live is None else self._console
-        console.print(reason, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(reason), markup=False, highlight=False, soft_wrap=True)
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

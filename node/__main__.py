@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from understudy.node.cli import Multiaddrs, default_identity, option, parse_listen, run, run_command
+from understudy.node.data.access import TextAccess, access_by_options
 from understudy.node.join_file import read_join
 from understudy.node.p2p.addresses import JoinString, told_to_others
 from understudy.node.process import EXIT_DONE, StopSwitch, on_hangup
@@ -47,6 +48,7 @@ class NodeArguments:
     device: str
     threads: int
     events: Path | None
+    text: TextAccess
     wait_s: float
     """How long the swarm may be out of reach at the start."""
 
@@ -61,6 +63,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
     from understudy.node.p2p.identity import Identity
     from understudy.node.reach.opening import open_by_reachability
     from understudy.node.runtime import Node
+    from understudy.node.ui.consent import with_consent
     from understudy.node.ui.telemetry import logger
     from understudy.protocol.wire.contact import is_private
 
@@ -75,6 +78,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
         device=choose_device(arguments.device),
         threads=choose_threads(arguments.threads),
         events_path=arguments.events,
+        text=arguments.text,
     )
     identity = Identity.load_or_create(config.identity_path)
     swarm_config = SwarmConfig(
@@ -89,7 +93,9 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
         manifest, signed_manifest = await obtain_manifest(p2p, config.join)
         if config.stage is not None and config.stage > manifest.last_stage:
             raise SettingsError(f"--stage {config.stage}: this run has the stages 0 to {manifest.last_stage}")
-        objection = await off_the_loop(lambda: objection_to_driving(manifest))
+        if config.stage in (None, DRIVER_STAGE):
+            config = replace(config, text=await with_consent(config.text, manifest.data))
+        objection = await off_the_loop(lambda: objection_to_driving(manifest, config.text))
         if objection is not None:
             if config.stage == DRIVER_STAGE:
                 raise SettingsError(f"--stage 0: {objection}")
@@ -117,6 +123,16 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
     device: Annotated[str, option("DEVICE", "auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int, option("THREADS", "Arithmetic threads; 0 means all cores.")] = 0,
     events: Annotated[Path | None, option("EVENTS", "Append events as JSON lines to this file.")] = None,
+    data: Annotated[
+        list[Path] | None,
+        option("DATA", "Where the run's text lies here, if the founder gave it to you. Repeatable."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, option("TOKENIZER", "The run's tokenizer.json, if the founder gave it to you.")
+    ] = None,
+    allow_hub: Annotated[
+        bool, option("ALLOW_HUB", "Read from the Hugging Face hub what the founder chose there.")
+    ] = False,
     wait: Annotated[float, option("WAIT", "Seconds to wait for the join file and for the swarm to answer.", min=0)] = 0,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say everything.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say only what goes wrong.")] = False,
@@ -137,6 +153,7 @@ def node(  # noqa: PLR0913, PLR0917 - one parameter per option
             device=device,
             threads=threads,
             events=events,
+            text=access_by_options(data or (), tokenizer, may_ask_hub=allow_hub),
             wait_s=wait,
         )
         from understudy.node.ui.display import ConsoleHandler, Display

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from understudy.node.data.access import NO_ACCESS, TextAccess
 from understudy.node.p2p.addresses import JoinString
 from understudy.protocol.errors import SettingsError
 
@@ -31,6 +32,8 @@ class NodeConfig:
     threads: int = 1
     """Threads of the arithmetic; the node has one compute thread all the same."""
     events_path: Path | None = None
+    text: TextAccess = NO_ACCESS
+    """What the run may read here if this node drives."""
 
 
 def choose_device(wanted: str) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from understudy.node.files.standard_output import Outlet
 from understudy.protocol.errors import LocalProtocolError, SettingsError, StorageError, UnderstudyError
+from understudy.protocol.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def _report(error: BaseException) -> int:
         raise error
     logger.debug("failed", exc_info=error)
     whose = "a bug of understudy's, please report it: " if isinstance(cause, LocalProtocolError) else ""
-    print(f"{COMPLAINT}{whose}{cause}", file=sys.stderr, flush=True)  # noqa: T201 - the one line a person reads
+    print(f"{COMPLAINT}{whose}{printable(str(cause))}", file=sys.stderr, flush=True)  # noqa: T201 - the one line a person reads
     return EXIT_USAGE if isinstance(cause, SettingsError) else EXIT_FAILED
 
 

@@ -95,7 +95,7 @@ class Node:
         self._core = Core(p2p.peer_id, manifest, signed_manifest, can_drive=can_drive, check_every=check_every)
         self._events = EventLog(config.events_path)
         self._loop = asyncio.get_running_loop()
-        self._host = StageHost(manifest, config.device)
+        self._host = StageHost(manifest, config.device, config.text)
         self._worker = Worker(self._host, config.threads, self._job_finished, self._job_failed)
         rules = LinkRules(self._run_id, manifest.digest(), activation_header(manifest))
         self._counters = Counters()

@@ -17,11 +17,14 @@ from understudy.protocol.ids import DRIVER_STAGE, PEER_ID_CHARS_MAX, STAGES_MAX,
 
 PROTOCOL_VERSION = 2
 
-Positive = Annotated[int, Meta(ge=1)]
-PositiveFloat = Annotated[float, Meta(gt=0)]
-NonNegativeFloat = Annotated[float, Meta(ge=0)]
+UPDATES_MAX = 10**7
+"""For what is counted in updates: longer than any run."""
+Updates = Annotated[int, Meta(ge=0, le=UPDATES_MAX)]
+Word = Annotated[str, Meta(max_length=128, pattern=r"^[A-Za-z0-9._-]*\Z")]
 HubName = Annotated[str, Meta(max_length=1024)]
 ShortText = Annotated[str, Meta(max_length=256)]
+Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+"""Hex SHA-256, or empty: there is none."""
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -38,8 +41,8 @@ class ModelSettings(_Section, frozen=True):
     block_stages: Annotated[int, Meta(ge=1, le=STAGES_MAX - 1)] = 4
     layers_per_stage: Annotated[int, Meta(ge=1, le=1024)] = 1
     context_length: Annotated[int, Meta(ge=2, le=1 << 20)] = 128
-    rope_theta: PositiveFloat = 10000.0
-    norm_epsilon: PositiveFloat = 1e-5
+    rope_theta: Annotated[float, Meta(ge=1, le=1e12)] = 10000.0
+    norm_epsilon: Annotated[float, Meta(ge=1e-12, le=0.1)] = 1e-5
 
     def stage_bytes(self, stage: int) -> int:
         """Bytes of a stage's weights in float32."""
@@ -50,40 +53,51 @@ class ModelSettings(_Section, frozen=True):
 
 
 class DataSettings(_Section, frozen=True):
-    """Where the driver's tokens come from. Only the peer on S0 reads data."""
+    """Where the driver's tokens come from. Only the peer on S0 reads data.
+
+    No setting names a file of a machine: a manifest is read by many, and a founder must not choose what a volunteer's
+    machine opens. A run.toml may name the founder's own files (run_toml.py).
+    """
 
     source: Literal["python-stdlib", "text", "huggingface"] = "python-stdlib"
-    paths: tuple[str, ...] = ()
-    """text: UTF-8 files and folders of them."""
+    """text: files that whoever may drive has. They are the run's if they have its digest."""
     dataset: HubName = ""
-    """huggingface: a dataset of the hub, or a local folder of files that the datasets library reads."""
+    """huggingface: a dataset of the hub. Empty: a folder of files that whoever may drive has."""
     config: ShortText = ""
     split: ShortText = "train"
     column: ShortText = "text"
     revision: ShortText = ""
     """The full commit hash of a hub's dataset; a name such as "main" may mean other text tomorrow."""
     tokenizer: HubName = ""
-    """huggingface: a model of the hub, or a local tokenizer.json or folder that holds one."""
+    """huggingface: a model of the hub. Empty: a tokenizer.json that whoever needs it has."""
     tokenizer_revision: ShortText = ""
     end_of_text: ShortText = ""
     """huggingface: the token that ends each text, such as "<|endoftext|>"."""
     validation_split: ShortText = ""
     """huggingface: held out instead of a fraction of the texts."""
     validation_fraction: Annotated[float, Meta(ge=0, lt=1)] = 0.05
-    digest: Annotated[str, Meta(max_length=128)] = ""
-    """Hex digest of the founder's text; only who has the same text can drive. Empty: not checked."""
+    digest: Digest = ""
+    """Of the founder's text; only who has the same text can drive. Entered at founding."""
+    tokenizer_digest: Digest = ""
+    """huggingface: the SHA-256 of the founder's tokenizer.json. Entered at founding."""
+
+    @property
+    def hub_names(self) -> tuple[str, ...]:
+        """What is fetched from the Hugging Face hub, for people."""
+        named = (("the dataset", self.dataset), ("the tokenizer", self.tokenizer))
+        return tuple(f"{kind} {name}" for kind, name in named if name)
 
 
 class OptimizerSettings(_Section, frozen=True):
     """AdamW with linear warm-up to a constant rate; each stage clips its own gradient."""
 
-    learning_rate: PositiveFloat = 3e-3
+    learning_rate: Annotated[float, Meta(gt=0, le=10)] = 3e-3
     beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
-    epsilon: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
-    warmup_steps: Annotated[int, Meta(ge=0)] = 10
-    clip_norm: PositiveFloat = 1.0
+    epsilon: Annotated[float, Meta(gt=0, le=1)] = 1e-8
+    weight_decay: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    warmup_steps: Updates = 10
+    clip_norm: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
 
 
 class RecoverySettings(_Section, frozen=True):
@@ -93,10 +107,10 @@ class RecoverySettings(_Section, frozen=True):
     swapped_pairs: Literal["mirror", "average"] = "average"
     """How S2 and Sn-1 come back under checkfree+: as a copy of their swapped partner, or averaged."""
     norm_exponent: Annotated[int, Meta(ge=0, le=2)] = 2
-    learning_rate_scale: PositiveFloat = 1.1
-    learning_rate_decay_steps: Annotated[int, Meta(ge=0)] = 0
+    learning_rate_scale: Annotated[float, Meta(gt=0, le=100)] = 1.1
+    learning_rate_decay_steps: Updates = 0
     """Updates in which a recovered stage's scaled rate goes back to the run's; 0: it stays, as in the paper."""
-    edge_copy_every: Annotated[int, Meta(ge=0)] = 1
+    edge_copy_every: Updates = 1
     """Commits from one copy of S0's weights to the next; 0 means none, and a lost S0 begins anew."""
     edge_keepers: Annotated[int, Meta(ge=1, le=3)] = 2
     """Stages that keep each part of S0: with 1 S0 can be lost, with 2 a neighbour with it, with 3 both neighbours."""
@@ -109,9 +123,9 @@ class StepSettings(_Section, frozen=True):
     microbatch_size: Annotated[int, Meta(ge=1, le=1 << 16)] = 8
     window: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
     """Microbatches in flight at most; 0 means that the driver finds it (protocol/pipeline/window.py)."""
-    total_steps: Annotated[int, Meta(ge=0)] = 0
+    total_steps: Annotated[int, Meta(ge=0, le=STEPS_MAX)] = 0
     """The run is done after this many committed steps; 0 means it goes on until stopped."""
-    microbatch_timeout_s: PositiveFloat = 20.0
+    microbatch_timeout_s: Annotated[float, Meta(ge=0.1, le=86400)] = 20.0
     """A microbatch not back after this long is re-issued; with twice the time, and with every second one more."""
 
 
@@ -133,13 +147,13 @@ class ComputeSettings(_Section, frozen=True):
 
 
 class TimingSettings(_Section, frozen=True):
-    """Liveness and records, in seconds."""
+    """Liveness and records, in seconds. Below the lower bounds a node would do nothing else any more."""
 
-    heartbeat_s: PositiveFloat = 1.0
-    suspect_after_s: PositiveFloat = 2.0
-    dead_after_s: PositiveFloat = 4.0
-    record_lifetime_s: PositiveFloat = 15.0
-    record_refresh_s: PositiveFloat = 5.0
+    heartbeat_s: Annotated[float, Meta(ge=0.05, le=60)] = 1.0
+    suspect_after_s: Annotated[float, Meta(ge=0.1, le=600)] = 2.0
+    dead_after_s: Annotated[float, Meta(ge=0.2, le=3600)] = 4.0
+    record_lifetime_s: Annotated[float, Meta(ge=2, le=3600)] = 15.0
+    record_refresh_s: Annotated[float, Meta(ge=0.5, le=1800)] = 5.0
 
 
 class InitialSettings(_Section, frozen=True):
@@ -147,9 +161,9 @@ class InitialSettings(_Section, frozen=True):
 
     digests: tuple[Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")], ...] = ()
     """Of each stage's weights, S0 first (`WeightsSnapshot.digest`). None: the stages are drawn from the seed."""
-    peer: Annotated[str, Meta(max_length=PEER_ID_CHARS_MAX)] = ""
+    peer: Annotated[str, Meta(max_length=PEER_ID_CHARS_MAX, pattern=r"^[A-Za-z0-9]*\Z")] = ""
     """Who serves them: the founder."""
-    run_id: Annotated[str, Meta(max_length=128)] = ""
+    run_id: Word = ""
     step: Annotated[int, Meta(ge=0, le=STEPS_MAX)] = 0
     """Where they come from, for people."""
 
@@ -159,8 +173,8 @@ class RunManifest(_Section, frozen=True):
 
     name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+\Z")]
     seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
-    protocol_version: int = PROTOCOL_VERSION
-    founding_nonce: Annotated[str, Meta(max_length=64)] = ""
+    protocol_version: Annotated[int, Meta(ge=0, le=1 << 31)] = PROTOCOL_VERSION
+    founding_nonce: Word = ""
     """Set at founding so that two runs of one preset are two runs."""
     model: ModelSettings = msgspec.field(default_factory=ModelSettings)
     data: DataSettings = msgspec.field(default_factory=DataSettings)

@@ -1,19 +1,29 @@
-"""From bytes, a ``run.toml`` or a table to a manifest that keeps all rules."""
+"""From bytes or a table to a manifest that keeps all rules. A ``run.toml``: run_toml.py."""
 
 from __future__ import annotations
 
 import re
-import tomllib
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import PROTOCOL_VERSION, DataSettings, RunManifest
+from understudy.protocol.printable import printable
 
 MANIFEST_BYTES_MAX = 16 * 1024
+STAGE_BYTES_MAX = 1 << 37
+"""Of a stage's weights: 34 billion numbers. What a machine can hold is judged there (node/compute/room.py)."""
+ACTIVATION_BYTES_MAX = 1 << 30
+"""Of a microbatch between two stages in float32: no frame is longer (protocol/wire/frames.py)."""
+LOGIT_BYTES_MAX = 1 << 37
+"""Of a microbatch, on S0."""
+COMPLAINT_CHARACTERS_MAX = 300
+"""An error of the decoder's repeats names that it was given."""
 
+_PARTS_OF_PATHS = re.compile(r"[/\\]|\.\.")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _STREAMED_KEYS = (
     "dataset", "config", "split", "column", "revision", "tokenizer", "tokenizer_revision", "end_of_text",
     "validation_split",
@@ -27,18 +37,10 @@ def decode_manifest(encoded: bytes) -> RunManifest:
     try:
         manifest = msgspec.json.decode(encoded, type=RunManifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise SettingsError(f"the manifest does not fit: {error}") from error
+        raise SettingsError(f"the manifest does not fit: {printable(str(error)[:COMPLAINT_CHARACTERS_MAX])}") from error
     check(manifest)
+    check_founded(manifest)
     return manifest
-
-
-def parse_manifest(text: str, source: str) -> RunManifest:
-    """Read a ``run.toml``. ``source`` names it in messages. Raises `SettingsError`."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{source} is not valid TOML: {error}") from error
-    return manifest_from_table(table, source)
 
 
 def manifest_from_table(table: dict[str, Any], source: str) -> RunManifest:
@@ -87,20 +89,42 @@ def check(manifest: RunManifest) -> None:
         raise SettingsError("timing must satisfy heartbeat_s < suspect_after_s < dead_after_s")
     if not 2 * timing.record_refresh_s <= timing.record_lifetime_s:
         raise SettingsError("timing.record_lifetime_s must be at least twice timing.record_refresh_s")
+    _check_sizes(manifest)
     _check_data(manifest.data)
 
 
-def is_local(name: str) -> bool:
-    """Whether a dataset's or tokenizer's name is a path of this machine rather than a name of the hub."""
-    return name.startswith(("/", "./", "../", "~"))
+def _check_sizes(manifest: RunManifest) -> None:
+    """What follows from several settings together. Raises `SettingsError`."""
+    model, rows = manifest.model, manifest.step.microbatch_size * manifest.model.context_length
+    for what, size, most in (
+        ("the weights of S0", model.stage_bytes(0), STAGE_BYTES_MAX),
+        ("the weights of a block stage", model.stage_bytes(1), STAGE_BYTES_MAX),
+        ("the activation of a microbatch", 4 * rows * model.hidden_size, ACTIVATION_BYTES_MAX),
+        ("the logits of a microbatch", 4 * rows * model.vocabulary_size, LOGIT_BYTES_MAX),
+    ):
+        if size > most:
+            raise SettingsError(f"{what} would be {size / 1e9:,.1f} GB, and {most / 1e9:,.1f} GB are allowed")
+
+
+def check_founded(manifest: RunManifest) -> None:
+    """What a founding must have entered: without a digest any file of a machine would do. Raises `SettingsError`."""
+    data = manifest.data
+    if data.source != "python-stdlib" and not data.digest:
+        raise SettingsError(
+            f"the manifest has data.source = {data.source!r} and no digest of the text: do not join this run, "
+            "it would be trained on whatever files a machine has"
+        )
+    if data.source == "huggingface" and not data.tokenizer_digest:
+        raise SettingsError("the manifest has no digest of its tokenizer: do not join this run")
 
 
 def _check_data(data: DataSettings) -> None:
     """Rules within the table. Raises `SettingsError`."""
-    if data.source == "text" and not data.paths:
-        raise SettingsError("data.source = 'text' needs data.paths: files or folders of UTF-8 text")
-    if data.source != "text" and data.paths:
-        raise SettingsError(f"data.paths belongs to data.source = 'text', not to {data.source!r}: remove it")
+    for name, value in msgspec.structs.asdict(data).items():
+        if isinstance(value, str) and not value.isprintable():
+            raise SettingsError(f"data.{name} has characters that cannot be printed: {printable(value)}")
+    if _PARTS_OF_PATHS.search(data.config):
+        raise SettingsError(f"data.config is {data.config!r}, which is no name of a dataset's configuration")
     if data.source == "huggingface":
         _check_streamed(data)
         return
@@ -113,8 +137,6 @@ def _check_data(data: DataSettings) -> None:
 
 def _check_streamed(data: DataSettings) -> None:
     for key, example in (
-        ("dataset", "owner/name or a folder"),
-        ("tokenizer", "owner/name or a tokenizer.json"),
         ("end_of_text", "the token that ends each text, such as <|endoftext|>"),
         ("split", "such as train"),
         ("column", "such as text"),
@@ -125,12 +147,21 @@ def _check_streamed(data: DataSettings) -> None:
         raise SettingsError(
             f"data.validation_split is data.split, {data.split!r}: hold out another split, or a fraction"
         )
-    for name, key in ((data.dataset, "revision"), (data.tokenizer, "tokenizer_revision")):
-        revision = getattr(data, key)
-        if is_local(name) and revision:
-            raise SettingsError(f"data.{key}: {name} is a path of this machine and has no revisions: remove it")
-        if not is_local(name) and not _COMMIT.fullmatch(revision):
-            raise SettingsError(
-                f"data.{key} must be the full commit hash (40 hexadecimal digits) of {name}, so that its text "
-                "cannot change during the run: the hub shows it at 'Files and versions' (a path begins with / . or ~)"
-            )
+    _check_hub_name("dataset", data.dataset, data.revision)
+    _check_hub_name("tokenizer", data.tokenizer, data.tokenizer_revision)
+
+
+def _check_hub_name(kind: str, name: str, revision: str) -> None:
+    """A name without an owner is refused: the datasets library has a meaning of its own for some of them."""
+    key = "revision" if kind == "dataset" else f"{kind}_revision"
+    if not name:
+        if revision:
+            raise SettingsError(f"data.{key}: files of this machine have no revisions: remove it")
+        return
+    if not _HUB_NAME.fullmatch(name):
+        raise SettingsError(f"data.{kind} is {name!r}, and names of the hub are owner/name")
+    if not _COMMIT.fullmatch(revision):
+        raise SettingsError(
+            f"data.{key} must be the full commit hash (40 hexadecimal digits) of {name}, so that its text "
+            "cannot change during the run: the hub shows it at 'Files and versions' (a path begins with / . or ~)"
+        )

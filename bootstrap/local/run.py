@@ -19,10 +19,12 @@ import msgspec
 from understudy.bootstrap.local.children import Child
 from understudy.bootstrap.local.faults import Fault
 from understudy.bootstrap.local.monitor import Board, Loss
+from understudy.node.data.access import as_options, tokenizer_options
 from understudy.node.files.atomic import writing_aside
 from understudy.node.p2p.daemon import sweep_stale_sockets
 from understudy.protocol.errors import NetworkError
 from understudy.protocol.manifest import RunManifest
+from understudy.protocol.run_toml import NO_FILES, OwnFiles
 
 POLL_S = 0.05
 JOIN_TIMEOUT_S = 60.0
@@ -63,6 +65,8 @@ class LocalPlan:
     """Where the weights after the last step go."""
     initial_weights: Path | None = None
     """An export to begin with."""
+    files: OwnFiles = NO_FILES
+    """Of this machine, that a run.toml names as the run's text."""
     places: tuple[Place, ...] = ()
     """Of the seed and of S0, S1, ...; everybody else runs here."""
 
@@ -172,12 +176,14 @@ class LocalSwarm:
         arguments = ["--join", self.join, "--stage", stage, "--host-maddr", place.listen]
         arguments += ["--identity", f"{files}.key", "--events", f"{files}.jsonl"]
         arguments += ["--device", self.plan.device, "--threads", str(self.plan.threads)]
+        arguments += as_options(self.plan.manifest.data, self.plan.files)
         self._nodes.append(await Child.start(name, "understudy.node", arguments, Path(f"{files}.log"), place.prefix))
 
     async def _start_exporter(self) -> None:
         """Early, so that nobody leaves with the last step before it is exported."""
         if self.plan.export_folder is not None:
             arguments = [str(self.plan.export_folder), "--join", self.join, "--last", "--host-maddr", LISTEN]
+            arguments += tokenizer_options(self.plan.manifest.data, self.plan.files)
             log_path = self._nodes_folder / "export.log"
             self._exporter = await Child.start("export", "understudy.node.export.command", arguments, log_path)
 

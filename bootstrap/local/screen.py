@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from understudy.bootstrap.founding import MANIFEST_FILE, load_manifest
+from understudy.bootstrap.founding import MANIFEST_FILE, load_run
 from understudy.bootstrap.local.faults import check_faults, demo_fault, parse_faults
 from understudy.bootstrap.local.monitor import Board
 from understudy.bootstrap.local.run import LocalPlan, LocalSwarm
@@ -20,7 +20,7 @@ from understudy.bootstrap.local.view import live_view, progress_line, summary
 from understudy.node.export.place import find_place
 from understudy.node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
 from understudy.protocol.errors import SettingsError
-from understudy.protocol.manifest import RunManifest
+from understudy.protocol.run_toml import RunToml
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +49,17 @@ class LocalArguments:
 
 def plan_local(arguments: LocalArguments) -> LocalPlan:
     """Check everything before the first process starts. Raises `SettingsError`."""
-    manifest = load_manifest(arguments.source, arguments.steps)
-    if not manifest.step.total_steps:
-        manifest = load_manifest(arguments.source, arguments.default_steps)
+    run = load_run(arguments.source, arguments.steps)
+    if not run.manifest.step.total_steps:
+        run = load_run(arguments.source, arguments.default_steps)
+    manifest = run.manifest
     faults = parse_faults(arguments.kills, arguments.pauses)
     if arguments.is_demo:
         faults = [demo_fault(manifest.last_stage, manifest.step.total_steps)]
     check_faults(faults, manifest.last_stage, manifest.step.total_steps)
     if arguments.spares < 0:
         raise SettingsError("--spares must not be negative")
-    _check_machine(arguments, manifest)
+    _check_machine(arguments, run)
     folder = _make_folder(arguments.folder)
     _check_export(arguments.export_folder)
     return LocalPlan(
@@ -71,20 +72,23 @@ def plan_local(arguments: LocalArguments) -> LocalPlan:
         threads=arguments.threads,
         export_folder=arguments.export_folder,
         initial_weights=arguments.initial_weights,
+        files=run.files,
     )
 
 
-def _check_machine(arguments: LocalArguments, manifest: RunManifest) -> None:
+def _check_machine(arguments: LocalArguments, run: RunToml) -> None:
     """Refuse once and now what every node would refuse later. Imports torch only where it is needed."""
     if arguments.device != "cpu" or arguments.threads < 0:
         from understudy.node.config import choose_device, choose_threads
 
         choose_device(arguments.device)
         choose_threads(arguments.threads)
+    manifest = run.manifest
     if manifest.data.source != "python-stdlib":
+        from understudy.node.data.access import founders_access
         from understudy.node.data.sources import open_data
 
-        open_data(manifest).close()
+        open_data(manifest, founders_access(run.files)).close()
     if arguments.initial_weights is not None:
         from understudy.node.export.initial_weights import check_folder
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from understudy.bootstrap.local.monitor import Board, Loss
 from understudy.bootstrap.swarm_view import stage_table, state_text
+from understudy.protocol.printable import printable
 
 
 def live_view(board: Board) -> Group:
@@ -28,12 +29,14 @@ def _footer(board: Board) -> list[Text | ProgressBar]:
         ProgressBar(total=max(1, board.total_steps), completed=board.step, width=60),
     ]
     if board.text_failure:
-        footer.append(Text(f"S0 waits for somebody who can read the text: {board.text_failure}", style="bold yellow"))
+        footer.append(
+            Text(f"S0 waits for somebody who can read the text: {printable(board.text_failure)}", style="bold yellow")
+        )
     elif board.waiting_for and board.commits:
         stages = ", ".join(f"S{stage}" for stage in board.waiting_for)
         footer.append(Text(f"the swarm waits for an owner of {stages}", style="bold yellow"))
     elif board.news:
-        footer.append(Text(board.news, style="cyan"))
+        footer.append(Text(printable(board.news), style="cyan"))
     return footer
 
 
@@ -50,7 +53,7 @@ def progress_line(board: Board) -> str:
     speed = last["tokens"] / last["seconds"] if last["seconds"] else 0.0
     line = f"step {board.step}/{board.total_steps}  loss {_loss_text(last['loss'])}  {speed:,.0f} tokens/s"
     if board.text_failure:
-        line += f"  S0 waits for somebody who can read the text: {board.text_failure}"
+        line += f"  S0 waits for somebody who can read the text: {printable(board.text_failure)}"
     elif board.waiting_for:
         line += "  waiting for an owner of " + ", ".join(f"S{stage}" for stage in board.waiting_for)
     return line

@@ -20,6 +20,7 @@ from understudy.node.compute.precision import arithmetic
 from understudy.node.compute.suspicion import Suspicion
 from understudy.node.compute.tensors import from_wire, to_wire
 from understudy.node.compute.weights import HeldCopy, WeightsSnapshot, adopt, blend, snapshot
+from understudy.node.data.access import NO_ACCESS, TextAccess
 from understudy.node.data.data_check import DriverText
 from understudy.node.data.training_data import TrainingData
 from understudy.protocol.actions import Discard, Keep, ReleaseLease, ReleaseSnapshot
@@ -57,12 +58,12 @@ class Saved:
 class StageHost:
     """Weights, optimizer and saved activations of at most one stage."""
 
-    def __init__(self, manifest: RunManifest, device: str) -> None:
+    def __init__(self, manifest: RunManifest, device: str, access: TextAccess = NO_ACCESS) -> None:
         self._manifest = manifest
         self._device = torch.device(device)
         self._module: BlockStage | EdgeStage | None = None
         self._optimizer: StageOptimizer | None = None
-        self.text = DriverText(manifest)
+        self.text = DriverText(manifest, access)
         self._batches: TrainingData | None = None
         self._saved: dict[Key, Saved] = {}
         self._suspicion: Suspicion | None = None

@@ -6,17 +6,16 @@ A token of it is a byte, so every vocabulary (at least 256) fits.
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from understudy.node.data.access import NO_ACCESS, TextAccess
+from understudy.node.data.text_files import SourceFile, read_texts, walk
 from understudy.node.data.training_data import TokensAndLabels, consecutive_windows, windows
 from understudy.protocol.errors import LocalProtocolError, SettingsError
 from understudy.protocol.manifest import DataSettings, RunManifest
@@ -31,13 +30,6 @@ _BUILT_HERE = ("config-", "_sysconfigdata", "sitecustomize.py", "usercustomize.p
 """Left out of the standard library, because they differ between machines with the same Python."""
 
 
-class SourceFile(NamedTuple):
-    """A file of the corpus: its name, relative to the path that was given, and its bytes."""
-
-    name: str
-    content: bytes
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Corpus:
     """The bytes to train on and the held-out ones, both uint8 of (bytes,).
@@ -50,17 +42,17 @@ class Corpus:
     digest: str
 
 
-def open_corpus(settings: DataSettings) -> Corpus:
+def open_corpus(settings: DataSettings, access: TextAccess = NO_ACCESS) -> Corpus:
     """Read the whole corpus of a source of bytes into memory. Raises `SettingsError` with what to change.
 
     "python-stdlib": the sources of the running Python's standard library without its tests;
     whole files are held out. CPython 3.11: 732 files, 12 MB, opened in 0.04 s on one core (0.14 s
     the first time). "text": UTF-8 files, and folders of them; the end of each file is held out,
-    so a single file is enough.
+    so a single file is enough. They are those that ``access`` names.
     """
     if settings.source == "python-stdlib":
         return _corpus([(file, _stdlib_cut(file, settings)) for file in _stdlib_files()])
-    return _corpus([(file, _text_cut(file, settings)) for file in _text_files(settings.paths)])
+    return _corpus([(file, _text_cut(file, settings)) for file in read_texts(access.require_texts(settings.digest))])
 
 
 class Batches:
@@ -75,13 +67,18 @@ class Batches:
         if len(corpus.train) < self._context + 1:
             raise SettingsError(
                 f"the corpus has {len(corpus.train)} bytes to train on, a window of model.context_length = "
-                f"{self._context} needs {self._context + 1}: give more text in data.paths"
+                f"{self._context} needs {self._context + 1}: give more text"
             )
 
     @property
     def digest(self) -> str:
         """The corpus's."""
         return self._corpus.digest
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """There is no tokenizer: a token is a byte."""
+        return ""
 
     @property
     def has_validation(self) -> bool:
@@ -154,7 +151,7 @@ def _stdlib_files() -> list[SourceFile]:
     """Sorted by name. A file that cannot be read is not part of the library."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files = []
-    for path in sorted(_walk(root, _is_library)):
+    for path in sorted(walk(root, _is_library)):
         if path.suffix != ".py":
             continue
         try:
@@ -166,58 +163,5 @@ def _stdlib_files() -> list[SourceFile]:
     return files
 
 
-def _text_files(paths: Sequence[str]) -> list[SourceFile]:
-    """In the order of ``paths``; within a folder sorted by name. Raises `SettingsError`."""
-    files = []
-    for given in paths:
-        path = Path(given).expanduser()
-        if path.is_dir():
-            files += _text_folder(path)
-        elif path.is_file():
-            files.append(SourceFile(path.name, _read_text(path)))
-        elif path.exists():
-            raise SettingsError(f"data.paths: {path} is neither a file nor a folder")
-        else:
-            raise SettingsError(f"data.paths: {path} does not exist")
-    return files
-
-
-def _text_folder(folder: Path) -> list[SourceFile]:
-    """All files below a folder but hidden ones. Raises `SettingsError`, also when there are none."""
-    found = sorted(_walk(folder, _is_visible))
-    if not found:
-        raise SettingsError(f"data.paths: {folder} has no file in it (hidden ones are not read)")
-    return [SourceFile(path.relative_to(folder).as_posix(), _read_text(path)) for path in found]
-
-
-def _read_text(path: Path) -> bytes:
-    """The bytes of a UTF-8 file. Raises `SettingsError`."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise SettingsError(f"data.paths: {path} is not a regular file")
-        content = path.read_bytes()
-        content.decode("utf-8")
-    except OSError as error:
-        raise SettingsError(f"data.paths: {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"data.paths: {path} is not UTF-8 text: byte {error.start} does not fit") from error
-    return content
-
-
-def _walk(folder: Path, is_wanted: Callable[[str], bool]) -> Iterator[Path]:
-    """Files below a folder, in no order; unwanted names are neither returned nor entered."""
-    for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
-        folders[:] = filter(is_wanted, folders)
-        yield from (Path(parent, name) for name in files if is_wanted(name))
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise SettingsError(f"data: the folder {error.filename} cannot be read: {error.strerror}") from error
-
-
 def _is_library(name: str) -> bool:
     return name not in _NOT_LIBRARY and not name.startswith(_BUILT_HERE)
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".")

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import msgspec
 
+from understudy.node.data.access import NO_ACCESS, TextAccess
 from understudy.node.data.prefetch import ReadAhead
 from understudy.node.data.sources import open_data
 from understudy.node.data.training_data import TrainingData
@@ -16,8 +17,8 @@ from understudy.protocol.manifest import RunManifest
 class DriverText:
     """The run's text on this machine: opened when S0 is about to be claimed, then read by whoever drives."""
 
-    def __init__(self, manifest: RunManifest) -> None:
-        self._manifest = manifest
+    def __init__(self, manifest: RunManifest, access: TextAccess = NO_ACCESS) -> None:
+        self._manifest, self._access = manifest, access
         self._data: TrainingData | None = None
         self._reading = ReadAhead()
 
@@ -33,7 +34,7 @@ class DriverText:
     def open(self) -> TrainingData:
         """The text, opened if it is not. Raises `SettingsError`, also if it is not the founder's, or `TextError`."""
         if self._data is None:
-            self._data = open_data(self._manifest, self._reading)
+            self._data = open_data(self._manifest, self._access, self._reading)
             require_founders(self._data, self._manifest)
         return self._data
 
@@ -55,16 +56,17 @@ def require_founders(data: TrainingData, manifest: RunManifest) -> None:
         raise SettingsError(f"the text of data.source = {manifest.data.source!r} on this machine is not the founder's")
 
 
-def describe_data(manifest: RunManifest) -> RunManifest:
+def describe_data(manifest: RunManifest, access: TextAccess = NO_ACCESS) -> RunManifest:
     """The founder's manifest with the digest of its text. Raises `SettingsError` or `TextError`."""
-    with closing(open_data(manifest)) as data:
-        return msgspec.structs.replace(manifest, data=msgspec.structs.replace(manifest.data, digest=data.digest))
+    with closing(open_data(manifest, access)) as data:
+        described = msgspec.structs.replace(manifest.data, digest=data.digest, tokenizer_digest=data.tokenizer_digest)
+    return msgspec.structs.replace(manifest, data=described)
 
 
-def objection_to_driving(manifest: RunManifest) -> str | None:
+def objection_to_driving(manifest: RunManifest, access: TextAccess = NO_ACCESS) -> str | None:
     """Why this machine cannot take S0, or None if it can."""
     try:
-        with closing(open_data(manifest)) as data:
+        with closing(open_data(manifest, access)) as data:
             require_founders(data, manifest)
     except (SettingsError, TextError) as error:
         return str(error)

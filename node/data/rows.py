@@ -55,9 +55,9 @@ def _decoded(part: bytes) -> Row:
         return Unreadable(f"byte {error.start + 1} of it is not UTF-8")
 
 
-def text_rows(url: str) -> Iterator[list[Row]]:
+def text_rows(url: str, token: str | bool = False) -> Iterator[list[Row]]:
     """The lines of a file. Raises `TextError` when reading fails."""
-    with open_stream(url) as stream:
+    with open_stream(url, token) as stream:
         yield from _in_batches(_line_rows(stream, parse_text))
 
 
@@ -123,10 +123,10 @@ def no_column(column: str, names: Any) -> str:
     )
 
 
-def json_rows(url: str, column: str) -> Iterator[list[Row]]:
+def json_rows(url: str, column: str, token: str | bool = False) -> Iterator[list[Row]]:
     """The objects of a file: one a line, or all in one array. Raises `TextError` when reading fails."""
     parse = json_parser(column)
-    with open_stream(url) as stream:
+    with open_stream(url, token) as stream:
         try:
             first = stream.readline(LINE_BYTES_MAX).removeprefix(codecs.BOM_UTF8)
         except DAMAGE as error:
@@ -202,11 +202,11 @@ def _in_batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
 # --- tables ---
 
 
-def parquet_rows(url: str, column: str) -> Iterator[list[Row]]:
+def parquet_rows(url: str, column: str, token: str | bool = False) -> Iterator[list[Row]]:
     """The rows of a Parquet file, of which no other column is read. Raises `TextError`."""
     from pyarrow.parquet import ParquetFile
 
-    with said(url), open_stream(url) as stream:
+    with said(url), open_stream(url, token) as stream:
         file = ParquetFile(stream)
         names = file.schema_arrow.names
         columns = [column] if column in names else []
@@ -214,11 +214,11 @@ def parquet_rows(url: str, column: str) -> Iterator[list[Row]]:
             yield table_rows(batch, column, names)
 
 
-def parquet_row_count(url: str) -> int:
+def parquet_row_count(url: str, token: str | bool = False) -> int:
     """From the file's end, without reading it. Raises `TextError`."""
     from pyarrow.parquet import ParquetFile
 
-    with said(url), open_stream(url) as stream:
+    with said(url), open_stream(url, token) as stream:
         count: int = ParquetFile(stream).metadata.num_rows
     return count
 

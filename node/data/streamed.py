@@ -24,6 +24,8 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from understudy.node.data.access import TextAccess
+from understudy.node.data.hf_dataset import open_dataset
 from understudy.node.data.prefetch import ReadAhead
 from understudy.node.data.texts import Texts
 from understudy.node.data.tokenizer import TokenIds, Tokens
@@ -59,12 +61,12 @@ class _Sample(NamedTuple):
 class StreamedBatches:
     """Microbatches of a run: any order, any process, the same answer; in order of steps it is fast."""
 
-    def __init__(self, manifest: RunManifest, reading: ReadAhead) -> None:
+    def __init__(self, manifest: RunManifest, access: TextAccess, reading: ReadAhead) -> None:
         """Open the dataset and read its first texts.
 
         Raises `SettingsError` with what to change, `TextError` if the text is out of reach.
         """
-        self._manifest, self._data = manifest, manifest.data
+        self._manifest, self._data, self._access = manifest, manifest.data, access
         self._context = manifest.model.context_length
         self._rows = manifest.step.microbatch_size
         self._reading = reading
@@ -81,6 +83,11 @@ class StreamedBatches:
     def digest(self) -> str:
         """Hex SHA-256 over the settings of the text, the tokenizer's file, the number of shards and the first texts."""
         return self._sample.digest
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of the tokenizer's file."""
+        return self._tokens.digest
 
     @property
     def has_validation(self) -> bool:
@@ -152,12 +159,13 @@ class StreamedBatches:
     # --- on the reading thread ---
 
     def _open(self) -> tuple[Tokens, Texts, _Sample]:
-        tokens = Tokens(self._data, self._manifest.model.vocabulary_size)
+        tokens = Tokens(self._data, self._manifest.model.vocabulary_size, self._access)
         texts = self._open_split(self._data.split)
         return tokens, texts, self._take_sample(tokens, texts)
 
     def _open_split(self, split: str) -> Texts:
-        return Texts(self._data, split, lambda shard: (self._draw(f"shards/{shard}"), shard), self._reading.progress)
+        dataset = open_dataset(self._data, split, self._access)
+        return Texts(dataset, lambda shard: (self._draw(f"shards/{shard}"), shard), self._reading.progress)
 
     def _take_sample(self, tokens: Tokens, texts: Texts) -> _Sample:
         first = texts.read_first(SAMPLE_TEXTS)
@@ -167,9 +175,9 @@ class StreamedBatches:
         if not token_count:
             flaw = f": {texts.first_flaw}" if texts.first_flaw else ""
             raise SettingsError(
-                f"data.dataset: no text to train on among the first {len(measured)} of {self._data.dataset}{flaw}"
+                f"data.dataset: no text to train on among the first {len(measured)} of {texts.name}{flaw}"
             )
-        settings = msgspec.structs.replace(self._data, digest="")
+        settings = msgspec.structs.replace(self._data, digest="", tokenizer_digest="")
         described = [msgspec.to_builtins(settings), tokens.digest, texts.order, first]
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode("ascii")).hexdigest()
         return _Sample(digest, max(1, round(self._manifest.tokens_per_step * len(measured) / token_count)))
@@ -185,7 +193,7 @@ class StreamedBatches:
                 return tokens
             count *= 2
             if count > STEP_TEXTS_MAX:
-                raise TextError(f"{self._data.dataset}: not one window in {count // 2} texts from number {number} on")
+                raise TextError(f"{self._texts.name}: not one window in {count // 2} texts from number {number} on")
 
     def _gather_held_out(self) -> TokenIds:
         if not self._data.validation_split:

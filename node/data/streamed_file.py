@@ -23,6 +23,7 @@ _UNPACKED: dict[str, Callable[[Any], Any]] = {
     ".xz": lzma.LZMAFile,
 }
 PACKED_OTHERWISE = (".zst", ".lz4", ".zip", ".tar", ".tgz", ".7z", ".rar")
+HUB_PREFIX = "hf://"
 BUFFER_BYTES = 1 << 16
 
 
@@ -84,12 +85,15 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def open_stream(url: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked by its name. Raises `TextError` if it cannot be opened."""
+def open_stream(url: str, token: str | bool = False) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked by its name. Raises `TextError` if it cannot be opened.
+
+    ``token``: shown to the hub; False: none is.
+    """
     from fsspec.core import url_to_fs
 
     with said(url):
-        system, path = url_to_fs(url)
+        system, path = url_to_fs(url, **({"token": token} if url.startswith(HUB_PREFIX) else {}))
         file = system.open(path, "rb")
     with file:
         stream: Any = io.BufferedReader(_Source(file, url), BUFFER_BYTES)

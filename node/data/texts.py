@@ -17,11 +17,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
-from understudy.node.data.hf_dataset import open_dataset
+from understudy.node.data.hf_dataset import Dataset
 from understudy.node.data.rows import Row, Unreadable
 from understudy.node.data.streamed_file import said
 from understudy.protocol.errors import SettingsError, TextError
-from understudy.protocol.manifest import DataSettings
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +44,11 @@ class _Reading(NamedTuple):
 class Texts:
     """One split, one shard of it open at a time. Not thread-safe: one thread opens it, reads and closes."""
 
-    def __init__(
-        self, settings: DataSettings, split: str, sort_key: Callable[[int], object], progress: Callable[[], None]
-    ) -> None:
-        """Find the files. Shards are read in the order of ``sort_key``; each batch that was read is ``progress``.
-
-        Raises `SettingsError` with what to change, `TextError` if the hub is out of reach.
-        """
-        self._name, self._progress = settings.dataset, progress
-        self._dataset = open_dataset(settings, split)
+    def __init__(self, dataset: Dataset, sort_key: Callable[[int], object], progress: Callable[[], None]) -> None:
+        """Shards are read in the order of ``sort_key``; each batch that was read is ``progress``."""
+        self._dataset, self._progress = dataset, progress
+        self.name = dataset.name
+        """For people."""
         self.shard_count = self._dataset.shard_count
         self.order = sorted(range(self.shard_count), key=sort_key)  # type: ignore[arg-type]
         self._ends: list[int] = []
@@ -96,11 +91,11 @@ class Texts:
     def _read_on(self, number: int, count: int) -> list[str]:
         """Some texts, at most ``count``; none if the end of a shard was found before."""
         if self._total == 0:
-            raise SettingsError(f"data.dataset: {self._name} has no texts in this split")
+            raise SettingsError(f"data.dataset: {self.name} has no texts in this split")
         number = number % self._total if self._total else number
         turn = bisect_right(self._ends, number)
         try:
-            with said(f"the dataset {self._name}"):
+            with said(f"the dataset {self.name}"):
                 return self._read_shard(turn, number - (self._ends[turn - 1] if turn else 0), count)
         except BaseException:
             self.close()
@@ -115,7 +110,7 @@ class Texts:
         reading = self._advance(self._open(turn, number), number)
         if number >= reading.number + len(reading.rest):
             if is_known:
-                raise TextError(f"the dataset {self._name} has fewer texts than it had: was it changed?")
+                raise TextError(f"the dataset {self.name} has fewer texts than it had: was it changed?")
             self._learn(reading.number)
             return []
         begin = number - reading.number

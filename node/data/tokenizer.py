@@ -15,32 +15,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from understudy.node.data.access import TextAccess
+from understudy.node.files.plain_files import read_bounded
 from understudy.protocol.errors import SettingsError, TextError
 from understudy.protocol.manifest import DataSettings
-from understudy.protocol.manifest_reader import is_local
 
 TokenIds = npt.NDArray[np.int32]
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_BYTES_MAX = 1 << 26
+"""The largest in use have 20 MB."""
 INSTALL = "pip install 'understudy[hf]'"
 
 
 class Tokens:
     """A tokenizer and the token that ends a text."""
 
-    def __init__(self, settings: DataSettings, vocabulary_size: int) -> None:
+    def __init__(self, settings: DataSettings, vocabulary_size: int, access: TextAccess) -> None:
         """Load it. Raises `SettingsError` with what to change, `TextError` if the hub is out of reach."""
-        definition = _definition(settings)
-        self._tokenizer = _parsed(settings, definition)
+        definition = _definition(settings, access)
+        self._tokenizer, name = _parsed(settings, definition), _name(settings)
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         if settings.end_of_text not in vocabulary:
-            raise SettingsError(f"data.end_of_text: {settings.end_of_text!r} is not a token of {settings.tokenizer}")
+            raise SettingsError(f"data.end_of_text: {settings.end_of_text!r} is not a token of {name}")
         self._end = vocabulary[settings.end_of_text]
         needed = max(vocabulary.values()) + 1
         if needed > vocabulary_size:
             raise SettingsError(
-                f"the tokenizer {settings.tokenizer} has {needed} tokens, model.vocabulary_size is {vocabulary_size}: "
+                f"{name} has {needed} tokens, model.vocabulary_size is {vocabulary_size}: "
                 f"set model.vocabulary_size = {needed} or more"
             )
         self.digest = hashlib.sha256(definition).hexdigest()
@@ -75,14 +78,17 @@ def encode_plain(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def save_tokenizer(settings: DataSettings, folder: Path) -> int | None:
+def save_tokenizer(settings: DataSettings, folder: Path, access: TextAccess) -> int | None:
     """Write the run's tokenizer as transformers reads it: ``tokenizer.json`` and ``tokenizer_config.json``.
 
     It is as it was, but for a post-processor that adds tokens to a text: in training it was not used. The number of
     the token that ends a text, if it has one. For data.source = "huggingface" only; ``folder`` must exist. Raises
-    like `Tokens`, and `SettingsError` if the folder cannot be written.
+    like `Tokens`, and `SettingsError` if the folder cannot be written, or if nothing says what the tokenizer is: what
+    people publish must be no other file of this machine.
     """
-    definition = _definition(settings)
+    if not settings.tokenizer_digest:
+        raise SettingsError("the run's manifest has no digest of its tokenizer")
+    definition = _definition(settings, access)
     tokenizer = _parsed(settings, definition)
     if tokenizer.num_special_tokens_to_add(is_pair=False):
         table = json.loads(definition)
@@ -104,7 +110,7 @@ def _parsed(settings: DataSettings, definition: bytes) -> Any:
     except SettingsError:
         raise
     except Exception as error:
-        raise SettingsError(f"data.tokenizer: {settings.tokenizer} is not a {TOKENIZER_FILE}: {error}") from error
+        raise SettingsError(f"{_name(settings)} is not a {TOKENIZER_FILE}: {error}") from error
 
 
 def _tokenizers() -> Any:
@@ -117,20 +123,29 @@ def _tokenizers() -> Any:
     return tokenizers
 
 
-def _definition(settings: DataSettings) -> bytes:
-    """The bytes of the tokenizer.json, from this machine or from the hub."""
-    if is_local(settings.tokenizer):
-        path = Path(settings.tokenizer).expanduser()
-        path = path / TOKENIZER_FILE if path.is_dir() else path
+def _name(settings: DataSettings) -> str:
+    """For people."""
+    return f"the tokenizer {settings.tokenizer}".rstrip()
+
+
+def _definition(settings: DataSettings, access: TextAccess) -> bytes:
+    """The bytes of the tokenizer.json, from this machine or from the hub, if they are the run's."""
+    if settings.tokenizer:
+        access.require_hub(_name(settings))
+        path = _download(settings, access)
     else:
-        path = _download(settings)
+        path = access.require_tokenizer().expanduser()
+        path = path / TOKENIZER_FILE if path.is_dir() else path
     try:
-        return path.read_bytes()
+        definition = read_bounded(path.resolve(), TOKENIZER_BYTES_MAX)
     except OSError as error:
-        raise SettingsError(f"data.tokenizer: {path} cannot be read: {error.strerror}") from error
+        raise SettingsError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
+    if settings.tokenizer_digest not in ("", hashlib.sha256(definition).hexdigest()):
+        raise SettingsError(f"the tokenizer {path} is not the founder's")
+    return definition
 
 
-def _download(settings: DataSettings) -> Path:
+def _download(settings: DataSettings, access: TextAccess) -> Path:
     """Into the hub's cache on this machine. Raises `SettingsError` if there is none, `TextError` if out of reach."""
     try:
         from huggingface_hub import hf_hub_download
@@ -146,7 +161,7 @@ def _download(settings: DataSettings) -> Path:
         raise SettingsError(f"data.source = 'huggingface' needs packages that are not installed: {INSTALL}") from error
     name = settings.tokenizer
     try:
-        return Path(hf_hub_download(name, TOKENIZER_FILE, revision=settings.tokenizer_revision))
+        return Path(hf_hub_download(name, TOKENIZER_FILE, revision=settings.tokenizer_revision, token=access.token))
     except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError, HFValidationError) as error:
         raise SettingsError(
             f"data.tokenizer: the hub shows no {TOKENIZER_FILE} of {name} at this revision (or it needs a login)"

@@ -25,6 +25,10 @@ class TrainingData(Protocol):
         """Equal digests, equal microbatches."""
 
     @property
+    def tokenizer_digest(self) -> str:
+        """Of the tokenizer's file; empty if there is none."""
+
+    @property
     def has_validation(self) -> bool:
         """Whether enough is held out for `validation`."""
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from understudy.node.cli import Multiaddrs, option, parse_listen, run, run_command
+from understudy.node.data.access import TextAccess, access_by_options
 from understudy.node.join_file import read_join
 from understudy.node.p2p.addresses import JoinString
 from understudy.node.process import EXIT_DONE, EXIT_FAILED, StopSwitch
@@ -27,6 +28,7 @@ class ExportArguments:
     host_maddrs: tuple[str, ...]
     announce_maddrs: tuple[str, ...]
     wait_s: float
+    access: TextAccess
 
 
 async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
@@ -60,7 +62,7 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
             wish = ExportWish(arguments.is_last, *found) if found else ExportWish(arguments.is_last)
             with ExportView(manifest, console) as view:
                 export = ExportRun(p2p, manifest, folder, wish)
-                export.on_news = view.note
+                export.on_news, export.access = view.note, arguments.access
                 switch.hand_over(export.stop)
                 whole = await export.run()
             has_shards = folder.has_shards
@@ -96,6 +98,12 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     ] = False,
     host_maddr: Annotated[Multiaddrs | None, option("HOST_MADDR", "Multiaddr to listen on. Repeatable.")] = None,
     announce_maddr: Annotated[Multiaddrs | None, option("ANNOUNCE_MADDR", "Multiaddr that others should dial.")] = None,
+    tokenizer: Annotated[
+        Path | None, option("TOKENIZER", "The run's tokenizer.json, if it is a file of the founder's.")
+    ] = None,
+    allow_hub: Annotated[
+        bool, option("ALLOW_HUB", "Fetch the run's tokenizer from the Hugging Face hub, if it is there.")
+    ] = False,
     wait: Annotated[float, option("WAIT", "Seconds to wait for the join file and for the swarm to answer.", min=0)] = 0,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say everything.")] = False,
     stop_with_stdin: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -105,7 +113,8 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     async def main(switch: StopSwitch) -> int:
         hosts, announced = parse_listen(host_maddr or [], announce_maddr or [])
         joined = await read_join(join, wait)
-        arguments = ExportArguments(folder, joined, last, hosts, announced, wait)
+        access = access_by_options((), tokenizer, may_ask_hub=allow_hub)
+        arguments = ExportArguments(folder, joined, last, hosts, announced, wait, access)
         from understudy.node.dht.hivemind_dht import quiet_libraries
         from understudy.node.ui.telemetry import configure_logging
 

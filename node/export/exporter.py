@@ -9,6 +9,7 @@ from typing import Any
 
 from understudy.node.compute.tensors import activation_header
 from understudy.node.compute.thread import ComputeThread
+from understudy.node.data.access import NO_ACCESS
 from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.dht.record_sync import Records
 from understudy.node.export.folder import ExportFolder, Origin
@@ -48,6 +49,8 @@ class ExportRun:
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._done: asyncio.Future[Path | None] = self._loop.create_future()
+        self.access = NO_ACCESS
+        """Where the run's tokenizer may be had from."""
         self.on_news: News = lambda name, fields: None
         """Told of what happens: the core's events, and "bytes" as they come."""
 
@@ -139,7 +142,7 @@ class ExportRun:
                     self._step = step
                     self._folder.begin(step, sum(map(self._manifest.model.stage_bytes, stages)))
                 case FinishExport(step):
-                    self._done.set_result(self._folder.finish(self._manifest, step))
+                    self._done.set_result(self._folder.finish(self._manifest, step, self.access))
                 case FailExport(reason):
                     self._fail(NetworkError(reason))
         except StorageError as error:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from understudy.node.compute.weights import WeightsSnapshot
+from understudy.node.data.access import NO_ACCESS, TextAccess
 from understudy.node.export.hugging_face import write_small_files
 from understudy.node.export.place import MOVING, STEP_FOLDERS, Place, find_place
 from understudy.node.export.shards import read_stage, shard_name, stage_names
@@ -196,7 +197,7 @@ class ExportFolder:
         content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
         write_atomically(self._step_folder(step) / EXPORT_FILE, content)
 
-    def finish(self, manifest: RunManifest, step: int) -> Path:
+    def finish(self, manifest: RunManifest, step: int, access: TextAccess = NO_ACCESS) -> Path:
         """All stages are there: write the rest and let it appear under its name. Raises `StorageError`."""
         stages = range(manifest.stage_count)
         files = {
@@ -206,7 +207,7 @@ class ExportFolder:
         }
         whole = self._step_folder(step)
         try:
-            write_small_files(whole, manifest, step, files)
+            write_small_files(whole, manifest, step, files, access)
             for path in whole.iterdir():
                 sync(path)
             sync_folder(whole)

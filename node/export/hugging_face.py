@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,11 +18,13 @@ from msgspec import Meta
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from understudy.node.data.access import TextAccess
 from understudy.node.data.tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, save_tokenizer
 from understudy.node.export.shards import INDEX_FILE
 from understudy.node.files.plain_files import require_plain_entries
 from understudy.protocol.errors import SettingsError, TextError
 from understudy.protocol.manifest import ModelSettings, RunManifest
+from understudy.protocol.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -178,13 +181,13 @@ def tokenizer_config(settings: ModelSettings) -> dict[str, Any]:
 def card(manifest: RunManifest, step: int) -> str:
     """README.md: where these weights come from, and how to use them."""
     model, data = manifest.model, manifest.data
-    source = ": ".join(filter(None, (data.source, data.dataset, ", ".join(data.paths), data.revision)))
+    source = _cell(": ".join(filter(None, (data.source, data.dataset, data.revision))))
     tokens_are = "a token is a byte, so ids above 255 are unused"
     if data.tokenizer:
-        tokens_are = "tokenizer " + " ".join(filter(None, (data.tokenizer, data.tokenizer_revision)))
+        tokens_are = _cell(f"tokenizer {data.tokenizer} {data.tokenizer_revision}")
     tokens = step * manifest.tokens_per_step
     begun = manifest.initial
-    start = f"step {begun.step} of `{begun.run_id}`" if begun.digests else f"a draw from seed {manifest.seed}"
+    start = f"step {begun.step} of `{_cell(begun.run_id)}`" if begun.digests else f"a draw from seed {manifest.seed}"
     return f"""---
 library_name: transformers
 tags:
@@ -226,20 +229,27 @@ Without transformers: `understudy generate DIR --prompt "def "`. A run that goes
 """
 
 
-def write_tokenizer(folder: Path, manifest: RunManifest) -> int | None:
+def _cell(text: str) -> str:
+    """A founder's text in a table of Markdown: neither a heading, nor a link, nor another column."""
+    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", printable(text))
+
+
+def write_tokenizer(folder: Path, manifest: RunManifest, access: TextAccess) -> int | None:
     """The run's tokenizer. The token that ends a text, if it has one.
 
     Raises `SettingsError` or `TextError` if it cannot be had on this machine.
     """
     if manifest.data.source == "huggingface":
-        return save_tokenizer(manifest.data, folder)
+        return save_tokenizer(manifest.data, folder, access)
     (folder / TOKENIZER_FILE).write_text(tokenizer().to_str(pretty=True), encoding="utf-8")
     about = json.dumps(tokenizer_config(manifest.model), indent=2)
     (folder / TOKENIZER_CONFIG_FILE).write_text(f"{about}\n", encoding="utf-8")
     return None
 
 
-def write_small_files(folder: Path, manifest: RunManifest, step: int, files: Mapping[str, str]) -> None:
+def write_small_files(
+    folder: Path, manifest: RunManifest, step: int, files: Mapping[str, str], access: TextAccess
+) -> None:
     """Everything but the weights. ``files``: which shard holds which tensor. Raises `OSError`.
 
     A tokenizer that cannot be had here is no reason to lose the weights: it is left out, with a warning.
@@ -248,7 +258,7 @@ def write_small_files(folder: Path, manifest: RunManifest, step: int, files: Map
     total_bytes = sum(model.stage_bytes(stage) for stage in range(manifest.stage_count))
     end_of_text = None
     try:
-        end_of_text = write_tokenizer(folder, manifest)
+        end_of_text = write_tokenizer(folder, manifest, access)
     except (SettingsError, TextError) as error:
         logger.warning("the export has no tokenizer: %s", error)
     tables = {

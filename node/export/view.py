@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from understudy.protocol.manifest import RunManifest
+from understudy.protocol.printable import printable
 
 _LINES = {
     "export.waiting": "Waiting for an owner of {stages}.",
@@ -62,4 +63,4 @@ class ExportView:
         self._progress.update(self._bar, completed=sum(self._came.values()))
         line = line_of(name, fields)
         if line is not None:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(printable(line), highlight=False, markup=False, soft_wrap=True)

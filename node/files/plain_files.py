@@ -17,6 +17,7 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a disk",
+    stat.S_IFLNK: "a link",
 }
 
 
@@ -36,6 +37,24 @@ def read_plain(path: Path) -> bytes:
     """All of a regular file. Raises `OSError` as `open_plain` does."""
     with open_plain(path) as file:
         return file.read()
+
+
+def read_bounded(path: Path, bytes_max: int) -> bytes:
+    """All of a regular file that is no link. Raises `OSError`, whose strerror says if it is something else, or larger.
+
+    Files of the kernel say that they have no bytes, and some of them never end.
+    """
+    require_plain(path.lstat().st_mode)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        require_plain(found.st_mode)
+        if found.st_size > bytes_max:
+            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, and there is room for {bytes_max}")
+        content = file.read(found.st_size + 1) or b""
+    if len(content) > found.st_size:
+        raise OSError(errno.EFBIG, "it has more bytes than it says: it is no plain file, or somebody writes it")
+    return content
 
 
 def is_stream(path: Path) -> bool:

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from understudy.node.ui.history import StatusSample
 from understudy.protocol.observe.node_status import Neighbour
+from understudy.protocol.printable import printable
 
 _HEARING_STYLES = {"answers": "green", "recovering": "yellow", "silent": "bold yellow"}
 
@@ -34,7 +35,7 @@ def node_panel(sample: StatusSample) -> Table:
         names = ", ".join(f"S{stage}" for stage in sample.view.missing)
         panel.add_row("waits for", Text(f"an owner of {names}", style="bold yellow"))
     for stage, reason in sample.view.unreached:
-        panel.add_row("no way to", Text(f"the owner of S{stage}: {reason}", style="bold yellow"))
+        panel.add_row("no way to", Text(f"the owner of S{stage}: {printable(reason)}", style="bold yellow"))
     panel.add_row("recovery", sample.last_recovery or "none so far")
     return panel
 
@@ -43,13 +44,13 @@ def _standing(sample: StatusSample) -> Text:
     view = sample.view
     match view.role:
         case "owner":
-            return Text(f"S{view.stage}, incarnation {view.incarnation} ({sample.why})", style="bold")
+            return Text(f"S{view.stage}, incarnation {view.incarnation} ({printable(sample.why)})", style="bold")
         case "claimant":
-            return Text(f"claims S{view.stage}: {view.doing}", style="bold yellow")
+            return Text(f"claims S{view.stage}: {printable(view.doing)}", style="bold yellow")
         case "gone":
             return Text("saying goodbye", style="bold")
         case "spare":
-            return Text(f"none, a spare ({sample.why})", style="bold")
+            return Text(f"none, a spare ({printable(sample.why)})", style="bold")
 
 
 def _progress(sample: StatusSample) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from understudy.protocol.errors import SettingsError
+from understudy.protocol.printable import printable
 
 logger = logging.getLogger("understudy")
 
@@ -96,11 +97,23 @@ def _short(value: Any) -> str:
     return str(value)
 
 
+class _Plain(logging.Formatter):
+    """A line stays one line, and says to the terminal nothing but itself, whoever wrote what is in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return printable(super().formatException(ei), keeps_lines=True)
+
+
 def configure_logging(*, is_verbose: bool, is_quiet: bool = False, handler: logging.Handler | None = None) -> None:
     """Log lines to stderr, or wherever ``handler`` puts them, one a line, the time in front."""
     level = logging.DEBUG if is_verbose else logging.WARNING if is_quiet else logging.INFO
-    handlers = [handler or logging.StreamHandler(sys.stderr)]
-    logging.basicConfig(handlers=handlers, level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
+    target = handler or logging.StreamHandler(sys.stderr)
+    target.setFormatter(_Plain("%(asctime)s %(message)s"))
+    logging.basicConfig(handlers=[target], level=logging.WARNING, force=True)
     logger.setLevel(level)
     for name in ("understudy.node", "understudy.bootstrap"):
         logging.getLogger(name).setLevel(logging.DEBUG if is_verbose else logging.WARNING)

@@ -20,7 +20,9 @@ from understudy.bootstrap.founding import found, join_string
 from understudy.node.compute.model import UnsplitModel
 from understudy.node.compute.optimizer import StageOptimizer
 from understudy.node.config import NodeConfig
+from understudy.node.data.access import TextAccess
 from understudy.node.data.corpus import Batches, open_corpus
+from understudy.node.data.data_check import describe_data
 from understudy.node.dht.config import SwarmConfig
 from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.export.exporter import ExportRun
@@ -52,14 +54,18 @@ Weights = list[list[torch.Tensor]]
 """Of each stage, its parameters."""
 
 
+def access_to(folder: Path) -> TextAccess:
+    """Where the text lies on the machine of every node."""
+    return TextAccess((folder / "text.txt",))
+
+
 def manifest_of(folder: Path, method: Literal["checkfree", "checkfree+"]) -> RunManifest:
-    text = folder / "text.txt"
-    text.write_text(TEXT, encoding="utf-8")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     manifest = RunManifest(
         name="equal",
         seed=7,
         model=ModelSettings(hidden_size=32, intermediate_size=48, attention_heads=2, context_length=32),
-        data=DataSettings(source="text", paths=(str(text),)),
+        data=DataSettings(source="text"),
         # The gradient norms of the stages lie on both sides of this: some are clipped, some are not.
         optimizer=OptimizerSettings(warmup_steps=4, clip_norm=0.2, weight_decay=0.1),
         recovery=RecoverySettings(method=method),
@@ -68,7 +74,7 @@ def manifest_of(folder: Path, method: Literal["checkfree", "checkfree+"]) -> Run
         wire=WireSettings(dtype="float32"),
     )
     check(manifest)
-    return manifest
+    return describe_data(manifest, access_to(folder))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers", "ignore::FutureWarning:transformers")
@@ -86,7 +92,7 @@ def test_five_peers_compute_what_one_computes(
 
     uvloop.run(main())
     gc.collect()
-    expected_weights, expected_losses, norms = train_unsplit(manifest)
+    expected_weights, expected_losses, norms = train_unsplit(manifest, access_to(tmp_path))
     assert min(norms) < manifest.optimizer.clip_norm < max(norms)
     losses = committed_losses(tmp_path / "stage-0.jsonl")
     assert len(weights) == 5
@@ -97,27 +103,27 @@ def test_five_peers_compute_what_one_computes(
             )
     assert losses == pytest.approx(expected_losses, rel=1e-4)
     assert len(brood.sockets) >= 6
-    assert_export_is_the_model(tmp_path / "export", manifest, weights)
+    assert_export_is_the_model(tmp_path, manifest, weights)
 
 
 def assert_export_is_the_model(folder: Path, manifest: RunManifest, weights: Weights) -> None:
     """To the bit; and transformers computes the pipeline's logits from it, on text that was held out."""
     from transformers import AutoModelForCausalLM
 
-    assert not folder.with_name("export.partial").exists()
-    exported = ExportedModel(folder)
+    assert not (folder / "export.partial").exists()
+    exported = ExportedModel(folder / "export")
     model = UnsplitModel(manifest.model, manifest.seed)
     for stage, (module, tensors) in enumerate(zip(model.stages, weights, strict=True)):
         for (name, parameter), tensor in zip(module.named_parameters(), tensors, strict=True):
             assert torch.equal(exported.tensors[name], tensor), f"S{stage}: {name}"
             parameter.data.copy_(tensor)
-    tokens, _ = Batches(open_corpus(manifest.data), manifest).validation(0)
+    tokens, _ = Batches(open_corpus(manifest.data, access_to(folder)), manifest).validation(0)
     with torch.inference_mode():
         hidden = model.edge.embed(tokens)
         for block in model.blocks:
             hidden = block(hidden)
         expected = model.edge.logits(hidden)
-        theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)(tokens).logits
+        theirs = AutoModelForCausalLM.from_pretrained(folder / "export", local_files_only=True)(tokens).logits
     torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=0)
 
 
@@ -136,6 +142,7 @@ async def train_in_swarm(manifest: RunManifest, folder: Path, brood: Brood) -> W
                 identity_path=folder / f"stage-{stage}.key",
                 stage=stage,
                 events_path=folder / f"stage-{stage}.jsonl",
+                text=access_to(folder),
             )
             nodes.append(Node(p2p, signed_manifest, config, check_every=1))
         export_folder = stack.enter_context(ExportFolder.reserved(folder / "export", manifest.digest()))
@@ -166,10 +173,10 @@ async def opened(folder: Path, stage: int, seeds: tuple[str, ...]) -> AsyncItera
         yield p2p
 
 
-def train_unsplit(manifest: RunManifest) -> tuple[Weights, list[float], list[float]]:
+def train_unsplit(manifest: RunManifest, access: TextAccess) -> tuple[Weights, list[float], list[float]]:
     """Weights and losses of the whole model in one process, and all gradient norms of its stages."""
     model = UnsplitModel(manifest.model, manifest.seed)
-    batches = Batches(open_corpus(manifest.data), manifest)
+    batches = Batches(open_corpus(manifest.data, access), manifest)
     optimizers = [StageOptimizer(stage.parameters(), manifest.optimizer) for stage in model.stages]
     losses, norms = [], []
     for step in range(1, STEPS + 1):

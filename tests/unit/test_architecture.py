@@ -88,7 +88,9 @@ LAYERS: dict[str, set[str]] = {
     "text_check": set(),
     "routing": {"ids"},
     "manifest": {"ids"},
-    "manifest_reader": {"errors", "manifest"},
+    "printable": set(),
+    "manifest_reader": {"errors", "manifest", "printable"},
+    "run_toml": {"errors", "manifest", "manifest_reader"},
     "presets": {"errors", "manifest", "manifest_reader"},
     "wire": {"errors", "ids", "manifest"},
     "jobs": {"ids", "wire"},
@@ -270,15 +272,15 @@ NODE_IMPORTS = {
     "dht": {"p2p"},
     "links": {"p2p", "compute"},
         # Work: knows of no carrier.
-    "data": set(),
+    "data": {"files"},
     "compute": {"data"},
     # For people. The picture shows what the links counted.
-    "ui": {"links"},
+    "ui": {"links", "data"},
     # Carriers again: how this peer is opened, said to whoever sits in front of it.
     "reach": {"p2p", "dht", "ui"},
     "doctor": {"files", "p2p", "dht", "joining", "reach"},
     # The machine's own settings, and the way into a run.
-    "config": {"p2p"},
+    "config": {"p2p", "data"},
     "join_file": {"files", "p2p"},
     "joining": {"p2p", "dht", "ui"},
     "health": {"p2p"},

@@ -158,7 +158,7 @@ def test_data_that_is_not_there_is_named_before_a_local_swarm_starts(tmp_path: P
     path = tmp_path / "run.toml"
     path.write_text('name = "x"\n[data]\nsource = "text"\npaths = ["/no/such/text"]\n', encoding="utf-8")
     arguments = ["local", str(path), "--dir", str(tmp_path / "run")]
-    assert_refused(arguments, "data.paths: /no/such/text does not exist", USAGE)
+    assert_refused(arguments, "the text /no/such/text does not exist", USAGE)
     (tmp_path / "short.txt").write_text("short", encoding="utf-8")
     path.write_text(f'name = "x"\n[data]\nsource = "text"\npaths = ["{tmp_path}/short.txt"]\n', encoding="utf-8")
     assert_refused(arguments, "the corpus has 5 bytes to train on.*give more text", USAGE)

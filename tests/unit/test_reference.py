@@ -17,8 +17,8 @@ from typer.core import TyperOption
 from understudy.bootstrap.__main__ import app
 from understudy.bootstrap.same_run import ENTERED_AT_FOUNDING
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.manifest_reader import parse_manifest
 from understudy.protocol.presets import PRESETS, preset
+from understudy.protocol.run_toml import parse_run_toml
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -110,6 +110,7 @@ def run_toml_blocks() -> list[dict[str, Any]]:
 def test_every_setting_is_documented_with_its_default() -> None:
     plain, streamed = run_toml_blocks()
     shown = flat(plain)
+    assert shown.pop("data.paths") == [], "the founder's own files: a run.toml names them, a manifest does not"
     for key, value in streamed["data"].items():
         shown.setdefault(f"data.{key}", "" if key in EXAMPLES else value)
     assert shown == settings_of(RunManifest(name=plain["name"]))
@@ -117,7 +118,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 def test_the_run_toml_of_the_readme_is_one() -> None:
     (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert parse_manifest(block, "README").data.paths
+    assert parse_run_toml(block, "README").files.texts
 
 
 def test_every_preset_is_documented_as_it_is() -> None:

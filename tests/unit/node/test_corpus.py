@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from understudy.node.data import corpus as data
+from understudy.node.data.access import TextAccess
 from understudy.node.data.corpus import Batches, Corpus, open_corpus
 from understudy.protocol.errors import LocalProtocolError, SettingsError
 from understudy.protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings
@@ -28,10 +29,8 @@ def manifest(seed: int = 0, context: int = CONTEXT) -> RunManifest:
     )
 
 
-def text_settings(*paths: Path, validation_fraction: float = 0.25) -> DataSettings:
-    return DataSettings(
-        source="text", paths=tuple(str(path) for path in paths), validation_fraction=validation_fraction
-    )
+def open_texts(*paths: Path, validation_fraction: float = 0.25) -> Corpus:
+    return open_corpus(DataSettings(source="text", validation_fraction=validation_fraction), TextAccess(paths))
 
 
 def counting_corpus() -> Corpus:
@@ -173,7 +172,7 @@ def test_files_and_folders_are_read_in_order_and_their_ends_held_out(tmp_path: P
     (folder / "deep" / "y.txt").write_text("yyyyyyYY")
     (folder / ".hidden").write_bytes(b"\xff")
     (tmp_path / "one.txt").write_text("éé11", encoding="utf-8")  # six bytes: a cut may fall anywhere
-    corpus = open_corpus(text_settings(tmp_path / "one.txt", folder))
+    corpus = open_texts(tmp_path / "one.txt", folder)
     assert corpus.train.tobytes() == "éé1".encode() + b"yyyyyyzzz"
     assert corpus.validation.tobytes() == b"1YYZ"
 
@@ -184,7 +183,7 @@ def test_the_digest_covers_names_bytes_order_and_split(tmp_path: Path) -> None:
         for name, text in texts.items():
             (tmp_path / folder / name).write_text(text)
         paths = [tmp_path / folder / name for name in texts]
-        return open_corpus(text_settings(*paths, validation_fraction=validation_fraction)).digest
+        return open_texts(*paths, validation_fraction=validation_fraction).digest
 
     assert digest("here", 0.5, a="bcde", f="xyz") == digest("there", 0.5, a="bcde", f="xyz")
     different = [
@@ -212,12 +211,12 @@ def test_a_path_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
         (missing, "missing does not exist"),
         (empty, "empty has no file in it"),
         (binary, "binary.txt is not UTF-8 text: byte 2"),
-        (dangling, "link cannot be read: No such file"),
+        (dangling, "link cannot be read: it is a link, not a file"),
         (pipe, "pipe is neither a file nor a folder"),
-        (pipe.parent, "pipe is not a regular file"),
+        (pipe.parent, "pipe cannot be read: it is a pipe, not a file"),
     ):
         with pytest.raises(SettingsError, match=message):
-            open_corpus(text_settings(path))
+            open_texts(path)
 
 
 def test_a_file_or_folder_we_may_not_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,10 +226,10 @@ def test_a_file_or_folder_we_may_not_read_is_refused(tmp_path: Path, monkeypatch
         raise PermissionError(13, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", refuse)
+        patch.setattr(os, "open", refuse)
         with pytest.raises(SettingsError, match=r"secret.txt cannot be read: Permission denied"):
-            open_corpus(text_settings(tmp_path))
+            open_texts(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", refuse)
         with pytest.raises(SettingsError, match=r"the folder .* cannot be read: Permission denied"):
-            open_corpus(text_settings(tmp_path))
+            open_texts(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -17,10 +18,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from understudy.node.compute.model import UnsplitModel
 from understudy.node.compute.weights import snapshot
+from understudy.node.data.access import NO_ACCESS, TextAccess
 from understudy.node.data.tokenizer import Tokens
 from understudy.node.export.folder import ExportFolder, Origin
 from understudy.node.export.generation import ExportedModel, Wish, choose
-from understudy.node.export.hugging_face import byte_characters, read_config, tokenizer
+from understudy.node.export.hugging_face import byte_characters, card, read_config, tokenizer
 from understudy.node.export.initial_weights import InitialWeights
 from understudy.node.export.shards import load_tensors
 from understudy.protocol.errors import SettingsError, StorageError, UnderstudyError, WeightsError
@@ -55,13 +57,13 @@ def exported(unsplit: UnsplitModel, tmp_path_factory: pytest.TempPathFactory) ->
     return export_of(unsplit, MANIFEST, tmp_path_factory.mktemp("exports") / "out")
 
 
-def export_of(unsplit: UnsplitModel, manifest: RunManifest, target: Path) -> Path:
+def export_of(unsplit: UnsplitModel, manifest: RunManifest, target: Path, access: TextAccess = NO_ACCESS) -> Path:
     with ExportFolder.reserved(target, manifest.digest()) as folder:
         folder.begin(7, 0)
         for stage, module in enumerate(unsplit.stages):
             weights = snapshot(module)
             folder.add(manifest, 7, stage, (weights, Origin("peer", 1, weights.digest)))
-        return folder.finish(manifest, 7)
+        return folder.finish(manifest, 7, access)
 
 
 def ours(model: UnsplitModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -195,21 +197,18 @@ def bracketing_tokenizer(path: Path) -> Path:
 def bracketed(unsplit: UnsplitModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of a run whose tokenizer brackets its texts."""
     folder = tmp_path_factory.mktemp("bracketed")
-    data = DataSettings(
-        source="huggingface",
-        dataset="/nowhere",
-        tokenizer=str(bracketing_tokenizer(folder / "tokenizer.json")),
-        end_of_text=END,
-    )
-    return export_of(unsplit, msgspec.structs.replace(MANIFEST, data=data), folder / "out")
+    path = bracketing_tokenizer(folder / "tokenizer.json")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    data = DataSettings(source="huggingface", end_of_text=END, tokenizer_digest=digest)
+    return export_of(unsplit, msgspec.structs.replace(MANIFEST, data=data), folder / "out", TextAccess(tokenizer=path))
 
 
 @QUIET
 def test_a_prompt_is_encoded_as_the_texts_in_training(bracketed: Path) -> None:
     from transformers import AutoTokenizer
 
-    data = DataSettings(tokenizer=str(bracketed), end_of_text=END)
-    trained_on = Tokens(data, MODEL.vocabulary_size).encode(["def "]).tolist()
+    data = DataSettings(end_of_text=END)
+    trained_on = Tokens(data, MODEL.vocabulary_size, TextAccess(tokenizer=bracketed)).encode(["def "]).tolist()
     assert trained_on == [*b"def ", 257]
     model = ExportedModel(bracketed)
     assert model.tokens_of("def ") == trained_on[:-1]
@@ -232,7 +231,7 @@ def test_the_end_of_a_text_is_known_to_transformers(bracketed: Path, exported: P
 
 
 def test_an_export_without_its_tokenizer_has_no_end_of_text(unsplit: UnsplitModel, tmp_path: Path) -> None:
-    data = DataSettings(source="huggingface", dataset="/nowhere", tokenizer="/nowhere/else", end_of_text=END)
+    data = DataSettings(source="huggingface", end_of_text=END, tokenizer_digest="0" * 64)
     folder = export_of(unsplit, msgspec.structs.replace(MANIFEST, data=data), tmp_path / "out")
     assert json.loads((folder / "config.json").read_text())["eos_token_id"] is None
 
@@ -345,3 +344,11 @@ def test_a_model_of_another_kind_is_refused(
     (tmp_path / "config.json").write_text(json.dumps({**table, **change}))
     with pytest.raises(error):
         ExportedModel(tmp_path)
+
+
+def test_a_founders_text_is_no_heading_link_or_column_of_the_card() -> None:
+    """Names like these do not get through a manifest; the card does not rely on it."""
+    data = DataSettings(source="huggingface", dataset="a\n# b|c", tokenizer="[x](http://y)`")
+    written = card(msgspec.structs.replace(MANIFEST, data=data), 1)
+    assert "huggingface: a\\\\n\\# b\\|c" in written
+    assert "tokenizer \\[x\\](http://y)\\`" in written

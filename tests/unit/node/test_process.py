@@ -10,6 +10,7 @@ from understudy.node.process import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, StopSwit
 from understudy.protocol.errors import LocalProtocolError, NetworkError, SettingsError
 
 ENDS = {
+    "understudy: of a\\nstranger's \\x1b[2J": (NetworkError("of a\nstranger's \x1b[2J"), EXIT_FAILED),
     "understudy: no answer": (NetworkError("no answer"), EXIT_FAILED),
     "understudy: --stage 9: there is none": (SettingsError("--stage 9: there is none"), EXIT_USAGE),
     "understudy: a bug of understudy's, please report it: it is done": (LocalProtocolError("it is done"), EXIT_FAILED),

@@ -21,6 +21,8 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from understudy.node.data import rows, texts
+from understudy.node.data.access import TextAccess
+from understudy.node.data.hf_dataset import open_dataset
 from understudy.node.data.texts import Texts
 from understudy.protocol.errors import SettingsError, TextError
 from understudy.protocol.manifest import DataSettings
@@ -32,10 +34,9 @@ def _no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 
 
 def open_texts(folder: Path | str, column: str = "text") -> Texts:
-    settings = DataSettings(
-        source="huggingface", dataset=str(folder), column=column, tokenizer="/nowhere", end_of_text="."
-    )
-    return Texts(settings, "train", lambda shard: shard, lambda: None)
+    settings = DataSettings(source="huggingface", column=column, end_of_text=".")
+    dataset = open_dataset(settings, "train", TextAccess((Path(folder),)))
+    return Texts(dataset, lambda shard: shard, lambda: None)
 
 
 def all_of(folder: Path, column: str = "text") -> list[str]:
@@ -134,7 +135,7 @@ def test_a_folder_that_is_removed_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_missing_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SettingsError, match=rf"^data\.dataset: {tmp_path}/words does not exist$"):
+    with pytest.raises(SettingsError, match=rf"^the text {tmp_path}/words does not exist$"):
         open_texts("./words")
     write_lines(tmp_path / "words" / "a.jsonl", [{"text": "here"}])
     assert open_texts("./words").read_first(1) == ["here"]

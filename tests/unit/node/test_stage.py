@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -18,6 +17,7 @@ from understudy.node.compute.parts import PART_NAMES
 from understudy.node.compute.stage import StageHost
 from understudy.node.compute.tensors import header_of, to_wire
 from understudy.node.compute.weights import WeightsSnapshot, blend, snapshot
+from understudy.node.data.access import TextAccess
 from understudy.node.data.prefetch import ReadAhead
 from understudy.node.data.training_data import TrainingData
 from understudy.protocol.actions import Discard, Keep, ReleaseLease, ReleaseSnapshot
@@ -36,7 +36,7 @@ from understudy.protocol.jobs import (
     LossJob,
     SnapshotJob,
 )
-from understudy.protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings, WireDtype, WireSettings
+from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings, WireDtype, WireSettings
 from understudy.protocol.wire.fields import Part
 from understudy.protocol.wire.tensors import TensorHeader
 
@@ -53,14 +53,11 @@ ONE, TWO = Microbatch(1, 0), Microbatch(1, 1)
 
 
 @pytest.fixture
-def manifest(tmp_path: Path) -> RunManifest:
-    text = tmp_path / "text.txt"
-    text.write_text("the quick brown fox jumps over the lazy dog\n" * 20, encoding="utf-8")
+def manifest() -> RunManifest:
     return RunManifest(
         name="stage",
         seed=SEED,
         model=MODEL,
-        data=DataSettings(source="text", paths=(str(text),)),
         step=StepSettings(microbatch_size=SHAPE[0]),
         wire=WireSettings(dtype="float32"),
     )
@@ -460,7 +457,7 @@ def test_who_waits_for_the_text_of_s0_is_not_waited_for(manifest: RunManifest, m
     """A node that stops closes the stage while the compute thread may be waiting for a read that hangs."""
     is_over, is_reading = threading.Event(), threading.Event()
 
-    def hang(_: RunManifest, reading: ReadAhead) -> TrainingData:
+    def hang(_: RunManifest, __: TextAccess, reading: ReadAhead) -> TrainingData:
         def read() -> TrainingData:
             is_reading.set()
             is_over.wait()

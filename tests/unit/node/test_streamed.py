@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the library is imported
 
@@ -23,7 +23,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from understudy.node.data import rows, texts
 from understudy.node.data import streamed as streamed_data
+from understudy.node.data.access import TextAccess, founders_access
 from understudy.node.data.data_check import DriverText, describe_data, objection_to_driving
+from understudy.node.data.hf_dataset import open_dataset
 from understudy.node.data.prefetch import ReadAhead
 from understudy.node.data.sources import open_data
 from understudy.node.data.streamed import StreamedBatches
@@ -32,8 +34,19 @@ from understudy.node.data.tokenizer import Tokens, save_tokenizer
 from understudy.node.data.training_data import TrainingData
 from understudy.protocol.errors import LocalProtocolError, SettingsError, TextError
 from understudy.protocol.manifest import DataSettings, ModelSettings, RunManifest, StepSettings
+from understudy.protocol.run_toml import run_from_table
 
 torch.set_num_threads(1)
+
+
+class Text(NamedTuple):
+    """What a run says of its text, and what its founder lets it read."""
+
+    data: DataSettings
+    access: TextAccess
+
+
+Settings = Callable[..., Text]
 
 CONTEXT, ROWS, MICROBATCHES = 64, 2, 3
 SHARDS, TEXTS = 3, 40
@@ -92,15 +105,13 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture
-def settings(dataset: Path, tokenizer: Path) -> Callable[..., DataSettings]:
-    def make(**changes: Any) -> DataSettings:
+def settings(dataset: Path, tokenizer: Path) -> Settings:
+    def make(**changes: Any) -> Text:
         named = {"dataset": str(dataset), "tokenizer": str(tokenizer), "end_of_text": END, "validation_fraction": 0.0}
-        return DataSettings(**({"source": "huggingface"} | named | changes))
+        run = run_from_table({"name": "x", "data": {"source": "huggingface"} | named | changes}, "test")
+        return Text(run.manifest.data, founders_access(run.files))
 
     return make
-
-
-Settings = Callable[..., DataSettings]
 
 
 def run_of(data: DataSettings, seed: int = 0, vocabulary_size: int = 512, context: int = CONTEXT) -> RunManifest:
@@ -115,9 +126,9 @@ def run_of(data: DataSettings, seed: int = 0, vocabulary_size: int = 512, contex
 
 
 @contextmanager
-def opened(data: DataSettings, **changes: Any) -> Iterator[StreamedBatches]:
+def opened(text: Text, **changes: Any) -> Iterator[StreamedBatches]:
     reading = ReadAhead()
-    batches = StreamedBatches(run_of(data, **changes), reading)
+    batches = StreamedBatches(run_of(text.data, **changes), text.access, reading)
     try:
         yield batches
     finally:
@@ -134,6 +145,15 @@ def step_of(batches: TrainingData, step: int) -> torch.Tensor:
         assert tokens.dtype == labels.dtype == torch.int64
         assert torch.equal(tokens[:, 1:], labels[:, :-1])
     return torch.cat([torch.cat([tokens, labels[:, -1:]], 1) for tokens, labels in pairs])
+
+
+def described(text: Text) -> Text:
+    """As at its founding."""
+    return text._replace(data=describe_data(run_of(text.data), text.access).data)
+
+
+def tokens_of(text: Text, vocabulary_size: int = 512) -> Tokens:
+    return Tokens(text.data, vocabulary_size, text.access)
 
 
 # What a microbatch holds
@@ -228,8 +248,8 @@ def test_there_are_no_microbatches_beyond_the_step(settings: Settings) -> None:
 # The stream
 
 
-def open_texts(data: DataSettings, progress: Callable[[], None] = lambda: None) -> Texts:
-    return Texts(data, data.split, lambda shard: -shard, progress)
+def open_texts(text: Text, progress: Callable[[], None] = lambda: None) -> Texts:
+    return Texts(open_dataset(text.data, text.data.split, text.access), lambda shard: -shard, progress)
 
 
 def test_each_text_comes_once_in_a_pass_wherever_one_begins(
@@ -339,7 +359,9 @@ def test_too_little_held_out_is_said_when_asked_for(settings: Settings) -> None:
 # Whose text it is
 
 
-def test_the_digest_covers_settings_tokenizer_files_and_first_texts(settings: Settings, tmp_path: Path) -> None:
+def test_the_digest_covers_settings_tokenizer_files_and_first_texts(
+    settings: Settings, tokenizer: Path, tmp_path: Path
+) -> None:
     def digest(**changes: Any) -> str:
         with opened(settings(**changes)) as batches:
             return batches.digest
@@ -349,15 +371,15 @@ def test_the_digest_covers_settings_tokenizer_files_and_first_texts(settings: Se
     write_shard(other, 0, ["another text"] * TEXTS)
     write_shard(other, 1, ["another text"] * TEXTS)
     write_shard(other, 2, ["another text"] * TEXTS)
-    tokenizer = tmp_path / "tokenizer.json"
-    tokenizer.write_bytes(Path(settings().tokenizer).read_bytes() + b"\n")
+    other_tokenizer = tmp_path / "tokenizer.json"
+    other_tokenizer.write_bytes(tokenizer.read_bytes() + b"\n")
     assert digest() == digest()
     digests = [
         digest(),
         digest(validation_fraction=0.1),
         digest(dataset=str(folder)),
         digest(dataset=str(other)),
-        digest(tokenizer=str(tokenizer)),
+        digest(tokenizer=str(other_tokenizer)),
         digest(end_of_text="!"),
     ]
     assert len(set(digests)) == len(digests)
@@ -365,13 +387,15 @@ def test_the_digest_covers_settings_tokenizer_files_and_first_texts(settings: Se
 
 def test_who_has_other_text_cannot_take_s0(settings: Settings, tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "mine")
-    manifest = describe_data(run_of(settings(dataset=str(folder))))
+    text = settings(dataset=str(folder))
+    manifest = describe_data(run_of(text.data), text.access)
     assert len(manifest.data.digest) == 64
-    assert objection_to_driving(manifest) is None
+    assert objection_to_driving(manifest, text.access) is None
     for shard in range(SHARDS):
         write_shard(folder, shard, [f"changed {number}" for number in range(TEXTS)])
     assert (
-        objection_to_driving(manifest) == "the text of data.source = 'huggingface' on this machine is not the founder's"
+        objection_to_driving(manifest, text.access)
+        == "the text of data.source = 'huggingface' on this machine is not the founder's"
     )
     assert threads_called("reading") == []
 
@@ -380,17 +404,18 @@ def threads_called(name: str) -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == name]
 
 
-def test_the_tokenizer_is_saved_as_it_was(settings: Settings, tmp_path: Path) -> None:
-    save_tokenizer(settings(), tmp_path)
-    assert (tmp_path / "tokenizer.json").read_bytes() == Path(settings().tokenizer).read_bytes()
+def test_the_tokenizer_is_saved_as_it_was(settings: Settings, tokenizer: Path, tmp_path: Path) -> None:
+    data, access = described(settings())
+    save_tokenizer(data, tmp_path, access)
+    assert (tmp_path / "tokenizer.json").read_bytes() == tokenizer.read_bytes()
     assert f'"eos_token": "{END}"' in (tmp_path / "tokenizer_config.json").read_text()
-    assert Tokens(settings(tokenizer=str(tmp_path)), 512).encode(["fox"])[-1] == 0
+    assert tokens_of(settings(tokenizer=str(tmp_path))).encode(["fox"])[-1] == 0
     with pytest.raises(SettingsError, match="cannot be written: No such file"):
-        save_tokenizer(settings(), tmp_path / "nowhere")
+        save_tokenizer(data, tmp_path / "nowhere", access)
 
 
 def test_a_text_that_spells_out_the_end_token_does_not_end(settings: Settings) -> None:
-    tokens = Tokens(settings(), 512)
+    tokens = tokens_of(settings())
     assert tokens.encode([END]).tolist().count(0) == 1
     assert tokens.encode([]).shape == (0,)
     assert len(tokens.encode(["the quick brown fox jumps over a lazy dog"])) > 6, "not cut at the file's five tokens"
@@ -399,9 +424,9 @@ def test_a_text_that_spells_out_the_end_token_does_not_end(settings: Settings) -
 # What can be wrong
 
 
-def refusal(data: DataSettings, **changes: Any) -> str:
+def refusal(text: Text, **changes: Any) -> str:
     with pytest.raises((SettingsError, TextError)) as caught:
-        open_data(run_of(data, **changes))
+        open_data(run_of(text.data, **changes), text.access)
     assert "\n" not in str(caught.value)
     assert threads_called("reading") == []
     return f"{type(caught.value).__name__}: {caught.value}"
@@ -417,7 +442,7 @@ def test_a_missing_package_is_named_with_its_remedy(
 
 def test_a_dataset_that_is_not_there_is_said(settings: Settings, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
-    assert refusal(settings(dataset=missing)) == f"SettingsError: data.dataset: {missing} does not exist"
+    assert refusal(settings(dataset=missing)) == f"SettingsError: the text {missing} does not exist"
     assert "has no split 'nights', but train" in refusal(settings(split="nights"))
     assert "BuilderConfig 'nights' not found" in refusal(settings(config="nights"))
     hub = settings(dataset="some/where", revision="0" * 40)
@@ -452,9 +477,9 @@ def test_a_tokenizer_that_does_not_fit_is_said(settings: Settings, tmp_path: Pat
 
 def test_the_vocabulary_is_just_large_enough(settings: Settings, tokenizer: Path) -> None:
     size = Tokenizer.from_file(str(tokenizer)).get_vocab_size()
-    Tokens(settings(), size)
+    tokens_of(settings(), size)
     with pytest.raises(SettingsError, match=f"set model.vocabulary_size = {size} or more"):
-        Tokens(settings(), size - 1)
+        tokens_of(settings(), size - 1)
 
 
 def test_a_text_without_a_single_window_is_said_instead_of_read_for_ever(
@@ -532,13 +557,14 @@ def test_a_damaged_file_is_said(settings: Settings, tmp_path: Path) -> None:
 
 def test_the_text_of_a_step_is_tried_before_s0_is_claimed(settings: Settings, tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "coming and going")
-    run = describe_data(run_of(settings(dataset=str(folder))))
-    text = DriverText(run)
+    mine = settings(dataset=str(folder))
+    run = describe_data(run_of(mine.data), mine.access)
+    text = DriverText(run, mine.access)
     assert text.failure(1) is None
     assert step_of(text.open(), 1).shape[0] == MICROBATCHES * ROWS
     text.release()
     folder.rename(tmp_path / "gone")
-    assert text.failure(1) == f"data.dataset: {folder} does not exist"
+    assert text.failure(1) == f"the text {folder} does not exist"
     write_dataset(folder, shards=2)
     assert text.failure(1) == "the text of data.source = 'huggingface' on this machine is not the founder's"
     shutil.rmtree(folder)
@@ -558,6 +584,7 @@ def test_it_is_tried_for_the_next_step_too(settings: Settings, monkeypatch: pyte
         return gather(batches, step)
 
     monkeypatch.setattr(StreamedBatches, "_gather", fail)
-    text = DriverText(describe_data(run_of(settings())))
+    data, access = described(settings())
+    text = DriverText(run_of(data), access)
     assert [text.failure(step) for step in (3, 4, 5, 6)] == [None, "a bad page", "a bad page", None]
     text.close()

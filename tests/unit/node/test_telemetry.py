@@ -129,3 +129,20 @@ def test_how_much_is_said(is_verbose: bool, is_quiet: bool, level: int, monkeypa
     finally:
         for logger, old in zip(loggers, before, strict=True):
             logger.setLevel(old)
+
+
+def test_a_log_line_is_one_line_whoever_wrote_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[logging.Handler] = []
+    monkeypatch.setattr(logging, "basicConfig", lambda **settings: given.extend(settings["handlers"]))
+    level = logging.getLogger("understudy").level
+    configure_logging(is_verbose=False)
+    logging.getLogger("understudy").setLevel(level)
+    record = logging.LogRecord("understudy", logging.INFO, "", 0, "peer %s said %s", ("Qm\n2026", "\x1b[2J"), None)
+    line = given[0].format(record)
+    assert line.endswith("peer Qm\\n2026 said \\x1b[2J")
+    assert line.isprintable()
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError as error:
+        record.exc_info = (ValueError, error, error.__traceback__)
+    assert "\x1b" not in given[0].format(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import PROTOCOL_VERSION, ModelSettings, RunManifest, StepSettings
-from understudy.protocol.manifest_reader import MANIFEST_BYTES_MAX, decode_manifest, manifest_from_table, parse_manifest
+from understudy.protocol.manifest_reader import MANIFEST_BYTES_MAX, decode_manifest, manifest_from_table
 from understudy.protocol.presets import PRESETS, preset
+from understudy.protocol.run_toml import parse_run_toml, run_from_table
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -52,13 +54,13 @@ def test_the_digest_is_of_the_canonical_bytes() -> None:
 
 
 def test_the_canonical_bytes_do_not_depend_on_the_order_of_a_file() -> None:
-    one = parse_manifest('name = "run"\n[step]\nmicrobatches = 8\nwindow = 3\n', "a")
-    two = parse_manifest('name = "run"\n[step]\nwindow = 3\nmicrobatches = 8\n', "b")
+    one = parse_run_toml('name = "run"\n[step]\nmicrobatches = 8\nwindow = 3\n', "a").manifest
+    two = parse_run_toml('name = "run"\n[step]\nwindow = 3\nmicrobatches = 8\n', "b").manifest
     assert one.encode() == two.encode()
 
 
 def test_a_setting_at_its_default_is_the_same_run() -> None:
-    assert parse_manifest('name = "run"\nseed = 0\n', "a").digest() == RunManifest(name="run").digest()
+    assert parse_run_toml('name = "run"\nseed = 0\n', "a").manifest.digest() == RunManifest(name="run").digest()
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"founding_nonce": "n"}, {"step": StepSettings(window=1)}])
@@ -126,7 +128,7 @@ def test_tokens_per_step() -> None:
 )
 def test_a_mistake_is_explained(toml: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        parse_manifest(toml, "run.toml")
+        parse_run_toml(toml, "run.toml")
 
 
 def streamed(**changes: Any) -> dict[str, Any]:
@@ -146,16 +148,17 @@ def streamed(**changes: Any) -> dict[str, Any]:
         ({"validation_split": "train"}, "data.validation_split is data.split, 'train': hold out another"),
         ({"revision": "main"}, r"data.revision must be the full commit hash .* of some/where"),
         ({"revision": "a" * 41}, "data.revision must be the full commit hash"),
-        ({"tokenizer": "gpt2"}, "data.tokenizer_revision must be the full commit hash .* of gpt2"),
-        ({"dataset": "~/texts"}, "data.revision: ~/texts is a path of this machine and has no revisions"),
-        ({"tokenizer_revision": "a" * 40}, "data.tokenizer_revision: ./tokenizer.json is a path of this machine"),
+        ({"tokenizer": "open/gpt2"}, "data.tokenizer_revision must be the full commit hash .* of open/gpt2"),
+        ({"tokenizer": "gpt2"}, "data.tokenizer is 'gpt2', and names of the hub are owner/name"),
+        ({"dataset": "~/texts"}, "data.revision: files of this machine have no revisions: remove it"),
+        ({"tokenizer_revision": "a" * 40}, "data.tokenizer_revision: files of this machine have no revisions"),
         ({"dataset": "x" * 1025}, "data.dataset"),
     ],
 )
 def test_a_streamed_text_is_named_in_full_and_for_good(changes: dict[str, Any], message: str) -> None:
-    manifest_from_table(streamed(), "run.toml")
+    run_from_table(streamed(), "run.toml")
     with pytest.raises(SettingsError, match=message):
-        manifest_from_table(streamed(**changes), "run.toml")
+        run_from_table(streamed(**changes), "run.toml")
 
 
 def test_a_table_is_checked_like_a_file() -> None:
@@ -192,3 +195,68 @@ def test_a_damaged_manifest_is_refused_or_another_run(at: int, byte: int) -> Non
     except SettingsError:
         return
     assert (decoded == preset("tiny")) == (decoded.digest() == preset("tiny").digest())
+
+
+# --- a hostile founder ---
+
+TEXT_RUN = {"name": "run", "data": {"source": "text", "digest": "0" * 64}}
+NANOSECONDS = dict.fromkeys(msgspec.to_builtins(RunManifest(name="x").timing), 1e-09)
+HOSTILE: list[tuple[dict[str, Any], str]] = [
+    ({"data": {"source": "text", "paths": ["~/.ssh", "/proc/self/environ"]}}, "unknown field `paths`"),
+    ({"data": {"source": "text", "paths": [], "digest": "0" * 64}}, "unknown field `paths`"),
+    ({"data": {"source": "text"}}, "no digest of the text: do not join this run"),
+    ({"data": {"source": "text", "digest": "../.."}}, "digest"),
+    ({"data": {"tokenizer": "/dev/zero"}}, "belongs to data.source = 'huggingface'"),
+    *(
+        ({"data": {"source": "huggingface", "end_of_text": ".", "digest": "0" * 64, **named}}, told)
+        for named, told in (
+            ({}, "no digest of its tokenizer"),
+            ({"dataset": "/home", "revision": "a" * 40}, "names of the hub are owner/name"),
+            ({"dataset": "~/.ssh", "revision": "a" * 40}, "names of the hub are owner/name"),
+            ({"dataset": "text", "revision": "a" * 40}, "names of the hub are owner/name"),
+            ({"dataset": "a/../b", "revision": "a" * 40}, "names of the hub are owner/name"),
+            ({"dataset": "some/where\n# heading", "revision": "a" * 40}, r"cannot be printed: some/where\\n# heading"),
+            ({"tokenizer": "./tokenizer.json", "tokenizer_revision": "a" * 40}, "names of the hub are owner/name"),
+            ({"tokenizer": "a/b\x1b[2J", "tokenizer_revision": "a" * 40}, r"cannot be printed: a/b\\x1b\[2J"),
+            ({"config": "../../cache"}, "no name of a dataset's configuration"),
+            ({"split": "train\x9b1m"}, "cannot be printed"),
+            ({"end_of_text": "\u202e"}, "cannot be printed"),
+        )
+    ),
+    ({"name": "a\nb"}, "name"),
+    ({"name": "\x1b[2J"}, "name"),
+    ({"\x1b[2J\nfield": 1}, r"unknown field `\\x1b\[2J\\nfield`"),
+    ({"founding_nonce": "\x1b"}, "founding_nonce"),
+    ({"initial": {"digests": ["0" * 64] * 5, "peer": "Qm", "run_id": "a`\n# b"}}, "run_id"),
+    ({"initial": {"digests": ["0" * 64] * 5, "peer": "Qm\x1b"}}, "peer"),
+    ({"protocol_version": 1 << 63}, "protocol_version"),
+    *(({"timing": {name: value}}, f"timing.{name}") for name, value in NANOSECONDS.items()),
+    *(({"timing": {name: 1e9}}, f"timing.{name}") for name in NANOSECONDS),
+    ({"step": {"microbatch_timeout_s": 1e-9}}, "step.microbatch_timeout_s"),
+    ({"step": {"total_steps": 1 << 60}}, "step.total_steps"),
+    ({"optimizer": {"learning_rate": 1e300}}, "optimizer.learning_rate"),
+    ({"optimizer": {"warmup_steps": 1 << 60}}, "optimizer.warmup_steps"),
+    ({"recovery": {"learning_rate_scale": 1e300}}, "recovery.learning_rate_scale"),
+    (
+        {"model": {"hidden_size": 1 << 16, "intermediate_size": 1 << 18, "layers_per_stage": 1024}},
+        r"the weights of a block stage would be 281,475.* GB, and 137.4 GB are allowed",
+    ),
+    ({"model": {"hidden_size": 1 << 16, "vocabulary_size": 1 << 20}}, "the weights of S0 would be 549.8 GB"),
+    ({"step": {"microbatch_size": 1 << 16}}, "the activation of a microbatch would be 4.3 GB"),
+    (
+        {"model": {"vocabulary_size": 1 << 20, "context_length": 1 << 18, "hidden_size": 8}},
+        "the logits of a microbatch",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings_", "told"), HOSTILE)
+def test_a_manifest_of_a_hostile_founder_is_refused(settings_: dict[str, Any], told: str) -> None:
+    encoded = json.dumps({"name": "run", "protocol_version": PROTOCOL_VERSION, **settings_}).encode()
+    with pytest.raises(SettingsError, match=told) as caught:
+        decode_manifest(encoded)
+    assert str(caught.value).isprintable()
+
+
+def test_the_same_manifest_without_the_attack_is_taken() -> None:
+    assert decode_manifest(json.dumps(TEXT_RUN).encode()).data.digest
