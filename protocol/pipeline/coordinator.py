@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from understudy.protocol.ids import DRIVER_STAGE
 from understudy.protocol.node_state import NodeState
+from understudy.protocol.pipeline.culprits import why_no_loss
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.ledger import StepLedger
-from understudy.protocol.pipeline.numbers import why_no_loss
 from understudy.protocol.pipeline.progress import ProgressReport
 from understudy.protocol.pipeline.window import Window
 from understudy.protocol.wire.messages import Commit
@@ -102,7 +102,7 @@ class Coordinator:
         step, loss = self._ledger.step, self._ledger.mean_loss
         seconds = self._state.now - self._step_began
         tokens = self._state.manifest.tokens_per_step
-        why = why_no_loss(self._edge.numbers.first_of(step)) if self._ledger.not_finite else ""
+        why = why_no_loss(self._edge.watchman.culprits.first_of(step)) if self._ledger.not_finite else ""
         if not why:
             self._state.emit("step.committed", step=step, loss=loss, tokens=tokens, seconds=seconds)
         else:

@@ -75,3 +75,10 @@ class Culprits:
         self._first = {key: first for key, first in self._first.items() if key[0] > step}
         self._in_a_row = {peer: self._in_a_row.get(peer, 0) + 1 for peer in blamed}
         return [blame for peer, blame in blamed.items() if self._in_a_row[peer] >= SPOILT_STEPS_MAX]
+
+
+def why_no_loss(first: Blame | None) -> str:
+    """Why S0's loss of a step is not finite, for people; ``first``: who is to blame for the earliest microbatch."""
+    if first is None:
+        return "S0 made of finite numbers a loss that is not"
+    return f"what S{first.accused_stage} (..{first.accused[-8:]}) sent to S{first.accuser_stage} was not finite"

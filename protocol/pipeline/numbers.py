@@ -89,12 +89,3 @@ class Numbers:
             magnitude=came,
             usual=median,
         )
-
-
-def why_no_loss(first: Spoilt | None) -> str:
-    """Why S0's loss of a step is not finite, for people; ``first``: what it found first of what came in."""
-    if first is None:
-        return "what came to S0 was finite, its loss was not"
-    if first.sender is None:
-        return "what came to S0 was not finite"
-    return f"what S{first.sender.stage} sent to S0 was not finite (..{first.sender.peer[-8:]})"

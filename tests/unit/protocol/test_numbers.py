@@ -13,7 +13,7 @@ from understudy.protocol.jobs import ApplyJob, BackwardJob, ForwardJob, Job, Los
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.pipeline.numbers import SAMPLES, Numbers, Spoilt, why_no_loss
+from understudy.protocol.pipeline.numbers import SAMPLES, Numbers, Spoilt
 
 RUN = RunManifest(name="numbers")
 FIRST = Attempt(1, 0)
@@ -92,13 +92,6 @@ def test_what_stays_strange_is_usual_after_a_while(state: NodeState) -> None:
     for step in range(4 * SAMPLES):
         came(numbers, forward(step), 1.0 if step < SAMPLES else 1e6)
     assert 0 < len(said(state)) <= SAMPLES
-
-
-def test_people_are_told_why_there_is_no_loss() -> None:
-    sent = Spoilt(Microbatch(1, 0), False, Tenure(4, 1, PeerId("QmLongNameOfAPeer")))
-    assert why_no_loss(None) == "what came to S0 was finite, its loss was not"
-    assert why_no_loss(Spoilt(Microbatch(1, 0), False, None)) == "what came to S0 was not finite"
-    assert why_no_loss(sent) == "what S4 sent to S0 was not finite (..eOfAPeer)"
 
 
 def test_a_loss_job_is_a_hop_as_well(state: NodeState) -> None:
