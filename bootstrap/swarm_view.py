@@ -48,6 +48,8 @@ def _progress_of(view: SwarmView) -> str:
     told = [f"step {view.step}" + (f" of {view.total_steps}" if view.total_steps else "")]
     if view.loss is not None:
         told.append(f"loss {view.loss:.3f}")
+    elif view.why_no_loss:
+        told.append(f"loss not finite: {view.why_no_loss}")
     if view.tokens_per_second:
         told.append(f"{view.tokens_per_second:,.0f} tokens/s")
     if view.tokens:

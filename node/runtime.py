@@ -227,9 +227,9 @@ class Node:
         """Told while the core's actions are being done: it hears of it when they are."""
         self._loop.call_soon(self.feed, SendFailed(peer, message, payload))
 
-    def _job_finished(self, job: Job, result: Any, seconds: float) -> None:
+    def _job_finished(self, job: Job, result: Any, seconds: float, came: float | None = None) -> None:
         self._counters.microbatches += isinstance(job, BackwardJob)
-        self.feed(JobDone(job, result, seconds))
+        self.feed(JobDone(job, result, seconds, came))
 
     def _job_failed(self, error: BaseException) -> None:
         """A text that cannot be read ends our driving; anything else ends the node."""

@@ -34,6 +34,7 @@ from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.dht_reader import DhtReader
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.gossip import MembershipGossip
+from understudy.protocol.membership.sentencing import Sentencing
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.observe.node_status import SelfView, self_view
@@ -64,6 +65,7 @@ from understudy.protocol.wire.messages import (
     Withdraw,
 )
 from understudy.protocol.wire.records import ManifestRecord
+from understudy.protocol.wire.watching import Here, NotFinite, WatchMessage, Where
 
 TICKS_PER_HEARTBEAT = 4
 
@@ -97,6 +99,7 @@ class Core:
         self._dht_reader = DhtReader(self.state, self._detector, self._lifecycle, self._gossip)
         self._invariants = Invariants(self.state, self._lifecycle, check_every)
         self._ways = Ways(self.state)
+        self._sentencing = Sentencing(self.state, self._detector, self._gossip)
         self._next_tick = 0.0
 
     # --- the way in ---
@@ -165,6 +168,7 @@ class Core:
         stored_at = self._detector.stored_at
         for seat in self._detector.on_tick():
             self._gossip.declare_dead(seat)
+        self._sentencing.on_tick()
         if self._detector.stored_at != stored_at:
             self._lifecycle.refresh()
         self._lifecycle.on_tick()
@@ -182,6 +186,8 @@ class Core:
                 self._on_data(peer, message, event.payload)
             case Commit() | CommitAck() | Dropped() | EdgeCopy() | EdgeCopyKept():
                 self._on_step_message(peer, message)
+            case Where() | Here() | NotFinite():
+                self._on_watch_message(peer, message)
             case Lost() | Alive() | Fenced():
                 self._gossip.on_gossip(peer, message)
             case Claim() | Withdraw() | Grant() | Refusal():
@@ -238,6 +244,17 @@ class Core:
                 host.on_dropped(message)
             case EdgeCopy():
                 self._lifecycle.on_copy_message(peer, message)
+
+    def _on_watch_message(self, peer: PeerId, message: WatchMessage) -> None:
+        """S0 asks where a microbatch is; stages say it, and what was not finite."""
+        host = self._lifecycle.host
+        match message:
+            case Where() if isinstance(host, BlockStage):
+                host.on_where(peer, message)
+            case Here() if isinstance(host, EdgeHost):
+                host.watchman.on_here(peer, message)
+            case NotFinite() if isinstance(host, EdgeHost):
+                host.watchman.on_not_finite(peer, message)
 
     def _on_claim_message(self, peer: PeerId, message: Claim | Withdraw | Grant | Refusal) -> None:
         """Both sides of a claim."""

@@ -69,6 +69,8 @@ class JobDone:
     result: Any = None
     seconds: float = 0.0
     """The thread was busy with it for so long."""
+    came: float | None = None
+    """The root mean square of the tensor that came with it; not finite if the tensor is not. None: no tensor came."""
 
 
 @dataclass(frozen=True, slots=True)

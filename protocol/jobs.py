@@ -5,11 +5,11 @@ Payloads (tensors, snapshots) are opaque to the protocol: it passes them on and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from understudy.protocol.ids import Attempt, Microbatch
+from understudy.protocol.ids import Attempt, Microbatch, Tenure
 from understudy.protocol.wire.fields import Part
 
 Payload = Any
@@ -34,6 +34,8 @@ class ForwardJob:
     microbatch: Microbatch
     attempt: Attempt
     payload: Payload = None
+    origin: Tenure | None = field(default=None, compare=False)
+    """Who sent the payload; of each of the three jobs that get one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class LossJob:
     attempt: Attempt
     payload: Payload
     is_counted: bool
+    origin: Tenure | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class BackwardJob:
     attempt: Attempt
     payload: Payload
     is_counted: bool
+    origin: Tenure | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +80,11 @@ class Applied:
     squared_gradient_norm: float | None = None
     """Of the mean gradient, before clipping; None if nothing was counted or it is not finite."""
     is_skipped: bool = False
-    """The gradient is not finite: the weights stayed as they were."""
+    """The gradient is not finite, or nothing that came in was: the weights stayed as they were."""
     is_own: bool = False
-    """Only of a skipped one: finite numbers came in and others went out, so it is this stage that spoils them."""
+    """Finite numbers came in and others went out, so it is this stage that spoils them."""
+    left_out: int = 0
+    """Microbatches that are not in the sum, because what came in was not finite."""
 
 
 @dataclass(frozen=True, slots=True)

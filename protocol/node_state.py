@@ -7,7 +7,7 @@ from typing import Any
 
 from understudy.protocol.actions import Action, Emit, ReadText, Send
 from understudy.protocol.errors import LocalProtocolError
-from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.ids import Microbatch, PeerId, Tenure
 from understudy.protocol.jobs import Payload
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.seats import Seat, Status
@@ -19,6 +19,17 @@ from understudy.protocol.wire.contact import Reachability
 from understudy.protocol.wire.fields import StageState
 from understudy.protocol.wire.messages import Announce, AnyMessage, Heartbeat
 from understudy.protocol.wire.records import ProgressRecord
+
+
+@dataclass(slots=True)
+class Sentence:
+    """S0 found that an owner lives and does not do its work: its stage is to go to another."""
+
+    incarnation: int
+    since: float
+    microbatch: Microbatch | None = None
+    """The one that it keeps; if it comes after all, the sentence is over."""
+    is_over: bool = False
 
 
 @dataclass(slots=True)
@@ -47,6 +58,12 @@ class NodeState:
     progress: ProgressRecord | None = None
     """The driver's last word that we read, or said ourselves. For people; no decision looks at it."""
     pace: Pace = field(default_factory=Pace)
+    sentences: dict[int, Sentence] = field(default_factory=dict)
+    """By stage, the owners that we, as S0, want replaced (protocol/membership/sentencing.py sees to it)."""
+    has_spares: bool = False
+    """Somebody waits who could take a stage, as far as we have read."""
+    orphans: int = 0
+    """Jobs of a stage that we gave up which the compute thread has not finished: until then we can do no other work."""
     is_view_changed: bool = False
     """Somebody's tenure began, ended or moved on within this `Core.handle`: what follows is due."""
     failure: str | None = None

@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from understudy.bootstrap.local.monitor import Board, Loss
+from understudy.bootstrap.local.monitor import Board, EventLine, Loss
 from understudy.bootstrap.swarm_view import stage_table, state_text
 from understudy.protocol.printable import printable
 
@@ -22,7 +22,7 @@ def live_view(board: Board) -> Group:
 def _footer(board: Board) -> list[Text | ProgressBar]:
     last = board.commits.get(board.step)
     speed = f"{last['tokens'] / last['seconds']:,.0f} tokens/s" if last and last["seconds"] else "starting"
-    loss = f"loss {_loss_text(last['loss'])}" if last else "loss -"
+    loss = f"loss {_loss_text(last)}" if last else "loss -"
     line = Text(f"step {board.step}/{board.total_steps}   {loss}   {speed}   spares waiting: {len(board.spares)}")
     footer: list[Text | ProgressBar] = [
         line,
@@ -40,8 +40,10 @@ def _footer(board: Board) -> list[Text | ProgressBar]:
     return footer
 
 
-def _loss_text(loss: float | None) -> str:
-    return "not finite" if loss is None else f"{loss:.3f}"
+def _loss_text(commit: EventLine) -> str:
+    if commit["loss"] is not None:
+        return f"{commit['loss']:.3f}"
+    return f"not finite: {commit['why_no_loss']}" if commit.get("why_no_loss") else "not finite"
 
 
 def progress_line(board: Board) -> str:
@@ -51,7 +53,7 @@ def progress_line(board: Board) -> str:
         serving = sum(row.state == "serving" for row in board.rows.values())
         return f"starting: {serving} of {board.stage_count} stages are served"
     speed = last["tokens"] / last["seconds"] if last["seconds"] else 0.0
-    line = f"step {board.step}/{board.total_steps}  loss {_loss_text(last['loss'])}  {speed:,.0f} tokens/s"
+    line = f"step {board.step}/{board.total_steps}  loss {_loss_text(last)}  {speed:,.0f} tokens/s"
     if board.text_failure:
         line += f"  S0 waits for somebody who can read the text: {printable(board.text_failure)}"
     elif board.waiting_for:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from understudy.node.compute.magnitude import root_mean_square
 from understudy.node.compute.model import HEAD_NAMES, BlockStage, EdgeStage, blank_stage, build_stage
 from understudy.node.compute.optimizer import StageOptimizer
 from understudy.node.compute.parts import PART_NAMES
@@ -53,6 +54,8 @@ class Saved:
     """The leaf whose gradient goes to the previous stage; None on S0."""
     output: Tensor
     labels: Tensor | None = None
+    is_finite: bool = True
+    """What came with the forward pass, if anything did."""
 
 
 class StageHost:
@@ -67,7 +70,11 @@ class StageHost:
         self._batches: TrainingData | None = None
         self._saved: dict[Key, Saved] = {}
         self._suspicion: Suspicion | None = None
-        """Since the last update was skipped."""
+        """Since the last update that was skipped, or lacked a microbatch."""
+        self._left_out = self._head_left_out = 0
+        """Microbatches of this step that are not in the sum, as what came in was not finite; S0: also in the head's."""
+        self.came: float | None = None
+        """The root mean square of what came with the last job; None: nothing did."""
         self.held: dict[str, WeightsSnapshot] = {}
         """Snapshots and copies that others may fetch, by digest. Read by the event loop."""
         self._leases: dict[int, HeldCopy] = {}
@@ -77,6 +84,7 @@ class StageHost:
 
     def work(self, job: Job) -> Any:
         """Do a job; see protocol/jobs.py for what each returns."""
+        self.came = None
         match job:
             case ForwardJob():
                 return self._forward(job)
@@ -128,6 +136,7 @@ class StageHost:
     def _install(self, module: BlockStage | EdgeStage, learning_rate_scale: float) -> None:
         self._saved.clear()
         self._suspicion = None
+        self._left_out = self._head_left_out = 0
         if isinstance(module, EdgeStage):
             self._batches = self.text.open()
         self._module = module.to(self._device)
@@ -185,9 +194,11 @@ class StageHost:
         if isinstance(module, EdgeStage):
             saved = self._embed(module, job.microbatch)
         else:
-            source = from_wire(job.payload, self._device).requires_grad_()
+            source = from_wire(job.payload, self._device)
+            is_finite = self._weigh(source)
+            source.requires_grad_()
             with arithmetic(self._manifest, self._device):
-                saved = Saved(source, module(source))
+                saved = Saved(source, module(source), is_finite=is_finite)
         self._suspect(saved.source, saved.output)
         self._saved[job.microbatch, job.attempt] = saved
         return to_wire(saved.output, self._manifest.wire.dtype)
@@ -203,10 +214,13 @@ class StageHost:
         saved = self._saved.get((job.microbatch, job.attempt))
         if not isinstance(module, EdgeStage) or saved is None or saved.labels is None:
             raise LocalProtocolError(f"no labels for {job.microbatch}")
-        hidden = from_wire(job.payload, self._device).requires_grad_()
+        hidden = from_wire(job.payload, self._device)
+        is_finite = self._weigh(hidden)
+        hidden.requires_grad_()
         with arithmetic(self._manifest, self._device):
             loss = module.loss(hidden, saved.labels)
-        gradient = _input_gradient(loss, hidden, None, is_counted=job.is_counted)
+        self._head_left_out += job.is_counted and not is_finite
+        gradient = _input_gradient(loss, hidden, None, is_counted=job.is_counted and is_finite)
         self._suspect(hidden, loss)
         self._suspect(hidden, gradient)
         return loss.item(), to_wire(gradient, self._manifest.wire.dtype)
@@ -216,13 +230,21 @@ class StageHost:
         if saved is None:
             raise LocalProtocolError(f"no saved activation for {job.microbatch} attempt {job.attempt}")
         gradient = from_wire(job.payload, self._device)
+        is_usable = self._weigh(gradient) and saved.is_finite
+        is_counted = job.is_counted and is_usable
+        self._left_out += job.is_counted and not is_usable
         if saved.source is None:
-            if job.is_counted:
+            if is_counted:
                 torch.autograd.backward([saved.output], [gradient])
             return None
-        passed_on = _input_gradient(saved.output, saved.source, gradient, is_counted=job.is_counted)
+        passed_on = _input_gradient(saved.output, saved.source, gradient, is_counted=is_counted)
         self._suspect(gradient, passed_on)
         return to_wire(passed_on, self._manifest.wire.dtype)
+
+    def _weigh(self, came: Tensor) -> bool:
+        """Note how large a tensor is that came. False: it is not finite, and nothing made of it may enter a sum."""
+        self.came = root_mean_square(came)
+        return math.isfinite(self.came)
 
     def _suspect(self, came: Tensor | None, went: Tensor) -> None:
         if self._suspicion is not None:
@@ -234,20 +256,22 @@ class StageHost:
         """Update the weights; everything saved for this step and before is outdated."""
         optimizer = self.optimizer
         self._saved = {key: saved for key, saved in self._saved.items() if key[0].step > job.step}
+        left_out = max(self._left_out, self._head_left_out)
         norm = optimizer.apply(job.step, self._counts(job))
-        if norm is None or math.isfinite(norm):
-            self._suspicion = None
-            return Applied(norm)
+        self._left_out = self._head_left_out = 0
+        is_skipped = left_out > 0 if norm is None else not math.isfinite(norm)
         is_own = self._suspicion is not None and self._suspicion.is_confirmed
-        self._suspicion = Suspicion()
-        return Applied(None, is_skipped=True, is_own=is_own)
+        self._suspicion = Suspicion() if is_skipped or left_out else None
+        return Applied(None if is_skipped else norm, is_skipped, is_own, left_out)
 
     def _counts(self, job: ApplyJob) -> int | list[int]:
         """How many microbatches each parameter's sum is of: on S0, head and embedding are counted apart."""
+        counted = max(0, job.counted - self._left_out)
         if not isinstance(self.module, EdgeStage):
-            return job.counted
+            return counted
+        head_counted = max(0, job.head_counted - self._head_left_out)
         names = (name for name, _ in self.module.named_parameters())
-        return [job.head_counted if name in HEAD_NAMES else job.counted for name in names]
+        return [head_counted if name in HEAD_NAMES else counted for name in names]
 
     @property
     def module(self) -> BlockStage | EdgeStage:

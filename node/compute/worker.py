@@ -15,8 +15,8 @@ from understudy.node.compute.thread import ComputeThread
 from understudy.protocol.actions import Discard, Keep, ReleaseLease, ReleaseSnapshot, ReleaseStage
 from understudy.protocol.jobs import Job
 
-Finished = Callable[[Job, Any, float], None]
-"""Told of a job, its result, and the seconds that the thread was busy with it."""
+Finished = Callable[[Job, Any, float, float | None], None]
+"""Told of a job, its result, the seconds that the thread was busy with it, and how large the tensor is that came."""
 Failed = Callable[[BaseException], None]
 
 
@@ -31,13 +31,13 @@ class Worker(ComputeThread):
         torch.set_num_threads(threads)
 
     def run(self, job: Job) -> None:
-        """Queue a job; ``on_finished(job, result, seconds)`` follows on the event loop."""
+        """Queue a job; ``on_finished(job, result, seconds, came)`` follows on the event loop."""
         self._queue(lambda: self._timed(job), lambda done: self._on_finished(job, *done))
 
-    def _timed(self, job: Job) -> tuple[Any, float]:
+    def _timed(self, job: Job) -> tuple[Any, float, float | None]:
         began = time.perf_counter()
         result = self._host.work(job)
-        return result, time.perf_counter() - began
+        return result, time.perf_counter() - began, self._host.came
 
     def tend(self, action: Discard | Keep | ReleaseLease | ReleaseSnapshot | ReleaseStage) -> None:
         """Keep or free memory once the jobs given before are done."""

@@ -58,6 +58,8 @@ def _progress(sample: StatusSample) -> str:
     told = [f"step {view.step}" + (f" of {view.total_steps}" if view.total_steps else "")]
     if view.loss is not None:
         told.append(f"loss {view.loss:.3f}")
+    elif view.why_no_loss:
+        told.append(f"loss not finite: {view.why_no_loss}")
     if sample.microbatches_per_minute is not None and view.role == "owner":
         told.append(f"{sample.microbatches_per_minute:.0f} microbatches/min")
     return ", ".join(told)
@@ -83,6 +85,8 @@ def status_line(sample: StatusSample) -> str:
     told["step"] = view.step
     if view.loss is not None:
         told["loss"] = f"{view.loss:.4g}"
+    elif view.why_no_loss:
+        told["loss"] = f"not finite: {view.why_no_loss!r}"
     if sample.microbatches_per_minute is not None:
         told["microbatches_per_minute"] = f"{sample.microbatches_per_minute:.0f}"
     told |= {"bytes_in": sample.bytes_in, "bytes_out": sample.bytes_out}

@@ -183,3 +183,4 @@ class FailureDetector:
 
     def note_spares(self, records: list[SpareRecord]) -> None:
         self._spares = [peer for peer in rank_spares(records) if peer != self._state.me]
+        self._state.has_spares = any(not self._state.membership.holds_a_seat(peer) for peer in self._spares)

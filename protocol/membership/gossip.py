@@ -21,6 +21,8 @@ class MembershipGossip:
 
     def __init__(self, state: NodeState, detector: FailureDetector, consequences: Consequences) -> None:
         self._state, self._detector, self._consequences = state, detector, consequences
+        self._accused_at: Tenure | None = None
+        """The tenure of ours of which S0 said that it is to end."""
 
     def hear(self, tenure: Tenure, state: StageState, step: int) -> bool:
         """An owner spoke to us. False: its tenure is over, and it is told so."""
@@ -145,7 +147,7 @@ class MembershipGossip:
                 membership.raise_incarnation(message.stage, message.incarnation)
                 self._consequences.lose(reasons.held_by_another(message.stage, message.incarnation))
         elif is_about_us:
-            return
+            self._note_accusation(peer, message)
         elif isinstance(message, Lost):
             if membership.suspect_by(message.stage, message.incarnation, peer, self._state.now):
                 self.on_seat_changed(message.stage)
@@ -154,11 +156,26 @@ class MembershipGossip:
         else:
             self.refute(message.stage, message.incarnation)
 
+    def _note_accusation(self, peer: PeerId, message: Lost | Alive) -> None:
+        """S0 wants our stage to go to another (sentencing.py). It is ours until then, but people must know."""
+        is_driver = self._state.membership.serving_peer(DRIVER_STAGE) == peer
+        if not isinstance(message, Lost) or not is_driver or message.incarnation != self._state.incarnation:
+            return
+        if self._accused_at != self._state.tenure:
+            self._accused_at = self._state.tenure
+            self._state.emit("peer.accused", by=peer)
+
     def refute(self, stage: int, incarnation: int) -> None:
         """Somebody who hears the owner says that it lives."""
         before = self._state.membership.seat(stage)
         if self._state.membership.refute(stage, incarnation, self._state.now):
             self._on_revived(stage, before, is_news=False)
+
+    def acquit(self, seat: Seat) -> None:
+        """We ourselves take back that this owner is dead."""
+        before = self._state.membership.seat(seat.stage)
+        if self._state.membership.refute(seat.stage, seat.incarnation, self._state.now):
+            self._on_revived(seat.stage, before, is_news=True)
 
     def _is_beaten_by(self, fence: Fenced) -> bool:
         challenger = Standing(fence.incarnation, "serving", PeerId(fence.owner), fence.step)

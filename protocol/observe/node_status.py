@@ -62,6 +62,8 @@ class SelfView:
     """How others get to this machine."""
     unreached: tuple[tuple[int, str], ...] = ()
     """Stages whose owners no link gets to, each with what was tried."""
+    why_no_loss: str = ""
+    """Why S0's last word names no loss; empty if it does."""
 
 
 def self_view(state: NodeState, detector: FailureDetector, claimant: Claimant, ways: Ways) -> SelfView:
@@ -77,6 +79,7 @@ def self_view(state: NodeState, detector: FailureDetector, claimant: Claimant, w
         step=state.committed,
         total_steps=state.manifest.step.total_steps,
         loss=state.progress.loss if state.progress else None,
+        why_no_loss=state.progress.why_no_loss if state.progress else "",
         neighbours=tuple(_neighbour(state, stage) for stage in sorted(detector.monitored())),
         missing=tuple(sorted(state.membership.missing(detector.watched()))),
         reachability=state.reachability,

@@ -84,6 +84,8 @@ class SwarmView(msgspec.Struct, frozen=True):
     """Stages that nobody holds: neither served nor being recovered."""
     waits_for: str | None
     """What the swarm waits for, in words; None while it trains, and when it is done."""
+    why_no_loss: str = ""
+    """Why S0 named no loss for its last step."""
 
 
 def keys_of_view(manifest: RunManifest) -> list[str]:
@@ -114,6 +116,7 @@ def overview(manifest: RunManifest, posted: Iterable[Posted]) -> SwarmView:
         spares=spares,
         holes=holes,
         waits_for=_waits_for(state, stages, spares),
+        why_no_loss=progress.why_no_loss if progress else "",
     )
 
 

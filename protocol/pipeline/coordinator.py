@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from understudy.protocol.ids import DRIVER_STAGE
 from understudy.protocol.node_state import NodeState
+from understudy.protocol.pipeline.culprits import why_no_loss
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.ledger import StepLedger
 from understudy.protocol.pipeline.progress import ProgressReport
@@ -101,15 +102,18 @@ class Coordinator:
         step, loss = self._ledger.step, self._ledger.mean_loss
         seconds = self._state.now - self._step_began
         tokens = self._state.manifest.tokens_per_step
-        self._state.emit("step.committed", step=step, loss=loss, tokens=tokens, seconds=seconds)
-        if self._ledger.not_finite:
-            self._state.emit("loss.not_finite", step=step, microbatches=len(self._ledger.not_finite))
+        why = why_no_loss(self._edge.watchman.culprits.first_of(step)) if self._ledger.not_finite else ""
+        if not why:
+            self._state.emit("step.committed", step=step, loss=loss, tokens=tokens, seconds=seconds)
+        else:
+            self._state.emit("step.committed", step=step, loss=loss, tokens=tokens, seconds=seconds, why_no_loss=why)
+            self._state.emit("loss.not_finite", step=step, microbatches=len(self._ledger.not_finite), reason=why)
         is_disturbed = self._is_disturbed or self._edge.ledger.has_reissued
         if not is_disturbed and self._window.note(seconds):
             self._state.emit("window.settled", size=self._window.size)
         self._is_disturbed = False
         self._close_step()
-        self._progress.committed(step, loss, tokens / seconds if seconds > 0 else 0.0)
+        self._progress.committed(step, loss, tokens / seconds if seconds > 0 else 0.0, why)
 
     def _close_step(self) -> None:
         """Have our own part applied, tell the stages, open the next step."""

@@ -21,6 +21,7 @@ from understudy.protocol.pipeline.ledger import EdgeLedger, EdgePhase
 from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.paths import choose_path
 from understudy.protocol.pipeline.queue import WorkQueue
+from understudy.protocol.pipeline.watchman import Watchman
 from understudy.protocol.wire.messages import Backward, Dropped, Forward
 
 
@@ -44,6 +45,7 @@ class EdgeHost(Host):
         """A stage was lost: nothing is issued until all are served, then all that is in flight is issued again."""
         self.coordinator: Coordinates | None = None
         self._drops = Drops()
+        self.watchman = Watchman(state)
 
     def _open_step(self, step: int) -> EdgeLedger:
         return EdgeLedger(step, self._state.incarnation)
@@ -60,6 +62,7 @@ class EdgeHost(Host):
 
     def close_step(self) -> None:
         """The step is decided: apply our own part, and open the next."""
+        self.watchman.closed(self.ledger.step)
         self._close(ApplyJob(self.ledger.step, self.ledger.counted, self.ledger.head_counted))
         self.ledger = self._open_step(self.ledger.step + 1)
         self.io.forget_before(self.ledger.step)
@@ -77,6 +80,7 @@ class EdgeHost(Host):
         path = choose_path(self._state.me, self.io.route(index), members, before)
         attempt = self.ledger.issue(index, self._state.now, timeout_s, is_late=is_late)
         self.ledger.set_path(index, path)
+        self.watchman.issued(index)
         if reason is not None:
             self._state.emit(
                 "microbatch.reissued",
@@ -100,6 +104,9 @@ class EdgeHost(Host):
             for index in self.ledger.overdue(self._state.now):
                 self.issue(index, "its deadline passed", is_late=True)
             self._reissue_dropped()
+            vanished = self.watchman.look(self.ledger)
+            if vanished is not None:
+                self.issue(vanished, "nobody says that they have it")
 
     def observers_tick(self) -> None:
         """Observers of our steps do what is due."""
@@ -125,6 +132,7 @@ class EdgeHost(Host):
     def owner_changed(self, stage: int) -> None:
         """The stage's new owner knows of nothing in flight: everything is issued again."""
         self.is_stranded = True
+        self.watchman.owner_changed(stage)
         super().owner_changed(stage)
         if self.coordinator is not None:
             self.coordinator.advance()
@@ -135,17 +143,24 @@ class EdgeHost(Host):
         """The last stage's activation."""
         if message.step == self.ledger.step and self._move(message, EdgePhase.OUTBOUND):
             self.ledger.set_path(message.index, message.path)  # of those who have it, whoever was to have it
-            self.io.queue.push(LossJob(message.microbatch, message.attempt, payload, is_counted=False))
+            origin = self.origin_of(message)
+            self.io.queue.push(LossJob(message.microbatch, message.attempt, payload, is_counted=False, origin=origin))
             self.pump()
 
     def on_backward(self, message: Backward, payload: Payload) -> None:
         """The gradient came home to the embedding."""
         if message.step == self.ledger.step and self._move(message, EdgePhase.RETURNING):
-            self.io.queue.push(BackwardJob(message.microbatch, message.attempt, payload, is_counted=False))
+            origin = self.origin_of(message)
+            self.io.queue.push(
+                BackwardJob(message.microbatch, message.attempt, payload, is_counted=False, origin=origin)
+            )
             self.pump()
 
     def _move(self, message: Forward | Backward, before: EdgePhase) -> bool:
-        return self.ledger.move(message.index, message.attempt, before)
+        is_news = self.ledger.move(message.index, message.attempt, before)
+        if is_news:
+            self.watchman.came(message.step, message.index)
+        return is_news
 
     # --- work ---
 
@@ -159,16 +174,20 @@ class EdgeHost(Host):
             self._state.act(Run(job))
 
     def on_job_done(self, done: JobDone) -> None:
-        self.io.queue.finished()
+        spoilt = self.finished(done)
+        if spoilt is not None:
+            self.watchman.note_own(spoilt)
         match done.job:
             case ForwardJob(microbatch, attempt):
                 if self._is_due(done.job, attempt, EdgePhase.EMBED_DUE):
                     self._send_out(microbatch, attempt, done.result)
             case LossJob(microbatch, attempt):
+                self.watchman.note_loss(microbatch, done.result[0], is_spoilt=spoilt is not None)
                 if self._is_due(done.job, attempt, EdgePhase.LOSS_DUE):
                     self._send_back(microbatch, attempt, done.result)
             case BackwardJob(microbatch, attempt):
                 if self._is_due(done.job, attempt, EdgePhase.BACKWARD_DUE) and self.coordinator is not None:
+                    self.watchman.came_home(microbatch.index)
                     self.coordinator.came_home(microbatch.index, self.ledger.losses[microbatch.index])
             case ApplyJob(step=step):
                 self._on_applied(step, done.result)

@@ -63,6 +63,11 @@ class StageLedger:
     def is_current(self, index: int, attempt: Attempt) -> bool:
         return self.attempt_of(index) == attempt
 
+    def phase_of(self, index: int, attempt: Attempt) -> Phase | None:
+        """Where the attempt stands; None if it is not the current one."""
+        entry = self._entries.get(index)
+        return entry.phase if entry is not None and entry.attempt == attempt else None
+
     def outdated_by(self, index: int, attempt: Attempt) -> list[tuple[int, Attempt]]:
         """The current attempts that end when this one is accepted: (index, attempt).
 
@@ -176,6 +181,9 @@ class EdgeLedger:
 
     def attempt_of(self, index: int) -> Attempt:
         return self._entries[index].attempt
+
+    def phase_of(self, index: int) -> EdgePhase:
+        return self._entries[index].phase
 
     def path_of(self, index: int) -> Path:
         """The peers that its current attempt visits, or the last one did; empty before the first."""

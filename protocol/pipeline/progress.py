@@ -19,11 +19,12 @@ class ProgressReport:
         self._state = state
         self._stored_at = -PROGRESS_PERIOD_S
 
-    def committed(self, step: int, loss: float | None, tokens_per_second: float) -> None:
-        """``step`` is decided. Its loss is the mean over the microbatches; None if none is finite."""
+    def committed(self, step: int, loss: float | None, tokens_per_second: float, why_no_loss: str = "") -> None:
+        """``step`` is decided. Its loss is the mean over the microbatches; None if one is not finite, and why."""
         total = self._state.manifest.step.total_steps
         tokens = step * self._state.manifest.tokens_per_step
-        record = ProgressRecord(self._state.me, self._state.incarnation, step, loss, tokens, tokens_per_second)
+        speed = tokens_per_second
+        record = ProgressRecord(self._state.me, self._state.incarnation, step, loss, tokens, speed, why_no_loss)
         self._state.progress = record
         if self._state.now - self._stored_at < PROGRESS_PERIOD_S and step != total:
             return

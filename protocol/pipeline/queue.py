@@ -69,6 +69,11 @@ class WorkQueue:
             self._of_index[job.microbatch.index].discard(serial)
         return job
 
+    @property
+    def running(self) -> int:
+        """Jobs that the thread has and has not finished."""
+        return self._running
+
     def finished(self) -> None:
         """The thread finished a job."""
         self._running -= 1

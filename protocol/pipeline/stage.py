@@ -15,12 +15,22 @@ from understudy.protocol.jobs import ApplyJob, BackwardJob, ForwardJob, Job, Pay
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.dropping import dropped
 from understudy.protocol.pipeline.host import Host
-from understudy.protocol.pipeline.ledger import StageLedger
+from understudy.protocol.pipeline.ledger import Phase, StageLedger
+from understudy.protocol.pipeline.numbers import Spoilt
 from understudy.protocol.pipeline.observer import StepObserver
 from understudy.protocol.pipeline.paths import joined
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.routing import following, preceding
 from understudy.protocol.wire.messages import Backward, Commit, CommitAck, Forward
+from understudy.protocol.wire.watching import Here, NotFinite, Place, Where
+
+PLACES: dict[Phase, Place] = {
+    Phase.FORWARD_DUE: "forward due",
+    Phase.FORWARDED: "forwarded",
+    Phase.BACKWARD_DUE: "backward due",
+    Phase.FINISHED: "finished",
+}
+"""What S0 is told of an attempt, if it asks."""
 
 
 class BlockStage(Host):
@@ -63,13 +73,14 @@ class BlockStage(Host):
         for index, attempt in outdated:
             self.io.forget_attempts(index)
             self._state.act(Discard(Microbatch(message.step, index), attempt))
-        self.io.queue.push(ForwardJob(message.microbatch, message.attempt, payload))
+        self.io.queue.push(ForwardJob(message.microbatch, message.attempt, payload, self.origin_of(message)))
         self.pump()
 
     def on_backward(self, message: Backward, payload: Payload) -> None:
         if message.step != self._ledger.step or not self._ledger.accept_backward(message.index, message.attempt):
             return
-        self.io.queue.push(BackwardJob(message.microbatch, message.attempt, payload, is_counted=False))
+        origin = self.origin_of(message)
+        self.io.queue.push(BackwardJob(message.microbatch, message.attempt, payload, is_counted=False, origin=origin))
         self.pump()
 
     def on_send_failed(self, event: SendFailed) -> None:
@@ -141,7 +152,9 @@ class BlockStage(Host):
             self._state.act(Run(job))
 
     def on_job_done(self, done: JobDone) -> None:
-        self.io.queue.finished()
+        spoilt = self.finished(done)
+        if spoilt is not None:
+            self._say_not_finite(spoilt)
         match done.job:
             case ForwardJob() | BackwardJob():
                 self._pass_on(done.job, done.result)
@@ -149,6 +162,21 @@ class BlockStage(Host):
                 self._on_applied(step, done.result)
                 self._tell_driver()
         self.pump()
+
+    def _say_not_finite(self, spoilt: Spoilt) -> None:
+        """S0 finds out from all such words who was the first to send it."""
+        microbatch, tenure = spoilt.microbatch, (self._state.stage, self._state.incarnation)
+        word = NotFinite(*tenure, microbatch.step, microbatch.index, spoilt.is_gradient)
+        self._state.send_to_stage(DRIVER_STAGE, word)
+
+    def on_where(self, peer: PeerId, message: Where) -> None:
+        """S0 waits, and asks where a microbatch is."""
+        if peer == self._state.membership.serving_peer(DRIVER_STAGE):
+            is_open = message.step == self._ledger.step
+            phase = self._ledger.phase_of(message.index, message.attempt) if is_open else None
+            place = PLACES[phase] if phase is not None else "unknown"
+            tenure = (self._state.stage, self._state.incarnation)
+            self._state.send(peer, Here(*tenure, message.step, message.index, message.attempt, place))
 
     def _pass_on(self, job: Job, result: Payload) -> None:
         assert isinstance(job, ForwardJob | BackwardJob)

@@ -97,7 +97,7 @@ class Lifecycle(Consequences):
 
     def say_spare(self) -> None:
         """Once we have looked around and found nothing to do."""
-        is_idle = self.claimant.claim is None and not self._state.text.is_asked
+        is_idle = self.claimant.claim is None and not self._state.text.is_asked and not self._state.orphans
         if not self._is_known_spare and self.claimant.policy.has_looked_around and is_idle:
             self._is_known_spare = True
             self._state.emit("peer.spare")
@@ -113,6 +113,7 @@ class Lifecycle(Consequences):
 
     def on_job_done(self, event: JobDone) -> None:
         if self._owned is None:
+            self._state.orphans -= self._state.orphans > 0
             built = self.claimant.on_job_done(event)
             if built is not None:
                 self._begin_serving(built)
@@ -238,6 +239,7 @@ class Lifecycle(Consequences):
         if self._state.membership.serving_peer(stage) == self._state.me:
             self._state.membership.give_up(stage)
         self._state.tenure, self._state.is_recognised = None, False
+        self._state.orphans = 0 if self._owned is None or reason == reasons.TEXT_UNREADABLE else self._owned.running
         self._owned = None
         self._state.act(ReleaseStage())
         self._state.membership.forget_deaths()

@@ -47,6 +47,11 @@ class OwnedStage:
         """An exporter is about to fetch our weights."""
         return self._leases.is_wanted
 
+    @property
+    def running(self) -> int:
+        """Jobs of this stage that the compute thread has not finished."""
+        return self._queue.running
+
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
         """Whether the peer may have weights that we hold: as a holder of S0's backups, an exporter, or a claimant."""
         is_backup = self._backup is not None and self._backup.may_fetch(peer, request)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.membership.placement import choose_hole, is_in_front, rank_holes, rank_spares
 from understudy.protocol.node_state import NodeState
@@ -29,7 +31,9 @@ class SparePolicy:
     def my_record(self) -> SpareRecord:
         """How we present ourselves to the swarm."""
         contact = Contact(reachability=self._state.reachability)  # the addresses are the shell's to add
-        return SpareRecord(self._state.me, self._capacity, can_drive=self._state.may_drive, contact=contact)
+        is_able = not self._state.orphans
+        state: Literal["waiting", "left"] = "waiting" if is_able else "left"
+        return SpareRecord(self._state.me, self._capacity, state, can_drive=self._state.may_drive, contact=contact)
 
     def note_spares(self, records: list[SpareRecord]) -> None:
         self._spares = {PeerId(record.peer): record for record in records}
@@ -63,7 +67,7 @@ class SparePolicy:
 
     def choose(self) -> tuple[int, str] | None:
         """The stage to claim now, and why."""
-        if not self.has_looked_around:
+        if not self.has_looked_around or self._state.orphans:
             return None
         membership = self._state.membership
         holes = self._holes()

@@ -29,6 +29,7 @@ from understudy.protocol.wire.fields import (
     StepNumber,
 )
 from understudy.protocol.wire.tensors import TensorSpec
+from understudy.protocol.wire.watching import WatchMessage
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -159,10 +160,7 @@ class CommitAck(Message, frozen=True, tag="commit_ack"):
 
 
 class Dropped(Message, frozen=True, tag="dropped"):
-    """From a stage to the driver: what it sent on of this attempt was lost, and it could not send it again.
-
-    ``is_gradient``: lost on the way back.
-    """
+    """From a stage to the driver: what it sent on of this attempt was lost; ``is_gradient``: on the way back."""
 
     stage: StageNumber
     incarnation: Incarnation
@@ -288,6 +286,7 @@ AnyMessage = (
     | LeaseRequest
     | LeaseStatus
     | LeaseRelease
+    | WatchMessage
     | Forward
     | Backward
     | FetchRequest

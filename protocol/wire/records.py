@@ -17,6 +17,7 @@ from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import PeerId
 from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.fields import (
+    VISIBLE,
     ByteCount,
     Digest,
     Incarnation,
@@ -30,6 +31,7 @@ RECORD_BYTES_MAX = 4096
 MANIFEST_RECORD_BYTES_MAX = 24 * 1024
 RECORDS_PER_KEY_MAX = 256
 """Records read from one key at most; a key flooded beyond it is cut off, never our memory."""
+WHY_CHARS_MAX = 200
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -84,6 +86,7 @@ class ProgressRecord(Record, frozen=True, tag="progress"):
     loss: float | None
     tokens: Annotated[int, Meta(ge=0)]
     tokens_per_second: float
+    why_no_loss: Annotated[str, Meta(max_length=WHY_CHARS_MAX, pattern=VISIBLE)] = ""
 
 
 class ManifestRecord(Record, frozen=True, tag="manifest"):

@@ -120,7 +120,16 @@ class Overflow:
     victim: int | None = None
 
 
-Fault = Kill | Restart | Pause | Partition | CutLink | Split | Hinder | SlowReader | Overflow
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """The compute thread of the stage's owner hangs for ``seconds``: no job ends, while heartbeats go on."""
+
+    when: Trigger
+    seconds: float
+    victim: int | None = None
+
+
+Fault = Stuck | Kill | Restart | Pause | Partition | CutLink | Split | Hinder | SlowReader | Overflow
 
 
 @dataclass(frozen=True, slots=True)

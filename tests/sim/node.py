@@ -105,6 +105,7 @@ class SimNode:
         self.is_silent = False
         self.paused_until = 0.0
         self.busy_until = 0.0
+        self.stuck_until = 0.0
         self.timer_serial = 0
         self.hosting: Hosting | None = None
         self.snapshots: dict[str, Snapshot] = {}

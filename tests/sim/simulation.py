@@ -24,6 +24,7 @@ from tests.sim.faults import (
     Restart,
     SlowReader,
     Split,
+    Stuck,
     Weather,
 )
 from tests.sim.hindrances import Hindrance, Hindrances, Reading
@@ -249,7 +250,7 @@ class Simulation:
         self.at(max(self.now, node.busy_until), lambda: call() if node.is_alive else None)
 
     def _start_job(self, node: SimNode, job: Job) -> None:
-        start = max(self.now, node.busy_until)
+        start = max(self.now, node.busy_until, node.stuck_until)
         node.busy_until = start + self.rng.uniform(*JOB_SECONDS)
         self.at(start, lambda: self._job_begins(node, job))
         self.at(node.busy_until, lambda: self._finish_job(node, job))
@@ -267,6 +268,9 @@ class Simulation:
             return
         if node.paused_until > self.now:
             self.at(node.paused_until, lambda: self._finish_job(node, job))
+            return
+        if node.stuck_until > self.now:
+            self.at(node.stuck_until, lambda: self._finish_job(node, job))
             return
         is_text_needed = isinstance(job, ForwardJob) and node.hosting is not None and node.hosting.stage == DRIVER_STAGE
         if is_text_needed and (failure := node.text_failure(job.microbatch.step)) is not None:  # type: ignore[union-attr]
@@ -458,6 +462,10 @@ class Simulation:
                 records = {key: dict(entries) for key, entries in self._dht.items()}
                 self._hindrances.slow_down(victim.peer, Reading(fault, self.now + seconds, records))
                 self._remark(victim, "(reads late)", seconds=seconds)
+            case Stuck(seconds=seconds):
+                victim.stuck_until = self.now + seconds
+                victim.busy_until = max(victim.busy_until, victim.stuck_until)
+                self._remark(victim, "(stuck)", seconds=seconds)
             case Overflow(updates=updates):
                 victim.overflowing = updates
                 self._remark(victim, "(overflows)", updates=updates)

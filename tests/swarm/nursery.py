@@ -11,8 +11,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,15 @@ class Death(msgspec.Struct, frozen=True):
         return f"death-of-{self.stage}-in-{self.job}-{self.step}"
 
 
+class Sickness(msgspec.Struct, frozen=True):
+    """While FOLDER/KIND is there the compute thread hangs, or each of its passes ends in NaN; in its first tenure only.
+
+    The node itself does not see the NaN: to the others it is a liar.
+    """
+
+    kind: Literal["hangs", "spoils"]
+
+
 class Birth(msgspec.Struct, frozen=True):
     """One process to start. Its output goes to FOLDER/NAME.log, its exit status to FOLDER/NAME.status."""
 
@@ -47,6 +57,7 @@ class Birth(msgspec.Struct, frozen=True):
     command: Literal["node", "bootstrap", "export"]
     arguments: tuple[str, ...]
     deaths: tuple[Death, ...] = ()
+    sickness: Sickness | None = None
 
     def file(self, suffix: str) -> Path:
         return Path(self.folder) / f"{self.name}.{suffix}"
@@ -88,11 +99,20 @@ class Nursery:
         self._brood.until(lambda: join_path.exists() and join_path.read_text(), "the join string", 60.0)
         return join_path.read_text().strip()
 
-    def join(self, name: str, join: str, stage: int | None = None, deaths: Sequence[Death] = (), port: int = 0) -> None:
+    def join(
+        self,
+        name: str,
+        join: str,
+        stage: int | None = None,
+        deaths: Sequence[Death] = (),
+        port: int = 0,
+        *,
+        sickness: Sickness | None = None,
+    ) -> None:
         """Start a node."""
         arguments = ("--join", join, "--stage", "auto" if stage is None else str(stage), *self._place(name, port))
         arguments += ("--events", str(self.folder / f"{name}.jsonl"), "--threads", "1", "--device", "cpu")
-        self.bear(Birth(name, str(self.folder), "node", arguments, tuple(deaths)))
+        self.bear(Birth(name, str(self.folder), "node", arguments, tuple(deaths), sickness))
 
     def export(self, name: str, join: str, folder: Path, *more: str) -> None:
         """Start an export."""
@@ -226,9 +246,21 @@ def _arm(birth: Birth) -> None:
             death = Death(tenure[0], kind, job.microbatch.step, begun.count(begun[-1]))
             if death in birth.deaths and _is_first(Path(birth.folder) / death.name, tenure[1]):
                 os.kill(os.getpid(), signal.SIGKILL)
+        if birth.sickness is not None and tenure[1] == 1 and isinstance(job, ForwardJob | BackwardJob):
+            return _work_sick(Path(birth.folder) / birth.sickness.kind, lambda: work(host, job))
         return work(host, job)
 
     StageHost.work = work_or_die  # type: ignore[method-assign]
+
+
+def _work_sick(cause: Path, work: Callable[[], Any]) -> Any:
+    import torch
+
+    while cause.name == "hangs" and cause.exists():
+        threading.Event().wait(0.1)
+    result = work()
+    is_spoilt = cause.name == "spoils" and cause.exists()
+    return torch.full_like(result, float("nan")) if is_spoilt else result
 
 
 def _is_first(path: Path, incarnation: int) -> bool:

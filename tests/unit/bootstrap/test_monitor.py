@@ -196,8 +196,8 @@ def test_the_table_shows_every_stage(board: Board) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_no_number_and_is_told(board: Board) -> None:
-    board.note(commit(5, loss=None))
-    assert "loss not finite" in progress_line(board)
+    board.note({**commit(5, loss=None), "why_no_loss": "what S4 sent to S0 was not finite"})
+    assert "loss not finite: what S4 sent to S0 was not finite" in progress_line(board)
     assert board.loss_of_steps(range(1, 6)) == 2.5
     assert "The loss of 1 steps was not finite, first in step 5." in summary(board)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -219,7 +220,7 @@ def test_a_norm_that_is_no_number_is_none_and_moves_nothing(manifest: RunManifes
     before = [tensor.clone() for tensor in tensors(host)]
     host.work(ForwardJob(ONE, FIRST, noise(1)))
     host.work(BackwardJob(ONE, FIRST, torch.full(SHAPE, math.nan), is_counted=True))
-    assert host.work(ApplyJob(1, 1)) == Applied(is_skipped=True)
+    assert host.work(ApplyJob(1, 1)) == Applied(is_skipped=True, left_out=1)
     assert all(torch.equal(old, new) for old, new in zip(before, tensors(host), strict=True))
 
 
@@ -240,6 +241,55 @@ def test_head_and_embedding_are_divided_each_by_what_it_counted(manifest: RunMan
         torch.testing.assert_close(ours, theirs)
 
 
+BAD = [math.nan, math.inf]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("is_gradient", [True, False])
+def test_what_came_in_spoilt_is_left_out_and_the_others_count(
+    manifest: RunManifest, bad: float, is_gradient: bool
+) -> None:
+    """The update is that of the other microbatch alone. A lying neighbour may answer NaN with a good gradient."""
+    host, alone = host_of(manifest, 1), host_of(manifest, 1)
+    activation, gradient = noise(3), noise(4)
+    (gradient if is_gradient else activation)[0, 0, 0] = bad
+    for one in (host, alone):
+        one.work(ForwardJob(ONE, FIRST, noise(1)))
+        one.work(BackwardJob(ONE, FIRST, noise(2), is_counted=True))
+    host.work(ForwardJob(TWO, FIRST, activation))
+    assert host.came is not None
+    assert math.isfinite(host.came) == is_gradient
+    assert host.work(BackwardJob(TWO, FIRST, gradient, is_counted=True)) is not None
+    expected = alone.work(ApplyJob(1, 1))
+    assert host.work(ApplyJob(1, 2)) == replace(expected, left_out=1)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors(host), tensors(alone), strict=True))
+    host.work(ForwardJob(Microbatch(2, 0), FIRST, noise(1)))
+    host.work(BackwardJob(Microbatch(2, 0), FIRST, noise(2), is_counted=True))
+    assert host.work(ApplyJob(2, 1)).left_out == 0
+
+
+def test_s0_leaves_out_what_came_spoilt_to_its_loss_and_came_home_spoilt(manifest: RunManifest) -> None:
+    host, alone = host_of(manifest, 0), host_of(manifest, 0)
+    for one in (host, alone):
+        one.work(ForwardJob(ONE, FIRST))
+        one.work(LossJob(ONE, FIRST, noise(1), is_counted=True))
+        one.work(BackwardJob(ONE, FIRST, noise(2), is_counted=True))
+    host.work(ForwardJob(TWO, FIRST))
+    assert host.came is None
+    loss, _ = host.work(LossJob(TWO, FIRST, torch.full(SHAPE, math.nan), is_counted=True))
+    assert not math.isfinite(loss)
+    host.work(BackwardJob(TWO, FIRST, torch.full(SHAPE, math.nan), is_counted=True))
+    expected = alone.work(ApplyJob(1, 1, 1))
+    assert host.work(ApplyJob(1, 2, 2)) == replace(expected, left_out=1)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors(host), tensors(alone), strict=True))
+
+
+def test_a_magnitude_is_the_root_mean_square(manifest: RunManifest) -> None:
+    host = host_of(manifest, 1)
+    host.work(ForwardJob(ONE, FIRST, noise(1)))
+    assert host.came == pytest.approx(float(noise(1).square().mean().sqrt()), rel=1e-5)
+
+
 def spoil(host: StageHost) -> None:
     with torch.no_grad():
         next(host.module.parameters()).fill_(math.nan)
@@ -257,7 +307,7 @@ def test_a_stage_knows_whether_it_spoils_the_numbers_itself(manifest: RunManifes
         host.work(ForwardJob(microbatch, FIRST, noise(1)))
         host.work(BackwardJob(microbatch, FIRST, gradient, is_counted=True))
         applied = host.work(ApplyJob(step, 1))
-    assert applied == Applied(is_skipped=True, is_own=is_spoilt)
+    assert applied == Applied(is_skipped=True, is_own=is_spoilt, left_out=0 if is_spoilt else 1)
 
 
 def test_s0_knows_whether_its_head_spoils_the_loss(manifest: RunManifest) -> None:

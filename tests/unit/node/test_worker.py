@@ -25,6 +25,7 @@ class Host:
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
+        self.came: float | None = None
         self.threads: set[str] = set()
         self.may_go_on = threading.Event()
         self.may_go_on.set()
@@ -62,7 +63,7 @@ class Bench:
         self.news = asyncio.Event()
         self.worker = Worker(cast(StageHost, self.host), 1, self._finish, self._fail)
 
-    def _finish(self, job: Job, result: Any, seconds: float) -> None:
+    def _finish(self, job: Job, result: Any, seconds: float, came: float | None) -> None:
         assert seconds >= 0
         assert threading.current_thread() is threading.main_thread()
         self.finished.append((job, result))

@@ -270,5 +270,8 @@ def test_a_loss_that_is_not_finite_is_said_and_reported_as_none(monkeypatch: pyt
     said = {act.name: act.fields for act in swarm.state.actions if isinstance(act, Emit)}
     assert said["step.committed"]["loss"] is None
     assert said["loss.not_finite"]["microbatches"] == 1
+    assert said["loss.not_finite"]["reason"] == "S0 made of finite numbers a loss that is not"
+    assert said["step.committed"]["why_no_loss"] == said["loss.not_finite"]["reason"]
     assert swarm.state.progress is not None
     assert swarm.state.progress.loss is None
+    assert swarm.state.progress.why_no_loss == said["loss.not_finite"]["reason"]
