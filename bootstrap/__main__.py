@@ -99,7 +99,8 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
                 print(local_only, file=sys.stderr)  # noqa: T201
             switch.hand_over(is_stopped.set)
 
-        config = SwarmConfig(host_maddrs=hosts, announce_maddrs=announced, may_relay=not no_relay)
+        run_id = manifest.run_id()
+        config = SwarmConfig(host_maddrs=hosts, announce_maddrs=announced, may_relay=not no_relay, run_id=run_id)
         await serve_seed(manifest, founder, config, SeedPlan(announce, initial), is_stopped)
         return EXIT_DONE
 

@@ -85,6 +85,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
         host_maddrs=config.host_maddrs,
         announce_maddrs=config.announce_maddrs,
         initial_peers=config.join.addresses,
+        run_id=config.join.run_id,
         is_behind_nat=config.is_behind_nat,
         may_relay=config.may_relay,
         join_patience_s=arguments.wait_s,

@@ -29,6 +29,8 @@ class SwarmConfig:
     """Nobody can dial this peer: it is reached through the initial peers, and keeps nothing for the DHT's others."""
     join_patience_s: float = 0.0
     """Seconds to go on dialling while none of the initial peers listens."""
+    run_id: str = ""
+    """The run whose records this peer keeps for others; empty: of any."""
     is_reader: bool = False
     """Only read: be unknown to the DHT's peers, keep nothing for them, sign nothing. Any identity will do."""
 

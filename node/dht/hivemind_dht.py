@@ -23,7 +23,7 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from importlib.util import find_spec, module_from_spec
@@ -32,6 +32,7 @@ from typing import Any
 
 import msgspec
 
+from understudy.node.dht.bounds import Shelf, bound_storage
 from understudy.node.dht.lookup import Entries, look_up
 from understudy.node.dht.reconnect import Reconnector
 from understudy.node.dht.signing import (
@@ -81,11 +82,8 @@ STORE_WORKERS = 16
 """Peers that are asked at a time who is nearest to a key."""
 PEERS_ASKED_MAX = 16
 """Peers that are asked the time."""
-KEYS_STORED_MAX = 4096
-"""Keys this peer keeps for the DHT; the ones that expire first go first."""
 
 dht_time: Callable[[], float] = get_dht_time
-
 
 P2PD = Path(str(resources.files("hivemind.hivemind_cli"))) / "p2pd"
 
@@ -118,11 +116,12 @@ class _OwnedRecordsOnly(RSASignatureValidator):  # type: ignore[misc]
     def __init__(self, key: _IdentityKey) -> None:
         super().__init__(key)
         self.validate = lru_cache(JUDGED_MAX)(self._judge)
+        self.shelf = Shelf()
 
     def _judge(self, record: DHTRecord) -> bool:
         if not math.isfinite(record.expiration_time) or not is_owned(record.subkey):
             return False
-        if len(record.value) > RECORD_VALUE_BYTES_MAX + SIGNATURE_BYTES_MAX:
+        if len(record.value) > self.shelf.value_bytes_max(record.key) + SIGNATURE_BYTES_MAX:
             return False
         if len(record.subkey) > SUBKEY_BYTES_MAX + SIGNATURE_BYTES_MAX:
             return False
@@ -147,9 +146,9 @@ class _OwnedRecordsOnly(RSASignatureValidator):  # type: ignore[misc]
 class HivemindDHT:
     """hivemind's two objects: its connection to p2pd and its DHT node. Opened by `join`; end it with `close`."""
 
-    def __init__(self, identity: Identity, *, is_reader: bool = False, is_client: bool = False) -> None:
-        """``is_reader``: it stores nothing; ``is_client``: others keep nothing with it and do not ask it."""
-        self._is_reader, self._is_client = is_reader, is_client or is_reader
+    def __init__(self, identity: Identity, keys: Mapping[str, int], *, is_reader: bool, is_client: bool) -> None:
+        """``keys``: see `bound_storage`. ``is_reader``: it stores nothing; ``is_client``: others do not ask it."""
+        self._keys, self._is_reader, self._is_client = keys, is_reader, is_client or is_reader
         self.validator = _OwnedRecordsOnly(_IdentityKey(identity))
         self._connecting: asyncio.Task[Any] | None = None
         self.connection: Any = None
@@ -171,7 +170,7 @@ class HivemindDHT:
         except ValidationError as error:
             raise _validation_error(str(error)) from error
         self.node.protocol.wait_timeout = RPC_TIMEOUT_S
-        self.node.protocol.storage.maxsize = KEYS_STORED_MAX
+        bound_storage(self.node, self.validator.shelf, self._keys, dht_time)
         wrap_calls(self.node)
         return addresses
 

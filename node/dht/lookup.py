@@ -16,6 +16,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from understudy.protocol.wire.records import RECORDS_PER_KEY_MAX
+
 KEYS_PER_CALL_MAX = 16
 """An answer names up to 20 peers for each key: it stays below 32 KiB, without the records."""
 ROUNDS_MAX = 4
@@ -86,8 +88,8 @@ class _Walk:
             self._meet(list(neighbours.items())[: self._width])
 
     def _add(self, key: Any, entry: Any) -> None:
-        """A plain value has no subkeys, so nobody can have signed it: passed over."""
-        if entry is None or isinstance(entry.value, bytes):
+        """A plain value has no subkeys, so nobody can have signed it: passed over, as is more than a peer keeps."""
+        if entry is None or isinstance(entry.value, bytes) or len(entry.value) > RECORDS_PER_KEY_MAX:
             return
         entries = self.found[key]
         for subkey, (value, expiration) in entry.value.items():

@@ -28,6 +28,7 @@ from understudy.protocol.ids import PeerId
 from understudy.protocol.reach.addresses import is_relayed, to_say, worth_dialling
 from understudy.protocol.reach.contacts import CONTACTS_MAX, Contacts, Patience
 from understudy.protocol.wire.contact import Contact, Reachability, is_private
+from understudy.protocol.wire.records import run_keys
 
 DAEMON_TIMEOUT_S = 30.0
 RELAY_PATIENCE_S = 5.0
@@ -44,7 +45,8 @@ class P2PNode:
     def __init__(self, identity: Identity, daemon: Daemon, config: SwarmConfig) -> None:
         self._daemon = daemon
         self._streams = StreamHost(daemon)
-        self._dht = HivemindDHT(identity, is_reader=config.is_reader, is_client=config.is_dht_client)
+        keys = {f"{config.run_id}/{key}": limit for key, limit in run_keys().items()} if config.run_id else {}
+        self._dht = HivemindDHT(identity, keys, is_reader=config.is_reader, is_client=config.is_dht_client)
         self._config = config
         self.peer_id = identity.peer_id
         self.addresses: tuple[str, ...] = ()

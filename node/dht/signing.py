@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import functools
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from understudy.node.p2p.identity import peer_id_of
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import PeerId
+from understudy.protocol.wire.records import RECORD_LIFETIME_MAX_S, RECORDS_PER_KEY_MAX
 
-SUBKEYS_READ_MAX = 256
+LIFETIME_MAX_S = RECORD_LIFETIME_MAX_S + 60.0
+"""A record that expires later than this from now is not kept and not believed. Clocks may be apart by seconds."""
 SUBKEY_BYTES_MAX = 64
 RECORD_VALUE_BYTES_MAX = 32 * 1024
 SIGNATURE_BYTES_MAX = 1024
 """A signature, or an owner tag, with its framing."""
 
 _OWNER_TAG = re.compile(rb"\[owner:(ssh-rsa [A-Za-z0-9+/=]+)\]$")
+_SALT = secrets.token_bytes(16)
 _cached_peer_id_of = functools.lru_cache(maxsize=1024)(peer_id_of)
 
 
@@ -43,17 +48,38 @@ def is_owned(subkey: bytes) -> bool:
 
 
 def owned_records(entries: Mapping[bytes, tuple[bytes, float]], now: float) -> list[StoredRecord]:
-    """The usable records among subkey -> (value, expiration), in order of owner and subkey."""
-    records = []
+    """The usable records among subkey -> (value, expiration): each owner's last word, in order of their owners.
+
+    Of too many owners some are left out, and nobody can know whom that will hit (`_lot`).
+    """
+    last: dict[PeerId, StoredRecord] = {}
     for subkey, (value, expiration) in entries.items():
-        owner = _owner_of(subkey)
-        if owner is not None and isinstance(value, bytes) and now < expiration:
-            records.append(StoredRecord(*owner, value, expiration))
-    records.sort(key=lambda record: (record.owner, record.subkey))
-    return records[:SUBKEYS_READ_MAX]
+        signer = _signer_of(subkey)
+        if signer is None or not isinstance(value, bytes) or not now < expiration <= now + LIFETIME_MAX_S:
+            continue
+        record = StoredRecord(*signer, value, expiration)
+        if record.owner not in last or _age(last[record.owner]) < _age(record):
+            last[record.owner] = record
+    owners = sorted(last) if len(last) <= RECORDS_PER_KEY_MAX else sorted(sorted(last, key=_lot)[:RECORDS_PER_KEY_MAX])
+    return [last[owner] for owner in owners]
 
 
-def _owner_of(subkey: object) -> tuple[PeerId, str] | None:
+def _age(record: StoredRecord) -> tuple[float, str]:
+    return (record.expiration, record.subkey)
+
+
+def _lot(owner: PeerId) -> bytes:
+    """A place in an order that is this process's own: nobody draws an identity that comes first everywhere."""
+    return blake2b(owner.encode(), key=_SALT, digest_size=8).digest()
+
+
+def owner_of(subkey: object) -> PeerId | None:
+    """Who signed what is stored under this subkey; None: nobody can have."""
+    signer = _signer_of(subkey)
+    return signer and signer[0]
+
+
+def _signer_of(subkey: object) -> tuple[PeerId, str] | None:
     if not isinstance(subkey, bytes):
         return None
     tag = _OWNER_TAG.search(subkey)

@@ -51,6 +51,7 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
             host_maddrs=arguments.host_maddrs,
             announce_maddrs=arguments.announce_maddrs,
             initial_peers=arguments.join.addresses,
+            run_id=arguments.join.run_id,
             join_patience_s=arguments.wait_s,
             may_relay=False,
         )

@@ -82,11 +82,15 @@ class Weighting:
     fallback: str | None = None
 
 
+NORMS_APART_MAX = 1000.0
+"""A donor says its own norm: one that says so much more than another would be all of the blend."""
+
+
 def weigh(squared_norms: Sequence[float | None], exponent: int) -> Weighting:
     """Blend coefficients from the donors' squared gradient norms.
 
-    Each is norm**exponent over the sum of all. If a norm is missing or not finite, or all are zero,
-    the average is uniform and the reason is given.
+    Each is norm**exponent over the sum of all. If a norm is missing or not finite, or all are zero, or one is
+    `NORMS_APART_MAX` times another or more, the average is uniform and the reason is given.
     """
     count = len(squared_norms)
     uniform = (1.0 / count,) * count
@@ -94,7 +98,10 @@ def weigh(squared_norms: Sequence[float | None], exponent: int) -> Weighting:
         return Weighting(uniform)
     if any(norm is None or not math.isfinite(norm) or norm < 0 for norm in squared_norms):
         return Weighting(uniform, "a donor's gradient norm is missing or not finite")
-    weights = [norm ** (exponent / 2) for norm in squared_norms if norm is not None]
+    known = [norm for norm in squared_norms if norm is not None]
+    if any(known) and min(known) <= max(known) / NORMS_APART_MAX**2:
+        return Weighting(uniform, f"one gradient norm is {NORMS_APART_MAX:.0f} times another or more")
+    weights = [norm ** (exponent / 2) for norm in known]
     total = sum(weights)
     if total == 0:
         return Weighting(uniform, "all gradient norms are zero")

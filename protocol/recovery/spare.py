@@ -9,7 +9,7 @@ from understudy.protocol.membership.placement import choose_hole, is_in_front, r
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.recovery import reasons
 from understudy.protocol.wire.contact import Contact
-from understudy.protocol.wire.records import SpareRecord, stage_key
+from understudy.protocol.wire.records import CAPACITY_MAX, SpareRecord, stage_key
 
 REFUSAL_PAUSE_S = 1.0
 """After a refusal we look again before we claim the same stage."""
@@ -31,9 +31,9 @@ class SparePolicy:
     def my_record(self) -> SpareRecord:
         """How we present ourselves to the swarm."""
         contact = Contact(reachability=self._state.reachability)  # the addresses are the shell's to add
-        is_able = not self._state.orphans
-        state: Literal["waiting", "left"] = "waiting" if is_able else "left"
-        return SpareRecord(self._state.me, self._capacity, state, can_drive=self._state.may_drive, contact=contact)
+        state: Literal["waiting", "left"] = "left" if self._state.orphans else "waiting"
+        capacity = min(self._capacity, CAPACITY_MAX)
+        return SpareRecord(self._state.me, capacity, state, can_drive=self._state.may_drive, contact=contact)
 
     def note_spares(self, records: list[SpareRecord]) -> None:
         self._spares = {PeerId(record.peer): record for record in records}

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from understudy.protocol.errors import RemoteProtocolError
-from understudy.protocol.ids import PeerId
+from understudy.protocol.ids import STAGES_MAX, PeerId
 from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.fields import (
     VISIBLE,
@@ -30,7 +30,9 @@ from understudy.protocol.wire.fields import (
 RECORD_BYTES_MAX = 4096
 MANIFEST_RECORD_BYTES_MAX = 24 * 1024
 RECORDS_PER_KEY_MAX = 256
-"""Records read from one key at most; a key flooded beyond it is cut off, never our memory."""
+"""Owners with a record under one key at most; a key flooded beyond it is cut off, never our memory."""
+RECORD_LIFETIME_MAX_S = 3600.0
+"""What expires later than this from now is kept by nobody, and believed by nobody."""
 WHY_CHARS_MAX = 200
 
 
@@ -52,10 +54,14 @@ class StageRecord(Record, frozen=True, tag="stage"):
     contact: Contact = Contact()
 
 
+CAPACITY_MAX = 1e7
+"""Billions of multiply-adds a second: ten times what the fastest accelerators do."""
+
+
 class SpareRecord(Record, frozen=True, tag="spare"):
     """`{run}/spares`: a peer without a stage; ``capacity`` is measured, larger is better."""
 
-    capacity: Annotated[float, Meta(ge=0)]
+    capacity: Annotated[float, Meta(ge=0, le=CAPACITY_MAX)]
     state: Literal["waiting", "left"] = "waiting"
     can_drive: bool = True
     """It has the run's text, so it may take S0."""
@@ -119,6 +125,13 @@ def weights_key(stage: int) -> str:
 SPARES_KEY = "spares"
 PROGRESS_KEY = "progress"
 MANIFEST_KEY = "manifest"
+
+
+def run_keys(stage_count: int = STAGES_MAX) -> dict[str, int]:
+    """Every key, below the run's prefix, that there can be, and how many bytes a record under it may have."""
+    stages = range(stage_count)
+    keys = [*map(stage_key, stages), *map(weights_key, stages), SPARES_KEY, PROGRESS_KEY]
+    return {**dict.fromkeys(keys, RECORD_BYTES_MAX), MANIFEST_KEY: MANIFEST_RECORD_BYTES_MAX}
 
 
 def key_of(record: AnyRecord) -> str:

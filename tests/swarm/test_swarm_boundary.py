@@ -199,7 +199,7 @@ def test_a_signed_record_that_cannot_be_unpacked_hides_no_other(tmp_path: Path) 
     async def main() -> None:
         async with pair(tmp_path) as (a, b):
             expiration = dht_time() + 20
-            assert await b.store("key", "", b"value", expiration)
+            assert await a.store("key", "", b"value", expiration)
             key, subkey = type(a._dht.node.node_id).generate("key"), b._dht.validator.tagged("x")
             protocol = a._dht.node.protocol
             record = boundary.DHTRecord(key.to_bytes(), protocol.serializer.dumps(subkey), b"\xc4\x09cut", expiration)
