@@ -31,6 +31,8 @@ class Founding:
     """Where a run that was founded before is known from."""
     initial_weights: Path | None = None
     """An export of an earlier run to begin with."""
+    is_open: bool = False
+    """Whoever finds the run may take part."""
 
 
 def begin(wish: Founding) -> tuple[RunManifest, InitialWeights | None]:
@@ -39,6 +41,8 @@ def begin(wish: Founding) -> tuple[RunManifest, InitialWeights | None]:
     A new run's initial weights are not entered yet: that takes the founder's PeerID.
     """
     asked = None if wish.source is None else load_manifest(wish.source, wish.total_steps)
+    if asked is not None and wish.is_open:
+        asked = msgspec.structs.replace(asked, admission="open")
     known = reload_manifest(wish.folder) if wish.folder is not None else None
     manifest = _new(asked) if known is None else _again(known, asked, wish)
     if wish.initial_weights is None:

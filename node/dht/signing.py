@@ -53,6 +53,15 @@ def owned_records(entries: Mapping[bytes, tuple[bytes, float]], now: float) -> l
     return records[:SUBKEYS_READ_MAX]
 
 
+def owner_of(subkey: bytes) -> PeerId | None:
+    """Whose record this subkey is of, encoded or not; None if it is nobody's."""
+    tag = _OWNER_TAG.search(subkey)
+    try:
+        return _cached_peer_id_of(tag[1]) if tag is not None else None
+    except RemoteProtocolError:
+        return None
+
+
 def _owner_of(subkey: object) -> tuple[PeerId, str] | None:
     if not isinstance(subkey, bytes):
         return None

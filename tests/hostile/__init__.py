@@ -1,0 +1,1 @@
+"""Real peers that mean harm: what they try, and what comes of it."""
