@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from understudy.bootstrap.invite_commands import invite, revoke
 from understudy.node.__main__ import node
 from understudy.node.cli import Multiaddrs, default_identity, option, parse_listen, run, run_command, run_program
 from understudy.node.export import command as export_command
@@ -59,6 +60,7 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
         typer.Option(help="Keep manifest.json and join.txt here; again with the same folder is the same run."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="End the run after this many steps.")] = None,
+    open: Annotated[bool, typer.Option("--open", help="Let in whoever finds the run, without an invite.")] = False,
     initial_weights: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Begin with an export's weights instead of the seed's draw.")
     ] = None,
@@ -70,6 +72,7 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
     async def main(switch: StopSwitch) -> int:
         from understudy.bootstrap.begin import Founding, begin
         from understudy.bootstrap.founding import check_founder, keep_founding
+        from understudy.bootstrap.inviting import open_door, whom_it_admits
         from understudy.bootstrap.seed import SeedPlan, serve_seed
         from understudy.node.data.prefetch import off_the_loop
         from understudy.node.dht.config import SwarmConfig
@@ -80,7 +83,7 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
 
         configure_logging(is_verbose=verbose)
         quiet_libraries(is_verbose=verbose)
-        wish = Founding(source, steps, dir, initial_weights)
+        wish = Founding(source, steps, dir, initial_weights, is_open=open)
         manifest, initial = await off_the_loop(lambda: begin(wish))
         hosts, announced = parse_listen(host_maddr or [], announce_maddr or [])
         founder = Identity.load_or_create(identity or default_identity("founder"))
@@ -88,20 +91,21 @@ def bootstrap(  # noqa: PLR0913, PLR0917 - one parameter per option
             manifest = initial.entered(manifest, founder.peer_id)
         if dir is not None:
             check_founder(dir, manifest, founder)
+        admission = open_door(manifest, founder, dir)
         is_stopped = asyncio.Event()
 
         def announce(join: JoinString) -> None:
             if dir is not None:
                 keep_founding(dir, manifest, join)
             print(join, flush=True)  # noqa: T201 - the command's result
-            print("Anyone can join with: understudy node --join '<that line>'. Ctrl-C stops.", file=sys.stderr)  # noqa: T201
+            print(f"{whom_it_admits(join.ticket)} Ctrl-C stops.", file=sys.stderr)  # noqa: T201
             if local_only := whom_it_reaches(join.addresses):
                 print(local_only, file=sys.stderr)  # noqa: T201
             switch.hand_over(is_stopped.set)
 
         run_id = manifest.run_id()
         config = SwarmConfig(host_maddrs=hosts, announce_maddrs=announced, may_relay=not no_relay, run_id=run_id)
-        await serve_seed(manifest, founder, config, SeedPlan(announce, initial), is_stopped)
+        await serve_seed(manifest, founder, config, SeedPlan(announce, initial, admission), is_stopped)
         return EXIT_DONE
 
     run(main, stops_with_stdin=stop_with_stdin)
@@ -192,6 +196,8 @@ def doctor(
 app.command()(local)
 app.command()(bootstrap)
 app.command()(node)
+app.command()(invite)
+app.command()(revoke)
 app.command()(status)
 app.command()(doctor)
 app.command()(export_command.export)

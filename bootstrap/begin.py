@@ -33,6 +33,8 @@ class Founding:
     """Where a run that was founded before is known from."""
     initial_weights: Path | None = None
     """An export of an earlier run to begin with."""
+    is_open: bool = False
+    """Whoever finds the run may take part."""
 
 
 def begin(wish: Founding) -> tuple[RunManifest, InitialWeights | None]:
@@ -41,6 +43,8 @@ def begin(wish: Founding) -> tuple[RunManifest, InitialWeights | None]:
     A new run's initial weights are not entered yet: that takes the founder's PeerID.
     """
     asked = None if wish.source is None else load_run(wish.source, wish.total_steps)
+    if asked is not None and wish.is_open:
+        asked = asked._replace(manifest=msgspec.structs.replace(asked.manifest, admission="open"))
     known = reload_manifest(wish.folder) if wish.folder is not None else None
     manifest = _new(asked) if known is None else _again(known, asked.manifest if asked else None, wish)
     if wish.initial_weights is None:

@@ -13,6 +13,7 @@ from understudy.node.files.plain_files import read_plain
 from understudy.node.join_file import write_join
 from understudy.node.p2p.addresses import JoinString, parse_join, told_to_others
 from understudy.node.p2p.identity import Identity
+from understudy.protocol.admission.invite import Ticket
 from understudy.protocol.errors import SettingsError
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.manifest_reader import check, check_founded, decode_manifest
@@ -103,7 +104,9 @@ def found(manifest: RunManifest, founder: Identity) -> ManifestRecord:
     return ManifestRecord(founder.peer_id, encoded, founder.public_key_bytes, founder.sign(encoded))
 
 
-def join_string(manifest: RunManifest, founder: Identity, addresses: Sequence[str]) -> JoinString:
+def join_string(
+    manifest: RunManifest, founder: Identity, addresses: Sequence[str], ticket: Ticket | None = None
+) -> JoinString:
     """What newcomers need. Loopback is left out if there is any other address: at best nobody answers there."""
     reachable = told_to_others(addresses)
-    return JoinString(manifest.run_id(), manifest.digest(), founder.peer_id, reachable)
+    return JoinString(manifest.run_id(), manifest.digest(), founder.peer_id, reachable, ticket)

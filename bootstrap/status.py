@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from understudy.bootstrap.swarm_view import status_line, status_view
-from understudy.node.dht.config import reader_config
+from understudy.node.dht.config import guest_config
 from understudy.node.dht.hivemind_dht import dht_time
 from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.join_file import read_join
@@ -43,7 +43,7 @@ class StatusArguments:
 async def run_status(arguments: StatusArguments, switch: StopSwitch) -> int:
     """Read once and show it, or read until asked to stop. Raises `NetworkError` if nobody can be reached."""
     join = await read_join(arguments.join, 0)
-    async with P2PNode.open(reader_config(join.addresses), Identity.generate()) as p2p:
+    async with P2PNode.open(guest_config(join), Identity.generate()) as p2p:
         manifest, _ = await obtain_manifest(p2p, join)
         if arguments.is_watching:
             await _watch(p2p, manifest, arguments, switch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,6 +35,14 @@ def parse_stage(text: str) -> int | None:
     return int(text)
 
 
+def way_in(join: JoinString, addresses: Sequence[str]) -> str:
+    """How others join through a node: the join string; of an invited run, whose invite is a secret, its addresses."""
+    told = told_to_others(addresses)[:JOIN_ADDRESSES]
+    if join.ticket is None:
+        return str(replace(join, addresses=told))
+    return f"the addresses in a join string may be {','.join(told)}"
+
+
 @dataclass(frozen=True, slots=True)
 class NodeArguments:
     """The command line of a node, parsed as far as no heavy import is needed."""
@@ -55,6 +64,7 @@ class NodeArguments:
 
 async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) -> int:
     """Join the run and serve it until it is done or somebody asks us to stop."""
+    from understudy.node.admission.door import Door
     from understudy.node.config import NodeConfig, choose_device, choose_threads
     from understudy.node.data.data_check import objection_to_driving
     from understudy.node.data.prefetch import off_the_loop
@@ -80,6 +90,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
         events_path=arguments.events,
         text=arguments.text,
     )
+    door = Door.for_guest(config.join, must_train=True)
     identity = Identity.load_or_create(config.identity_path)
     swarm_config = SwarmConfig(
         host_maddrs=config.host_maddrs,
@@ -89,6 +100,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
         is_behind_nat=config.is_behind_nat,
         may_relay=config.may_relay,
         join_patience_s=arguments.wait_s,
+        door=door,
     )
     async with open_by_reachability(swarm_config, identity) as (p2p, lookout):
         manifest, signed_manifest = await obtain_manifest(p2p, config.join)
@@ -102,8 +114,7 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
                 raise SettingsError(f"--stage 0: {objection}")
             logger.warning("this node can take any stage but S0: %s", objection)
         if not is_private(p2p.reachability):
-            join_addresses = told_to_others(p2p.addresses)[:JOIN_ADDRESSES]
-            logger.info("others can join through this node too: %s", replace(config.join, addresses=join_addresses))
+            logger.info("others can join through this node too: %s", way_in(config.join, p2p.addresses))
         node = Node(p2p, signed_manifest, config, can_drive=objection is None, display=display)
         node.lookout = lookout
         switch.hand_over(node.stop)

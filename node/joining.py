@@ -41,7 +41,9 @@ async def obtain_manifest(p2p: P2PNode, join: JoinString) -> tuple[RunManifest, 
             try:
                 record = decode_record(MANIFEST_KEY, stored.owner, stored.value)
                 if isinstance(record, ManifestRecord):
-                    return check_signed_manifest(record, join), record
+                    manifest = check_signed_manifest(record, join)
+                    check_admission(manifest, join)
+                    return manifest, record
             except (SettingsError, RemoteProtocolError) as error:
                 problem = SettingsError(str(error))
                 if isinstance(error, SettingsError) and deadline > loop.time() + ANOTHER_TIMEOUT_S:
@@ -52,6 +54,15 @@ async def obtain_manifest(p2p: P2PNode, join: JoinString) -> tuple[RunManifest, 
             has_told = True
         await asyncio.sleep(LOOK_AGAIN_AFTER_S)
     raise problem
+
+
+def check_admission(manifest: RunManifest, join: JoinString) -> None:
+    """Whoever came in by an invite must be where one is asked for. Raises `SettingsError`."""
+    if (manifest.admission == "invited") != (join.ticket is not None):
+        raise SettingsError(
+            f"the run is {manifest.admission}, and the join string {'has an' if join.ticket else 'has no'} invite: "
+            "ask the founder for the join string again"
+        )
 
 
 def check_signed_manifest(record: ManifestRecord, join: JoinString) -> RunManifest:

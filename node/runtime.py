@@ -125,6 +125,7 @@ class Node:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 owned = [tasks.create_task(self._p2p.watch_daemon()), tasks.create_task(self._records.run())]
+                owned.append(tasks.create_task(self._p2p.keep_door()))
                 if not self._p2p.is_local:
                     owned.append(tasks.create_task(self._network.keep_warm()))
                     owned.append(tasks.create_task(Climbing(self._p2p, self._network, self.feed).run()))
@@ -215,6 +216,7 @@ class Node:
             self._p2p.note_contact,
             lambda peer, reason: self.feed(LinkFailed(peer, reason)),
             lambda: self._p2p.contact,
+            self._p2p.is_observer,
         )
 
     def _message_came(self, peer: PeerId, message: AnyMessage, payload: Any) -> None:

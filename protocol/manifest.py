@@ -174,6 +174,8 @@ class RunManifest(_Section, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+\Z")]
     seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
     protocol_version: Annotated[int, Meta(ge=0, le=1 << 31)] = PROTOCOL_VERSION
+    admission: Literal["invited", "open"] = "invited"
+    """Who may take part: who holds an invite of the founder's (protocol/admission), or whoever finds the run."""
     founding_nonce: Word = ""
     """Set at founding so that two runs of one preset are two runs."""
     model: ModelSettings = msgspec.field(default_factory=ModelSettings)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from understudy.node.dht.signing import LIFETIME_MAX_S, RECORD_VALUE_BYTES_MAX, SIGNATURE_BYTES_MAX, owner_of
+from understudy.node.dht.signing import LIFETIME_MAX_S, RECORD_VALUE_BYTES_MAX, owner_of
 from understudy.protocol.ids import PeerId
 from understudy.protocol.wire.records import RECORDS_PER_KEY_MAX
 
@@ -57,7 +57,7 @@ class Shelf:
         """How long a value under this key may be; less than nothing if there is no such key in the run."""
         if self.limits is None:
             return RECORD_VALUE_BYTES_MAX
-        return self.limits.get(key, -SIGNATURE_BYTES_MAX - 1)
+        return self.limits.get(key, -1)
 
     def refusal(self, key: bytes, owner: PeerId, offered: Kept, now: float) -> str | None:
         """Why a record, whose signature was checked, must not be kept; None if it may be."""

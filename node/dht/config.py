@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from understudy.node.p2p.addresses import is_loopback
+from understudy.node.admission.door import Door
+from understudy.node.p2p.addresses import JoinString, is_loopback
 from understudy.node.p2p.daemon import DaemonSettings
 from understudy.node.p2p.identity import Identity
 from understudy.node.p2p.relay_limits import RelayLimits
@@ -33,6 +34,8 @@ class SwarmConfig:
     """The run whose records this peer keeps for others; empty: of any."""
     is_reader: bool = False
     """Only read: be unknown to the DHT's peers, keep nothing for them, sign nothing. Any identity will do."""
+    door: Door | None = None
+    """Who is let in, and what this peer shows to be let in; None: the run is open."""
 
     def daemon_settings(self, binary: Path, identity: Identity, reachable: tuple[str, ...]) -> DaemonSettings:
         """p2pd's command line; what only makes sense beyond this machine is off on loopback."""
@@ -70,6 +73,12 @@ class SwarmConfig:
         return self.is_reader or self.is_private
 
 
-def reader_config(initial_peers: tuple[str, ...]) -> SwarmConfig:
+def reader_config(initial_peers: tuple[str, ...], door: Door | None = None) -> SwarmConfig:
     """How to look at a swarm without being part of it: no port is open to the outside."""
-    return SwarmConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",), initial_peers=initial_peers, is_reader=True)
+    host = ("/ip4/127.0.0.1/tcp/0",)
+    return SwarmConfig(host_maddrs=host, initial_peers=initial_peers, is_reader=True, door=door)
+
+
+def guest_config(join: JoinString) -> SwarmConfig:
+    """As `reader_config`, for whoever has a join string. Raises `SettingsError` if its invite is of no use."""
+    return reader_config(join.addresses, Door.for_guest(join))

@@ -1,4 +1,5 @@
 """The boundary to hivemind: its connection to p2pd and its DHT node. Nobody else imports hivemind.
+Every method has a deadline and raises errors of `protocol.errors` only.
 
 What is wrapped, and why (hivemind 1.1.12):
 
@@ -10,8 +11,6 @@ What is wrapped, and why (hivemind 1.1.12):
   with them: a fifth of the processor time that a node takes to start.
 - Lookups are our own (node/dht/lookup.py): they ask every peer they know of and never answer from a cache,
   because a stale answer here means two owners of one stage.
-
-Every method has a deadline and raises errors of `protocol.errors` only.
 """
 
 from __future__ import annotations
@@ -30,9 +29,8 @@ from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from understudy.node.dht.bounds import Shelf, bound_storage
+from understudy.node.dht.guard import SEAL_BYTES_MAX, Guard
 from understudy.node.dht.lookup import Entries, look_up
 from understudy.node.dht.reconnect import Reconnector
 from understudy.node.dht.signing import (
@@ -61,7 +59,7 @@ with warnings.catch_warnings():
     from hivemind.dht.validation import DHTRecord
     from hivemind.p2p import P2P
     from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError
-    from hivemind.proto.dht_pb2 import PingRequest
+    from hivemind.proto import dht_pb2
     from hivemind.utils import get_dht_time
     from hivemind.utils.crypto import RSAPrivateKey
     from hivemind.utils.logging import use_hivemind_log_handler
@@ -113,20 +111,20 @@ class _OwnedRecordsOnly(RSASignatureValidator):  # type: ignore[misc]
     comes again, and every read brings the same ones from several peers, need not be verified again.
     """
 
-    def __init__(self, key: _IdentityKey) -> None:
+    def __init__(self, key: _IdentityKey, guard: Guard | None = None) -> None:
         super().__init__(key)
+        self._guard, self.shelf = guard or Guard(None), Shelf()
         self.validate = lru_cache(JUDGED_MAX)(self._judge)
-        self.shelf = Shelf()
 
     def _judge(self, record: DHTRecord) -> bool:
         if not math.isfinite(record.expiration_time) or not is_owned(record.subkey):
             return False
-        if len(record.value) > self.shelf.value_bytes_max(record.key) + SIGNATURE_BYTES_MAX:
-            return False
-        if len(record.subkey) > SUBKEY_BYTES_MAX + SIGNATURE_BYTES_MAX:
+        room = self.shelf.value_bytes_max(record.key)
+        is_long = len(record.subkey) > SUBKEY_BYTES_MAX + SIGNATURE_BYTES_MAX
+        if room < 0 or is_long or len(record.value) > room + SEAL_BYTES_MAX + SIGNATURE_BYTES_MAX:
             return False
         try:
-            return bool(super().validate(record))
+            return super().validate(record) and self._guard.admits(record.subkey, self.strip_value(record))
         except ValueError:  # the key in the tag is not a key
             return False
 
@@ -134,9 +132,9 @@ class _OwnedRecordsOnly(RSASignatureValidator):  # type: ignore[misc]
         """What was signed, without the signatures; a value that is not bytes is left out."""
         opened: Entries = {}
         for subkey, (value, expiration) in entries.items():
-            packed = self.strip_value(DHTRecord(b"", subkey, value, expiration))
-            with contextlib.suppress(msgspec.DecodeError):
-                opened[subkey] = msgspec.msgpack.decode(packed, type=bytes), expiration
+            content = self._guard.opened(subkey, self.strip_value(DHTRecord(b"", subkey, value, expiration)))
+            if content is not None:
+                opened[subkey] = content, expiration
         return opened
 
     def tagged(self, subkey: str) -> bytes:
@@ -146,10 +144,12 @@ class _OwnedRecordsOnly(RSASignatureValidator):  # type: ignore[misc]
 class HivemindDHT:
     """hivemind's two objects: its connection to p2pd and its DHT node. Opened by `join`; end it with `close`."""
 
-    def __init__(self, identity: Identity, keys: Mapping[str, int], *, is_reader: bool, is_client: bool) -> None:
+    def __init__(
+        self, identity: Identity, keys: Mapping[str, int], guard: Guard, *, is_reader: bool, is_client: bool
+    ) -> None:
         """``keys``: see `bound_storage`. ``is_reader``: it stores nothing; ``is_client``: others do not ask it."""
         self._keys, self._is_reader, self._is_client = keys, is_reader, is_client or is_reader
-        self.validator = _OwnedRecordsOnly(_IdentityKey(identity))
+        self.guard, self.validator = guard, _OwnedRecordsOnly(_IdentityKey(identity), guard)
         self._connecting: asyncio.Task[Any] | None = None
         self.connection: Any = None
         """hivemind's P2P."""
@@ -178,6 +178,7 @@ class HivemindDHT:
         """A task of its own, which `close` waits for: hivemind, when cancelled, does not close what it has opened."""
         self._connecting = asyncio.create_task(P2P.replicate(Multiaddr(f"/unix{daemon.control_path}")))
         self.connection = await asyncio.shield(self._connecting)
+        self.guard.stand_at(self.connection, dht_pb2)
         control = self.connection._client.control
         for task in (control._read_task, control._write_task):
             task.add_done_callback(lambda task: self._connection_ended(task, daemon))
@@ -233,7 +234,7 @@ class HivemindDHT:
         owned_subkey = self.validator.tagged(subkey)
         with _as_network_error(f"cannot publish {key}: no answer from the DHT"):
             async with asyncio.timeout(DHT_TIMEOUT_S):
-                return await store_record(self.node, key, owned_subkey, value, float(expiration))
+                return await store_record(self.node, key, owned_subkey, self.guard.sealed(value), float(expiration))
 
     async def get_many(self, keys: Collection[str]) -> dict[str, list[StoredRecord]]:
         """Of each key all signed records that have not expired. Raises `NetworkError`."""
@@ -247,8 +248,8 @@ class HivemindDHT:
         protocol = self.node.protocol
 
         async def offset(peer: Any) -> float:
-            asked = get_dht_time()
-            answer = await protocol.get_stub(peer).rpc_ping(PingRequest(peer=protocol.node_info), timeout=RPC_TIMEOUT_S)
+            request, asked = dht_pb2.PingRequest(peer=protocol.node_info), get_dht_time()
+            answer = await protocol.get_stub(peer).rpc_ping(request, timeout=RPC_TIMEOUT_S)
             return float(asked + get_dht_time()) / 2 - float(answer.dht_time)
 
         async with asyncio.timeout(DHT_TIMEOUT_S):

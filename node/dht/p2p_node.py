@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from understudy.node.dht.config import SwarmConfig
+from understudy.node.dht.guard import Guard
 from understudy.node.dht.hivemind_dht import P2PD, HivemindDHT
 from understudy.node.dht.reconnect import MEET_AGAIN_EVERY_S
 from understudy.node.dht.signing import StoredRecord
@@ -23,12 +25,14 @@ from understudy.node.p2p.dial import check_identity_is_free, find_reachable
 from understudy.node.p2p.identity import Identity
 from understudy.node.p2p.relay import start_daemon
 from understudy.node.p2p.streams import StreamCallback, StreamHost, Way
-from understudy.protocol.errors import LocalProtocolError, NetworkError, SettingsError
+from understudy.protocol.errors import LocalProtocolError, NetworkError, PeerRefusedError, SettingsError
 from understudy.protocol.ids import PeerId
 from understudy.protocol.reach.addresses import is_relayed, to_say, worth_dialling
 from understudy.protocol.reach.contacts import CONTACTS_MAX, Contacts, Patience
 from understudy.protocol.wire.contact import Contact, Reachability, is_private
 from understudy.protocol.wire.records import run_keys
+
+logger = logging.getLogger(__name__)
 
 DAEMON_TIMEOUT_S = 30.0
 RELAY_PATIENCE_S = 5.0
@@ -37,6 +41,8 @@ RELAY_LOOK_EVERY_S = 0.1
 OBSERVERS = 5
 """Public peers that a private one stays connected to. libp2p believes an address of its own from four observers on."""
 CONNECT_TIMEOUT_S = 3.0
+GREET_EVERY_S = 2.0
+"""A peer that nobody calls, as one behind a router, hears of a new list within this time and a call."""
 
 
 class P2PNode:
@@ -44,10 +50,12 @@ class P2PNode:
 
     def __init__(self, identity: Identity, daemon: Daemon, config: SwarmConfig) -> None:
         self._daemon = daemon
-        self._streams = StreamHost(daemon)
+        self._streams = StreamHost(daemon, config.door)
         keys = {f"{config.run_id}/{key}": limit for key, limit in run_keys().items()} if config.run_id else {}
-        self._dht = HivemindDHT(identity, keys, is_reader=config.is_reader, is_client=config.is_dht_client)
-        self._config = config
+        self._dht = HivemindDHT(
+            identity, keys, Guard(config.door), is_reader=config.is_reader, is_client=config.is_dht_client
+        )
+        self._config, self._door = config, config.door
         self.peer_id = identity.peer_id
         self.addresses: tuple[str, ...] = ()
         """Where other peers can dial this one, each with /p2p/<PeerID>. A private peer's change with its relays."""
@@ -80,12 +88,20 @@ class P2PNode:
         p2p = cls(identity, daemon, config)
         p2p.relays = relays
         try:
-            p2p.addresses = await p2p._dht.join(daemon, reachable)
+            p2p.addresses = await p2p._join(daemon, reachable)
             if config.is_private:
                 await p2p._await_relay()
             yield p2p
         finally:
             await p2p._close()
+
+    async def _join(self, daemon: Daemon, reachable: Sequence[str]) -> tuple[str, ...]:
+        """As `HivemindDHT.join`; whoever was not let in hears why."""
+        try:
+            return await self._dht.join(daemon, reachable)
+        except NetworkError as error:
+            why = self._door.why_refused() if self._door is not None else None
+            raise why or error from error
 
     async def _close(self) -> None:
         """Take leave of libp2p and end p2pd, whatever state the start got to."""
@@ -142,6 +158,39 @@ class P2PNode:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(MEET_AGAIN_EVERY_S):
                     await self._daemon.watch()
+
+    async def keep_door(self) -> None:
+        """Run this as long as the node is open: let nobody stay who is out by now. Returns if the run is open.
+
+        Lists of what was revoked come with the calls of the DHT; somebody is called every few seconds, so that one
+        comes to whoever has nothing else to say, and whoever hears of a new one tells all it knows. Raises
+        `SettingsError` when it is us who are out.
+        """
+        while (door := self._door) is not None:
+            is_news = door.has_news.is_set()
+            door.has_news.clear()
+            if (why := door.why_out()) is not None:
+                raise why
+            await asyncio.gather(*map(self._put_out, door.outcasts()))
+            await self.greet(everybody=is_news)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GREET_EVERY_S):
+                    await door.has_news.wait()
+
+    async def greet(self, *, everybody: bool) -> int:
+        """Call the peers of the DHT, or any one: how many know our list of what was revoked afterwards."""
+        return await self._dht.guard.greet(self._dht.node, everybody=everybody)
+
+    async def _put_out(self, peer: PeerId) -> None:
+        """It may connect again, and speak with p2pd; every stream and call is refused. Told once."""
+        logger.info("peer %s is out: its invite has expired or was revoked", peer)
+        self._streams.end(peer)
+        with contextlib.suppress(NetworkError):
+            await self._streams.disconnect(peer, CONNECT_TIMEOUT_S)
+
+    def is_observer(self, peer: PeerId) -> bool:
+        """Whether this peer may only look."""
+        return self._door is not None and self._door.is_observer(peer)
 
     async def _stay_reachable(self) -> None:
         """Note which relays have a place for us, and stay connected to some public peers. Raises nothing of theirs.
@@ -207,6 +256,8 @@ class P2PNode:
           same after the seed died, 18 ms. libp2p's own routing finds the address.
         - a peer that restarted on its old port and identity right after a refusal: 12 ms.
         """
+        if self._door is not None and self._door.is_out(peer):
+            raise PeerRefusedError(f"peer {peer} is out: its invite has expired or was revoked")
         return await self._streams.open(self._way(peer), protocol, timeout_s)
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from understudy.node.dht.config import reader_config
+from understudy.node.dht.config import guest_config
 from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.doctor.machine import Finding
 from understudy.node.joining import obtain_manifest
@@ -145,7 +145,7 @@ def judge_reach(verdict: Verdict, port: int) -> Finding:
 async def visit(join: JoinString, host_maddrs: Sequence[str]) -> tuple[list[Finding], RunManifest | None]:
     """Look at the swarm as a reader: clock, route, reach, run. The manifest, if it was found."""
     try:
-        async with P2PNode.open(reader_config(join.addresses), Identity.generate()) as p2p:
+        async with P2PNode.open(guest_config(join), Identity.generate()) as p2p:
             findings = [judge_clock(await p2p.clock_offsets())]
             connections = await p2p.connections()
             joined_by = {peer_id_in(address) for address in join.addresses}

@@ -35,6 +35,7 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
     """Join the swarm as a guest, export, leave."""
     from rich.console import Console
 
+    from understudy.node.admission.door import Door
     from understudy.node.dht.config import SwarmConfig
     from understudy.node.dht.p2p_node import P2PNode
     from understudy.node.export.exporter import ExportRun
@@ -54,6 +55,7 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
             run_id=arguments.join.run_id,
             join_patience_s=arguments.wait_s,
             may_relay=False,
+            door=Door.for_guest(arguments.join),
         )
         async with P2PNode.open(config, Identity.load_or_create(folder.identity_path)) as p2p:
             manifest, _ = await obtain_manifest(p2p, arguments.join)

@@ -82,6 +82,8 @@ class Listener:
     """Told of a link that could not be opened, and why; its peer may live."""
     contact: Callable[[], Contact] = Contact
     """Where we can be dialled."""
+    is_observer: Callable[[PeerId], bool] = lambda peer: False
+    """Asked at the beginning of a link, whether its peer may only export."""
 
 
 @dataclass(slots=True)

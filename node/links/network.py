@@ -18,7 +18,15 @@ from understudy.node.links.link import HELLO_TIMEOUT_S, IDLE_TIMEOUT_S, LinkRule
 from understudy.protocol.errors import NetworkError, RemoteProtocolError
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION
-from understudy.protocol.wire.messages import AnyMessage, Backward, Filler, Forward, Hello
+from understudy.protocol.wire.messages import (
+    AnyMessage,
+    Backward,
+    Filler,
+    Forward,
+    Hello,
+    LeaseRelease,
+    LeaseRequest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +39,9 @@ WARM_EVERY_S = 0.15
 """TCP that paused for longer than its retransmission timeout, which is a round trip and 0.2 s at least, begins again
 with ten packets. On lines of 100 Mbit/s and 100 ms a pipeline of plain sockets took 14.8 s a step so, and 6.6 s where
 a few bytes went in every pause (docs/performance.md)."""
+OBSERVERS_SAY = (LeaseRequest, LeaseRelease)
+"""All that whoever may only look has to say to the owners of stages."""
+
 WARM_FOR_S = 10.0
 """After its last tensor a line is left to cool."""
 
@@ -144,12 +155,15 @@ class Network:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 hello = self._checked(await read_message(reader))
             self._listener.on_contact(peer, hello.contact)
+            heard = OBSERVERS_SAY if self._listener.is_observer(peer) else None
             while True:
                 frame = await read_link_frame(reader, self._rules.activation, 2 * IDLE_TIMEOUT_S)
                 if frame is None:
                     return
                 if isinstance(frame[0], Filler):
                     continue
+                if heard is not None and not isinstance(frame[0], heard):
+                    raise RemoteProtocolError(f"an observer sent a {type(frame[0]).__name__}")
                 self._last_closed = None
                 self._listener.deliver(peer, *frame)
                 if self._last_closed == peer:

@@ -6,6 +6,9 @@ daemon's own complaints about an address come late and name no cause.
 A join string is one line without spaces::
 
     understudy:1:<manifest digest>:<run id>:<founder's PeerID>:<multiaddr>,<multiaddr>...
+    understudy:2:<manifest digest>:<run id>:<founder's PeerID>:<invite>:<multiaddr>,<multiaddr>...
+
+The second is of a run that lets in only who was invited; its invite is as good as a password.
 
 The digest fixes the manifest, the founder's PeerID fixes who may have signed it, and the
 addresses say where to find any peer of the run. Multiaddrs come last because they may contain
@@ -18,24 +21,25 @@ import errno
 import re
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
-from understudy.protocol.errors import NetworkError, SettingsError
+from understudy.protocol.admission.invite import Ticket, decode_ticket
+from understudy.protocol.errors import NetworkError, RemoteProtocolError, SettingsError
 from understudy.protocol.ids import PEER_ID_CHARS_MAX, PeerId
 from understudy.protocol.reach.addresses import is_public
 
 JOIN_PREFIX = "understudy"
-JOIN_VERSION = "1"
+OPEN_VERSION, INVITED_VERSION = "1", "2"
 JOIN_CHARS_MAX = 4096
 JOIN_ADDRESSES_MAX = 16
 MULTIADDR_CHARS_MAX = 512
 RUN_ID_DIGEST_CHARS = 12
 """A run id ends with this much of the manifest's digest (`RunManifest.run_id`)."""
 
-_JOIN_FIELDS = 6
+_JOIN_FIELDS = {OPEN_VERSION: 6, INVITED_VERSION: 7}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,96}")
 _PEER_ID = re.compile(rf"[1-9A-HJ-NP-Za-km-z]{{16,{PEER_ID_CHARS_MAX}}}")
@@ -66,9 +70,13 @@ class JoinString:
     founder: PeerId
     addresses: tuple[str, ...]
     """Multiaddrs of peers to dial, each with /p2p/<PeerID>."""
+    ticket: Ticket | None = field(default=None, repr=False)
+    """The invite that lets in whoever holds it; None: the run is open."""
 
     def __str__(self) -> str:
-        fields = (JOIN_PREFIX, JOIN_VERSION, self.digest, self.run_id, self.founder, ",".join(self.addresses))
+        version = OPEN_VERSION if self.ticket is None else INVITED_VERSION
+        invite = () if self.ticket is None else (self.ticket.encode(),)
+        fields = (JOIN_PREFIX, version, self.digest, self.run_id, self.founder, *invite, ",".join(self.addresses))
         return ":".join(fields)
 
 
@@ -82,17 +90,26 @@ def parse_join(text: str) -> JoinString:
         )
     if len(text) > JOIN_CHARS_MAX:
         raise SettingsError(f"the join string has {len(text)} characters; at most {JOIN_CHARS_MAX} are allowed")
-    fields = text.split(":", _JOIN_FIELDS - 1)
-    if fields[1] != JOIN_VERSION:
+    version = text.split(":", 2)[1]
+    if version not in _JOIN_FIELDS:
         raise SettingsError(
-            f"the join string is of version {fields[1]!r}, this node reads version {JOIN_VERSION}: "
+            f"the join string is of version {version!r}, this node reads versions {' and '.join(_JOIN_FIELDS)}: "
             "install the version of understudy that the run was founded with"
         )
-    if len(fields) < _JOIN_FIELDS:
+    fields = text.split(":", _JOIN_FIELDS[version] - 1)
+    if len(fields) < _JOIN_FIELDS[version]:
         raise _damaged("it ends too early")
-    _, _, digest, run_id, founder, addresses = fields
+    _, _, digest, run_id, founder, *invite, addresses = fields
     _check_fields(digest, run_id, founder)
-    return JoinString(run_id, digest, PeerId(founder), _parse_join_addresses(addresses))
+    ticket = _parse_ticket(invite[0]) if invite else None
+    return JoinString(run_id, digest, PeerId(founder), _parse_join_addresses(addresses), ticket)
+
+
+def _parse_ticket(text: str) -> Ticket:
+    try:
+        return decode_ticket(text)
+    except RemoteProtocolError as error:
+        raise _damaged("its invite cannot be read") from error
 
 
 def _check_fields(digest: str, run_id: str, founder: str) -> None:

@@ -72,6 +72,14 @@ class Identity:
             return cls(fresh.private_key, path)
         return cls.load_or_create(path)  # another process created it first
 
+    @classmethod
+    def load(cls, path: Path) -> Identity:
+        """Read the identity at ``path``. Raises `SettingsError`, also if there is none."""
+        encoded = _read(path)
+        if encoded is None:
+            raise SettingsError(f"there is no identity file {path}: name the key with --identity")
+        return cls(_decode_private_key(encoded, path), path, is_new=False)
+
     def sign(self, data: bytes) -> bytes:
         """RSA-PSS with SHA-256. `verify` is the inverse."""
         return self.private_key.sign(data, _PADDING, _HASH)

@@ -34,6 +34,7 @@ from understudy.node.p2p.control import (
 )
 from understudy.node.p2p.daemon import SOCKET_FOLDER, Daemon
 from understudy.node.p2p.dial import dial
+from understudy.node.p2p.handshake import Gate, check, check_served, show
 from understudy.node.p2p.zero_copy import start_unix_streams
 from understudy.protocol.errors import (
     LocalProtocolError,
@@ -79,7 +80,9 @@ class Way:
 class StreamHost:
     """Opens streams to peers and serves the streams that peers open to us."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, gate: Gate | None = None) -> None:
+        """``gate``: who may open streams of the run, and serve them; None: anybody."""
+        self._gate = gate
         self._control_path = daemon.control_path
         self._fail = daemon.fail
         self._listen_path = SOCKET_FOLDER / f"hivemind-streams-{secrets.token_urlsafe(8)}.sock"
@@ -98,16 +101,21 @@ class StreamHost:
         try:
             async with asyncio.timeout(timeout_s):
                 for _ in range(OPEN_TRIES):
-                    ends = await self._try_to_open(way, requests)
+                    ends = await self._try_to_open(way, requests, self._gate_of(protocol))
                     if ends is not None:
                         return ends
                     await asyncio.sleep(OPEN_AGAIN_AFTER_S)
         except TimeoutError as error:
             raise NetworkError(f"peer {peer} did not answer within {timeout_s:g} s") from error
-        raise NetworkError(f"peer {peer} closes every stream at once: it is shutting down, or has too many of ours")
+        raise NetworkError(
+            f"peer {peer} closes every stream at once: it is shutting down, has too many of ours, or does not let us in"
+        )
+
+    def _gate_of(self, protocol: str) -> Gate | None:
+        return self._gate if self._gate is not None and self._gate.guards(protocol) else None
 
     async def _try_to_open(
-        self, way: Way, requests: Sequence[bytes]
+        self, way: Way, requests: Sequence[bytes], gate: Gate | None
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         """None: the peer closed the stream at once, or the connection broke under it. The next try dials anew."""
         *before, request = requests
@@ -120,7 +128,13 @@ class StreamHost:
             if str(refusal) == _BROKE:
                 return None
             raise await explain(way.peer, str(refusal), may_be_gone=not way.is_private) from refusal
-        return (reader, writer) if await _is_accepted(reader, writer) else None
+        if gate is not None:
+            show(writer, gate)
+        if not await _is_accepted(reader, writer):
+            return None
+        if gate is not None:
+            await check_served(way.peer, reader, writer, gate)
+        return reader, writer
 
     async def connect(self, peer: PeerId, addresses: Sequence[str], timeout_s: float) -> None:
         """See `P2PNode.connect` (node/dht/p2p_node.py)."""
@@ -139,6 +153,11 @@ class StreamHost:
         except TimeoutError as error:
             raise NetworkError(f"libp2p did not end the connection to {peer} within {timeout_s:g} s") from error
         writer.close()
+
+    def end(self, peer: PeerId) -> None:
+        """End the streams that the peer opened to us."""
+        for task in [task for task, other in self._serving.items() if other == peer]:
+            task.cancel()
 
     async def serve(self, protocol: str, callback: StreamCallback) -> None:
         """See `P2PNode.serve_streams` (node/dht/p2p_node.py)."""
@@ -187,12 +206,17 @@ class StreamHost:
             self._serving[task] = stream.peer
             if Counter(self._serving.values())[stream.peer] > STREAMS_PER_PEER_MAX:
                 raise NetworkError(f"peer {stream.peer} has more than {STREAMS_PER_PEER_MAX} streams open")
+            if (gate := self._gate_of(stream.protocol)) is not None:
+                async with asyncio.timeout(CONTROL_TIMEOUT_S):
+                    await check(reader, stream.peer, gate)
             writer.write(ACCEPTED)
+            if gate is not None:
+                show(writer, gate)
             await self._callbacks[stream.protocol](stream.peer, reader, writer)
         except (NetworkError, RemoteProtocolError, OSError, EOFError) as error:
             logger.debug("a stream ended: %s", error)
         except asyncio.CancelledError:
-            writer.transport.abort()  # only `close` cancels, and it waits for this task
+            writer.transport.abort()  # only `close` and `end` cancel, and nobody else waits for this task
         except LocalProtocolError as error:
             self._fail(error)
         except Exception:

@@ -26,7 +26,7 @@ POLL_S = 0.4
 START_TIMEOUT_S = 90.0
 STORY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15
-JOIN_STRING = re.compile(rb"^understudy:1:\S+$", re.MULTILINE)
+JOIN_STRING = re.compile(rb"^understudy:[12]:\S+$", re.MULTILINE)
 SUBNETS = [f"10.{second}.{third}" for second in (213, 187, 94) for third in (77, 78, 79)]
 """Tried in this order: an address can only be kept in a subnet that was asked for."""
 EVENTS_PATH = "/data/events.jsonl"

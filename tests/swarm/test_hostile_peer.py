@@ -19,6 +19,7 @@ import uvloop
 
 from tests.swarm.nursery import Nursery
 from tests.swarm.processes import Brood
+from understudy.node.admission.door import Door
 from understudy.node.dht.config import SwarmConfig
 from understudy.node.dht.hivemind_dht import dht_time
 from understudy.node.dht.p2p_node import P2PNode
@@ -367,10 +368,11 @@ def test_a_swarm_under_siege_goes_on(brood: Brood, nursery: Nursery) -> None:
     peers = [PeerId(nursery.events(name)[0]["peer"]) for name in names]
 
     async def main() -> None:
-        config = SwarmConfig(("/ip4/127.0.0.1/tcp/0",), initial_peers=parse_join(join).addresses)
+        known = parse_join(join)
+        config = SwarmConfig(("/ip4/127.0.0.1/tcp/0",), initial_peers=known.addresses, door=Door.for_guest(known))
         async with asyncio.timeout(ATTACK_TIMEOUT_S):
             async with P2PNode.open(config, identity_behind(peers, brood.folder)) as p2p:
-                await besiege(Hostile(p2p, parse_join(join)), peers)
+                await besiege(Hostile(p2p, known), peers)
 
     uvloop.run(main())
     reached = committed(nursery)

@@ -30,7 +30,7 @@ CARRIERS = {
 HUB = {"datasets", "huggingface_hub", "pyarrow", "fsspec"}
 """The packages of the extra `hf`, which a node may lack."""
 
-COMMAND_LINES = {"bootstrap/__main__.py", "node/__main__.py", "node/process.py"}
+COMMAND_LINES = {"bootstrap/__main__.py", "bootstrap/invite_commands.py", "node/__main__.py", "node/process.py"}
 
 
 LINES_MAX = 300
@@ -93,6 +93,8 @@ LAYERS: dict[str, set[str]] = {
     "run_toml": {"errors", "manifest", "manifest_reader"},
     "presets": {"errors", "manifest", "manifest_reader"},
     "wire": {"errors", "ids", "manifest"},
+    # Who may take part: asked by the shell before anything comes to the core.
+    "admission": {"errors", "ids", "wire"},
     "jobs": {"ids", "wire"},
     "events": {"ids", "jobs", "wire"},
     # How peers get to each other: the shell asks it, the rest of the core knows nothing of addresses.
@@ -269,7 +271,9 @@ NODE_IMPORTS = {
     "process": {"files"},
     # Carriers: bytes, not what they mean.
     "p2p": {"files"},
-    "dht": {"p2p"},
+    # Who is let in: handed to those who open the network.
+    "admission": {"p2p"},
+    "dht": {"admission", "p2p"},
     "links": {"p2p", "compute"},
         # Work: knows of no carrier.
     "data": {"files"},
@@ -287,9 +291,12 @@ NODE_IMPORTS = {
     # Who joins carriers and work: the runtime, the command lines, and the export, which is a program of its own.
     "runtime": {"config", "dht", "links", "compute", "data", "reach", "ui"},
     "cli": {"files", "process", "p2p"},
-    "__main__": {"cli", "process", "config", "join_file", "joining", "p2p", "dht", "data", "reach", "ui", "runtime"},
+    "__main__": {
+        "admission", "cli", "process", "config", "join_file", "joining", "p2p", "dht", "data", "reach", "ui", "runtime",
+    },
     "export": {
-        "files", "p2p", "dht", "links", "compute", "data", "ui", "cli", "process", "config", "join_file", "joining",
+        "admission", "files", "p2p", "dht", "links", "compute", "data", "ui", "cli", "process", "config", "join_file",
+        "joining",
     },
 }  # fmt: skip
 """Of each package and module of node/ the others that it imports: no more, and no fewer. No need is no permission."""
@@ -307,10 +314,13 @@ BOOTSTRAP_IMPORTS = {
     "founding": set(),
     "doctor": set(),
     "seed": {"founding"},
+    "invites": set(),
+    "inviting": {"founding", "invites", "seed"},
+    "invite_commands": {"inviting"},
     "begin": {"founding", "same_run"},
     "status": {"swarm_view"},
     "local": {"founding", "swarm_view"},
-    "__main__": {"begin", "doctor", "founding", "local", "seed", "status"},
+    "__main__": {"begin", "doctor", "founding", "invite_commands", "inviting", "local", "seed", "status"},
 }
 """The same for bootstrap/: what is about processes on this machine, local/, is known to the command line alone."""
 

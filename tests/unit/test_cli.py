@@ -260,7 +260,7 @@ def test_without_a_run_to_go_on_with_one_is_asked_for(tmp_path: Path) -> None:
 
 JOINS: dict[str, str] = {
     "not a join string: it must begin with 'understudy:'; copy the whole line": "hello",
-    "version '2', this node reads version 1: install": f"understudy:2:{DIGEST}",
+    "version '3', this node reads versions 1 and 2: install": f"understudy:3:{DIGEST}",
     "damaged: it ends too early; copy the whole line again": join_of()[:80],
     "its digest must be 64 hexadecimal digits": join_of(digest="a" * 63),
     "its run id and its digest do not belong together": join_of(digest="b" * 64),

@@ -113,7 +113,7 @@ def test_a_join_string_cut_short_is_refused_or_lacks_only_whole_addresses(length
 
 @given(st.text(max_size=300))
 def test_any_text_is_a_join_string_or_a_settings_error(text: str) -> None:
-    for candidate in (text, f"understudy:{text}", f"understudy:1:{text}"):
+    for candidate in (text, f"understudy:{text}", f"understudy:1:{text}", f"understudy:2:{text}"):
         with pytest.raises(SettingsError):
             parse_join(candidate)
 
@@ -122,7 +122,8 @@ def test_any_text_is_a_join_string_or_a_settings_error(text: str) -> None:
     ("old", "new", "complaint"),
     [
         ("understudy:", "", "not a join string"),
-        (":1:", ":2:", "version '2'"),
+        (":1:", ":3:", "version '3'"),
+        (":1:", ":2:", "its invite cannot be read|ends too early"),
         ("f" * 52, "f" * 51, "digest must be 64"),
         ("0123456789ab" + "f" * 52, "0123456789AB" + "F" * 52, "digest must be 64"),
         ("tiny-0123456789ab", "tiny 0123456789ab", "run id"),

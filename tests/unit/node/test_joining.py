@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import msgspec
 import pytest
 
 from tests.fakes import run_leaping
@@ -16,7 +17,7 @@ from understudy.protocol.errors import NetworkError, SettingsError
 from understudy.protocol.presets import preset
 from understudy.protocol.wire.records import encode_record
 
-RUN = preset("tiny")
+RUN = msgspec.structs.replace(preset("tiny"), admission="open")
 FOUNDER = Identity.generate()
 SIGNED_MANIFEST = found(RUN, FOUNDER)
 JOIN = join_string(RUN, FOUNDER, ("/ip4/127.0.0.1/tcp/4001",))

@@ -28,7 +28,20 @@ from understudy.protocol.ids import Attempt, PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION
 from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.frames import PREFIX, encode_frame
-from understudy.protocol.wire.messages import AnyMessage, Backward, Filler, Forward, Heartbeat, Hello, Lost
+from understudy.protocol.wire.messages import (
+    AnyMessage,
+    Backward,
+    Claim,
+    Commit,
+    Fenced,
+    Filler,
+    Forward,
+    Heartbeat,
+    Hello,
+    LeaseRelease,
+    LeaseRequest,
+    Lost,
+)
 from understudy.protocol.wire.tensors import TensorHeader
 
 ACTIVATION = TensorHeader("float32", (1, 2, 3))
@@ -66,7 +79,9 @@ class Bench:
             lambda peer, contact: self.contacts.append((peer, contact)),
             lambda peer, reason: self.failed.append((peer, reason)),
             lambda: CONTACT,
+            lambda peer: peer in self.observers,
         )
+        self.observers: set[PeerId] = set()
         self.network = Network(streams, RULES, listener)
 
     def _deliver(self, peer: PeerId, message: AnyMessage, tensor: Tensor | None) -> None:
@@ -721,5 +736,19 @@ def test_a_filler_is_told_to_nobody() -> None:
     async def main() -> None:
         async with bench() as b:
             assert await b.receive(HELLO_BYTES + encode_frame(Filler()) + encode_frame(beat(1))) == [beat(1)]
+
+    run(main)
+
+
+@pytest.mark.parametrize("said", [beat(2), Claim(1, 2, (0,)), Commit(1, 1), Fenced(1, 2, PEER, 1)])
+def test_an_observer_may_ask_for_leases_and_for_nothing_else(said: AnyMessage) -> None:
+    async def main() -> None:
+        wish, release = LeaseRequest(1, 1, 5), LeaseRelease(5)
+        data = HELLO_BYTES + b"".join(map(encode_frame, (wish, release, said, wish)))
+        async with bench() as b:
+            assert await b.receive(data) == [wish, release, said, wish]
+        async with bench() as b:
+            b.observers.add(PEER)
+            assert await b.receive(data) == [wish, release]
 
     run(main)
