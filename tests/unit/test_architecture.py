@@ -287,7 +287,9 @@ NODE_IMPORTS = {
     # Who joins carriers and work: the runtime, the command lines, and the export, which is a program of its own.
     "runtime": {"config", "dht", "links", "compute", "data", "reach", "ui"},
     "cli": {"files", "process", "p2p"},
-    "__main__": {"cli", "process", "config", "join_file", "joining", "p2p", "dht", "data", "reach", "ui", "runtime"},
+    "__main__": {
+        "cli", "process", "config", "join_file", "joining", "p2p", "dht", "compute", "data", "reach", "ui", "runtime",
+    },
     "export": {
         "files", "p2p", "dht", "links", "compute", "data", "ui", "cli", "process", "config", "join_file", "joining",
     },
