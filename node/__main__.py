@@ -43,6 +43,20 @@ def way_in(join: JoinString, addresses: Sequence[str]) -> str:
     return f"the addresses in a join string may be {','.join(told)}"
 
 
+def possible_stages(wanted: int | None, to_driving: str | None, to_blocks: str | None) -> tuple[str, ...]:
+    """What to say of the stages that this node cannot take. Raises `SettingsError` if none is left, or not the wanted.
+
+    ``to_driving``, ``to_blocks``: what stands against S0 and against a block stage, if anything.
+    """
+    if wanted is not None and (refusal := to_driving if wanted == DRIVER_STAGE else to_blocks):
+        raise SettingsError(f"--stage {wanted}: {refusal}")
+    if to_driving and to_blocks:
+        raise SettingsError(f"this machine can take no stage of this run: {to_blocks}; {to_driving}")
+    if to_driving:
+        return (f"this node can take any stage but S0: {to_driving}",)
+    return (f"this node can take no stage but S0: {to_blocks}",) if to_blocks else ()
+
+
 @dataclass(frozen=True, slots=True)
 class NodeArguments:
     """The command line of a node, parsed as far as no heavy import is needed."""
@@ -65,6 +79,7 @@ class NodeArguments:
 async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) -> int:
     """Join the run and serve it until it is done or somebody asks us to stop."""
     from understudy.node.admission.door import Door
+    from understudy.node.compute.room import measure_room
     from understudy.node.config import NodeConfig, choose_device, choose_threads
     from understudy.node.data.data_check import objection_to_driving
     from understudy.node.data.prefetch import off_the_loop
@@ -106,13 +121,15 @@ async def serve(arguments: NodeArguments, switch: StopSwitch, display: Display) 
         manifest, signed_manifest = await obtain_manifest(p2p, config.join)
         if config.stage is not None and config.stage > manifest.last_stage:
             raise SettingsError(f"--stage {config.stage}: this run has the stages 0 to {manifest.last_stage}")
-        if config.stage in (None, DRIVER_STAGE):
-            config = replace(config, text=await with_consent(config.text, manifest.data))
-        objection = await off_the_loop(lambda: objection_to_driving(manifest, config.text))
-        if objection is not None:
-            if config.stage == DRIVER_STAGE:
-                raise SettingsError(f"--stage 0: {objection}")
-            logger.warning("this node can take any stage but S0: %s", objection)
+        room = measure_room(config.device)
+        objection, too_large = room.objection(manifest, DRIVER_STAGE), room.objection(manifest, DRIVER_STAGE + 1)
+        if objection is None:
+            if config.stage in (None, DRIVER_STAGE):
+                config = replace(config, text=await with_consent(config.text, manifest.data))
+            objection = await off_the_loop(lambda: objection_to_driving(manifest, config.text))
+        for reason in possible_stages(config.stage, objection, too_large):
+            logger.warning("%s", reason)
+        config = replace(config, can_hold_blocks=too_large is None)
         if not is_private(p2p.reachability):
             logger.info("others can join through this node too: %s", way_in(config.join, p2p.addresses))
         node = Node(p2p, signed_manifest, config, can_drive=objection is None, display=display)

@@ -32,6 +32,8 @@ class NodeConfig:
     threads: int = 1
     """Threads of the arithmetic; the node has one compute thread all the same."""
     events_path: Path | None = None
+    can_hold_blocks: bool = True
+    """This machine has room for a block stage of the run."""
     text: TextAccess = NO_ACCESS
     """What the run may read here if this node drives."""
 

@@ -92,7 +92,8 @@ class Node:
         manifest = decode_manifest(signed_manifest.manifest)
         self._p2p, self._config = p2p, config
         self._run_id = manifest.run_id()
-        self._core = Core(p2p.peer_id, manifest, signed_manifest, can_drive=can_drive, check_every=check_every)
+        able = {"can_drive": can_drive, "can_hold_blocks": config.can_hold_blocks}
+        self._core = Core(p2p.peer_id, manifest, signed_manifest, **able, check_every=check_every)
         self._events = EventLog(config.events_path)
         self._loop = asyncio.get_running_loop()
         self._host = StageHost(manifest, config.device, config.text)

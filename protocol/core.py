@@ -82,17 +82,19 @@ class Core:
         signed_manifest: ManifestRecord | None = None,
         *,
         can_drive: bool = True,
+        can_hold_blocks: bool = True,
         check_every: int = 0,
     ) -> None:
         """``signed_manifest``: the founder's record of the manifest, to be published again by whoever drives.
 
-        ``can_drive`` False: never take S0, because this machine does not have the run's text.
+        ``can_drive`` False: never take S0, because this machine does not have the run's text, or no room for it;
+        ``can_hold_blocks`` False: never take a block stage, for want of room.
 
         ``check_every``: after so many events all invariants of the core are checked; 0: only those that cost little.
         """
         self._manifest = manifest
         membership = Membership(manifest.stage_count, manifest.timing)
-        self.state = NodeState(me, manifest, membership, can_drive=can_drive)
+        self.state = NodeState(me, manifest, membership, can_drive=can_drive, can_hold_blocks=can_hold_blocks)
         self._detector = FailureDetector(self.state)
         self._lifecycle = Lifecycle(self.state, self._detector, signed_manifest)
         self._gossip = MembershipGossip(self.state, self._detector, self._lifecycle)

@@ -7,7 +7,7 @@ from typing import Any
 
 from understudy.protocol.actions import Action, Emit, ReadText, Send
 from understudy.protocol.errors import LocalProtocolError
-from understudy.protocol.ids import Microbatch, PeerId, Tenure
+from understudy.protocol.ids import DRIVER_STAGE, Microbatch, PeerId, Tenure
 from understudy.protocol.jobs import Payload
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.seats import Seat, Status
@@ -41,7 +41,9 @@ class NodeState:
     membership: Membership
     now: float = 0.0
     can_drive: bool = True
-    """This machine has the run's text, so it may take S0."""
+    """This machine has the run's text, and room for S0, so it may take S0."""
+    can_hold_blocks: bool = True
+    """This machine has room for a block stage."""
     reachability: Reachability = "unknown"
     """How others get to this machine."""
     text: TextCheck = field(default_factory=TextCheck)
@@ -86,6 +88,10 @@ class NodeState:
     def may_drive(self) -> bool:
         """We may take S0: this machine has the run's text, and could read it when it last tried."""
         return self.can_drive and not self.text.is_failing(self.now)
+
+    def may_take(self, stage: int) -> bool:
+        """Whether this machine can host a stage."""
+        return self.may_drive if stage == DRIVER_STAGE else self.can_hold_blocks
 
     def is_text_ready(self, committed: int | None = None) -> bool:
         """Whether the text of the step that is due was read here. Has it read if not: ask again then.

@@ -36,6 +36,7 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
     from rich.console import Console
 
     from understudy.node.admission.door import Door
+    from understudy.node.compute.room import measure_room
     from understudy.node.dht.config import SwarmConfig
     from understudy.node.dht.p2p_node import P2PNode
     from understudy.node.export.exporter import ExportRun
@@ -61,6 +62,8 @@ async def run_export(arguments: ExportArguments, switch: StopSwitch) -> int:
             manifest, _ = await obtain_manifest(p2p, arguments.join)
             if arguments.is_last and not manifest.step.total_steps:
                 raise SettingsError("--last: this run has no last step, it goes on until it is stopped; leave it out")
+            if objection := measure_room("cpu").objection_to_export(manifest):
+                raise SettingsError(objection)
             found = folder.resume(manifest)
             wish = ExportWish(arguments.is_last, *found) if found else ExportWish(arguments.is_last)
             with ExportView(manifest, console) as view:

@@ -131,14 +131,15 @@ def _rank(spare: SpareRecord) -> tuple[bool, float, str]:
 
 
 def is_in_front(me: SpareRecord, known: Iterable[SpareRecord]) -> bool:
-    """Whether this spare is among the first `FRONT_MAX` that wait, or the first of those that may take S0.
+    """Whether this spare is among the first `FRONT_MAX` that may take a block stage, or of those that may take S0.
 
     Without this, every spare would publish a record that every spare reads.
     """
     others = {spare.peer: spare for spare in known}
     waiting = list({**others, me.peer: me}.values())
     drivers = [spare for spare in waiting if spare.can_drive]
-    return me.peer in {*rank_spares(waiting)[:FRONT_MAX], *rank_spares(drivers)[:FRONT_MAX]}
+    holders = [spare for spare in waiting if spare.can_hold_blocks]
+    return me.peer in {*rank_spares(holders)[:FRONT_MAX], *rank_spares(drivers)[:FRONT_MAX]}
 
 
 def jitter(peer: PeerId) -> float:

@@ -31,9 +31,15 @@ class SparePolicy:
     def my_record(self) -> SpareRecord:
         """How we present ourselves to the swarm."""
         contact = Contact(reachability=self._state.reachability)  # the addresses are the shell's to add
-        state: Literal["waiting", "left"] = "left" if self._state.orphans else "waiting"
-        capacity = min(self._capacity, CAPACITY_MAX)
-        return SpareRecord(self._state.me, capacity, state, can_drive=self._state.may_drive, contact=contact)
+        state = self._state
+        return SpareRecord(
+            state.me,
+            min(self._capacity, CAPACITY_MAX),
+            "left" if state.orphans else "waiting",
+            can_drive=state.may_drive,
+            contact=contact,
+            can_hold_blocks=state.can_hold_blocks,
+        )
 
     def note_spares(self, records: list[SpareRecord]) -> None:
         self._spares = {PeerId(record.peer): record for record in records}
@@ -62,7 +68,7 @@ class SparePolicy:
     def _holes(self) -> list[int]:
         """The stages without an owner that we may take."""
         membership = self._state.membership
-        takeable = [s for s in range(membership.stage_count) if s != DRIVER_STAGE or self._state.may_drive]
+        takeable = [stage for stage in range(membership.stage_count) if self._state.may_take(stage)]
         return [stage for stage in takeable if not membership.is_present(stage)]
 
     def choose(self) -> tuple[int, str] | None:
@@ -87,7 +93,9 @@ class SparePolicy:
         idle = {peer: spare for peer, spare in self._spares.items() if not membership.holds_a_seat(peer)}
         idle[self._state.me] = self.my_record()
         is_driver_wanted = ranked[0] == DRIVER_STAGE
-        ranking = rank_spares(spare for spare in idle.values() if spare.can_drive or not is_driver_wanted)
+        ranking = rank_spares(
+            spare for spare in idle.values() if (spare.can_drive if is_driver_wanted else spare.can_hold_blocks)
+        )
         waited_s = {hole: self._state.now - since for hole, since in self._holes_since.items()}
         stage = choose_hole(self._state.me, ranking, ranked, waited_s)
         if stage is None:

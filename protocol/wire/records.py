@@ -66,6 +66,8 @@ class SpareRecord(Record, frozen=True, tag="spare"):
     can_drive: bool = True
     """It has the run's text, so it may take S0."""
     contact: Contact = Contact()
+    can_hold_blocks: bool = True
+    """It has room for a block stage; without that it may take S0 alone."""
 
 
 class OfferRecord(Record, frozen=True, tag="offer"):

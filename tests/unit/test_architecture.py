@@ -292,7 +292,8 @@ NODE_IMPORTS = {
     "runtime": {"config", "dht", "links", "compute", "data", "reach", "ui"},
     "cli": {"files", "process", "p2p"},
     "__main__": {
-        "admission", "cli", "process", "config", "join_file", "joining", "p2p", "dht", "data", "reach", "ui", "runtime",
+        "admission", "cli", "process", "config", "join_file", "joining", "p2p", "dht", "compute", "data", "reach", "ui",
+        "runtime",
     },
     "export": {
         "admission", "files", "p2p", "dht", "links", "compute", "data", "ui", "cli", "process", "config", "join_file",

@@ -400,6 +400,18 @@ def test_whoever_cannot_drive_is_no_rival_for_s0() -> None:
     assert [claim.stage for claim in said(Claim, node.do(TextRead(6)))] == [0]
 
 
+def test_whoever_has_no_room_for_a_block_stage_takes_none_and_is_no_rival_for_one() -> None:
+    left = StageRecord(peer(2), 2, 1, "left", 5)
+    for can_hold_blocks in (True, False):
+        node = spare()
+        node.core.state.can_hold_blocks = can_hold_blocks
+        rivals = tuple(SpareRecord(f"spare-{number}", 9.0, can_hold_blocks=False) for number in range(3))
+        node.do(RecordsRead(SPARES_KEY, rivals))
+        claims = said(Claim, node.read([*served(0, 1, 3, 4), left]))
+        assert [claim.stage for claim in claims] == ([2] if can_hold_blocks else [])
+    assert said(Claim, node.wait(30.0)) == []
+
+
 def test_s0_is_claimed_with_the_text_of_the_step_that_is_due_and_not_without() -> None:
     node = spare()
     left = StageRecord(peer(0), 0, 1, "left", 5)

@@ -193,6 +193,12 @@ def test_those_who_cannot_drive_keep_nobody_who_can_in_reserve() -> None:
     assert not is_in_front(SpareRecord("zz", 1.0), spares(FRONT_MAX))
 
 
+def test_those_without_room_for_a_block_stage_keep_nobody_who_has_it_in_reserve() -> None:
+    others = [SpareRecord(spare.peer, 2.0, can_hold_blocks=False) for spare in spares(FRONT_MAX + 5)]
+    assert is_in_front(SpareRecord("zz", 1.0, can_drive=False), others)
+    assert not is_in_front(SpareRecord("zz", 1.0, can_hold_blocks=False), others)
+
+
 def test_peers_are_spread_evenly_and_always_alike() -> None:
     places = [jitter(PeerId(f"peer-{number}")) for number in range(1000)]
     assert all(0 <= place < 1 for place in places)
