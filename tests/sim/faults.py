@@ -171,6 +171,21 @@ def random_faults(rng: random.Random, stages: int, steps: int, count: int) -> li
     return faults
 
 
+FOR_EVER_S = 1e6
+
+
+def stuck_faults(rng: random.Random, stages: int, steps: int, count: int) -> list[Fault]:
+    """Compute threads of block stages that hang, some for ever, and as many other faults of owners."""
+    faults: list[Fault] = []
+    for other in random_faults(rng, stages, steps, count):
+        stage, moment = rng.randrange(1, stages), rng.choice(["forward", "backward", "apply"])
+        when = Trigger(stage, rng.randint(1, steps), moment, rng.choice([0.0, 0.002, 0.02]))
+        faults.append(Stuck(when, rng.choice([2.0, 6.0, 12.0, 40.0, FOR_EVER_S]), stage))
+        if rng.random() < 0.5:
+            faults.append(other)
+    return faults
+
+
 def harsh_faults(rng: random.Random, stages: int, steps: int, count: int) -> list[Fault]:
     """As `random_faults`, and some of them are splits."""
     faults: list[Fault] = []

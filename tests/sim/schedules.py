@@ -17,6 +17,7 @@ from tests.sim.faults import (
     hindered_faults,
     one_split,
     random_faults,
+    stuck_faults,
 )
 from tests.sim.simulation import S, Simulation, build, replace_settings, small_manifest
 from understudy.protocol.manifest import RunManifest
@@ -140,3 +141,15 @@ def hindered_schedule(seed: int, method: str) -> Schedule:
     faults = hindered_faults(rng, manifest.stage_count, manifest.step.total_steps, count)
     kills = sum(isinstance(fault, Kill) for fault in faults)
     return Schedule(seed, manifest, tuple(faults), max(count, kills) + 1, rng.choice([CALM, CALM, *HARSH_WEATHERS]))
+
+
+def stuck_schedule(seed: int, method: str) -> Schedule:
+    """Owners whose compute threads hang while their heartbeats go on, beside other faults, with spares for all."""
+    rng = random.Random(seed)
+    stages = rng.randint(3, 6)
+    manifest = small_manifest(
+        stages=stages, steps=rng.choice([10, 30]), microbatches=rng.choice([2, 4, 6]), method=method
+    )
+    count = rng.randint(1, 2)
+    faults = stuck_faults(rng, stages, manifest.step.total_steps, count)
+    return Schedule(seed, manifest, tuple(faults), len(faults) + 1, rng.choice(WEATHERS))
