@@ -71,9 +71,13 @@ def _new(asked: RunToml | None) -> RunManifest:
 def _again(known: RunManifest, asked: RunManifest | None, wish: Founding) -> RunManifest:
     """The run that is there, if it is the one that is asked for. Raises `SettingsError`."""
     wanted = asked or with_steps(known, wish.total_steps)
+    if wish.is_open:
+        wanted = msgspec.structs.replace(wanted, admission="open")
     difference = first_difference(known, wanted, is_length_asked=wish.total_steps is not None)
     if difference is not None:
         asker = "--steps" if wish.total_steps is not None and difference.setting == LENGTH else wish.source
+        if wish.is_open and difference.setting == "admission":
+            asker = "--open"
         raise SettingsError(
             f"{wish.folder} holds the run {known.run_id()}, "
             f"whose {difference.setting} is {_spelled(difference.there)}; "

@@ -23,7 +23,7 @@ from understudy.node.admission.door import Door
 from understudy.node.dht.signing import owner_of
 from understudy.protocol.admission.membership import MEMBERSHIP_BYTES_MAX, Objection
 from understudy.protocol.admission.presence import Presence, decode_presence
-from understudy.protocol.errors import RemoteProtocolError
+from understudy.protocol.errors import RemoteProtocolError, SettingsError
 from understudy.protocol.ids import PeerId
 
 LENGTH = struct.Struct("<H")
@@ -37,11 +37,13 @@ class Guard:
 
     def __init__(self, door: Door | None) -> None:
         self._door = door
+        self._is_uninvited = False
 
     def stand_at(self, connection: Any, answers: Any) -> None:
         """Once per connection, before its DHT node is made. ``answers``: the module that holds the answers' types."""
         door = self._door
         if door is None:
+            self._look_for_refusals(connection)
             return
         door.enter(PeerId(str(connection.peer_id)))
         add, call = connection.add_protobuf_handler, connection.call_protobuf_handler
@@ -69,6 +71,23 @@ class Guard:
             return answer
 
         connection.add_protobuf_handler, connection.call_protobuf_handler = add_guarded, call_guarded
+
+    def _look_for_refusals(self, connection: Any) -> None:
+        """Of an invited run, which a join string for an open one leads to."""
+        call = connection.call_protobuf_handler
+
+        async def call_watched(peer_id: Any, name: str, request: Any, answer_type: Any) -> Any:
+            answer = await call(peer_id, name, request, answer_type)
+            self._is_uninvited |= bool(answer.auth.signature)
+            return answer
+
+        connection.call_protobuf_handler = call_watched
+
+    def why_refused(self) -> SettingsError | None:
+        """What to tell a person who was not let in; None: nobody said why."""
+        if self._is_uninvited:
+            return SettingsError("only who is invited may join this run: ask its founder for a join string")
+        return self._door.why_refused() if self._door is not None else None
 
     # --- records ---
 

@@ -100,8 +100,7 @@ class P2PNode:
         try:
             return await self._dht.join(daemon, reachable)
         except NetworkError as error:
-            why = self._door.why_refused() if self._door is not None else None
-            raise why or error from error
+            raise self._dht.guard.why_refused() or error from error
 
     async def _close(self) -> None:
         """Take leave of libp2p and end p2pd, whatever state the start got to."""

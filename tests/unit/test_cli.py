@@ -224,6 +224,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     r'whose name is "tiny"; 124m asks for "124m": choose another --dir for a new run, or leave the preset': ("124m",),
     r"whose step.total_steps is 40; --steps asks for 60: choose another": ("tiny", "--steps", "60"),
     r"whose step.total_steps is 40; --steps asks for 61: choose another": ("--steps", "61"),
+    r'whose admission is "invited"; --open asks for "open": choose another': ("--open",),
     r"--steps must be at least 1": ("--steps", "0"),
     r"unknown preset 'tinny': use one of": ("tinny",),
 }
@@ -428,10 +429,11 @@ def test_a_seed_that_cannot_be_reached_is_named_with_the_reason(tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def join(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The join string of a run that is really there, with its seed and nobody else."""
+    """The join string of an open run that is really there, with its seed and nobody else."""
     folder = tmp_path_factory.mktemp("seed")
     brood = Brood(folder)
-    arguments = [UNDERSTUDY, "bootstrap", "tiny", *LISTEN, "--dir", str(folder), "--identity", str(folder / "key")]
+    arguments = [UNDERSTUDY, "bootstrap", "tiny", "--open", *LISTEN, "--dir", str(folder)]
+    arguments += ["--identity", str(folder / "key")]
     seed = brood.start(arguments, folder / "seed.log")
     path = folder / "join.txt"
     try:

@@ -1,0 +1,70 @@
+"""An owner of a stage is revoked: it is out, ends with the reason, and a spare takes its stage."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+from tests.swarm.nursery import Nursery
+from tests.swarm.processes import Brood
+from understudy.bootstrap.inviting import Founded
+from understudy.node.p2p.identity import Identity
+
+START_TIMEOUT_S = 120.0
+OUT_WITHIN_S = 10.0
+
+RUN = """
+name = "revoking"
+[model]
+hidden_size = 32
+intermediate_size = 48
+attention_heads = 2
+block_stages = 2
+context_length = 32
+[step]
+microbatches = 4
+microbatch_size = 2
+[timing]
+suspect_after_s = 6.0
+dead_after_s = 12.0
+"""
+"""It is not the silence of a peer that tells of its loss here: that would take longer than is promised."""
+
+
+def committed(nursery: Nursery) -> int:
+    return sum(event["event"] == "step.committed" for event in nursery.events("stage-0"))
+
+
+def test_a_revoked_owner_is_replaced(brood: Brood, nursery: Nursery) -> None:
+    source = brood.folder / "run.toml"
+    source.write_text(RUN, encoding="utf-8")
+    join = nursery.found(str(source), 10**6)
+    founded = Founded(brood.folder, Identity.load(brood.folder / "seed.key"))
+    nursery.join("stage-0", join, 0)
+    nursery.join("stage-1", str(founded.invite("mallory", "volunteer", 0)), 1)
+    nursery.join("stage-2", join, 2)
+    brood.until(lambda: committed(nursery) >= 1, "the first commit", START_TIMEOUT_S)
+    nursery.join("spare", join)
+    brood.until(lambda: nursery.events("spare") != [], "the spare", START_TIMEOUT_S)
+    reached, began = committed(nursery), time.monotonic()
+
+    founded.revoke("mallory")
+    brood.until(lambda: "stage-1" in nursery.statuses(), "the end of the revoked owner", OUT_WITHIN_S + 20.0)
+    out_s = time.monotonic() - began
+    brood.until(lambda: committed(nursery) >= reached + 3, "more commits", START_TIMEOUT_S)
+    stood_still_s = max_pause_s(nursery, since=time.time() - (time.monotonic() - began))
+    (brood.folder / "figures.txt").write_text(f"{out_s:.1f} s, {stood_still_s:.1f} s", encoding="utf-8")
+
+    assert nursery.statuses()["stage-1"] == 2
+    assert "the founder revoked this invite" in nursery.log("stage-1")
+    recovered = [event for event in nursery.events("spare") if event["event"] == "stage.recovered"]
+    assert [event["stage"] for event in recovered] == [1]
+    assert float(recovered[0]["time"]) > 0
+    assert out_s < OUT_WITHIN_S
+
+
+def max_pause_s(nursery: Nursery, since: float) -> float:
+    """The longest time between two commits."""
+    times = [event["time"] for event in nursery.events("stage-0") if event["event"] == "step.committed"]
+    late = [moment for moment in times if moment >= since - 5.0]
+    return max((after - before for before, after in itertools.pairwise(late)), default=0.0)
