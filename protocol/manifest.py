@@ -116,6 +116,10 @@ class RecoverySettings(_Section, frozen=True):
     """Stages that keep each part of S0: with 1 S0 can be lost, with 2 a neighbour with it, with 3 both neighbours."""
 
 
+WINDOW_PER_STAGE_MAX = 8
+"""So many microbatches are in flight for each stage at most where S0 chooses: every stage keeps them in memory."""
+
+
 class StepSettings(_Section, frozen=True):
     """What one optimizer step of the whole model consists of."""
 
@@ -199,8 +203,11 @@ class RunManifest(_Section, frozen=True):
 
     @property
     def window(self) -> int:
-        """Microbatches in flight at most: what was set, or twice the number of stages, but no more than there are."""
-        wanted = self.step.window or 2 * self.stage_count
+        """Microbatches in flight at most: what was set, or eight times the stages, but no more than there are.
+
+        Twice is enough where links are short; on long ones microbatches travel (protocol/pipeline/window.py).
+        """
+        wanted = self.step.window or WINDOW_PER_STAGE_MAX * self.stage_count
         return min(wanted, self.step.microbatches)
 
     @property

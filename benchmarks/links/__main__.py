@@ -35,7 +35,7 @@ def run(  # noqa: PLR0913, PLR0917 - its options
     rounds: Annotated[int, typer.Option(help="Runs of each contender, in turn.", min=1)] = 2,
     only: Annotated[
         str, typer.Option(help="Of the contenders but the swarm, separated by commas.")
-    ] = "GPipe,1F1B,plain sockets",
+    ] = "GPipe,1F1B,plain sockets,plain sockets kept warm",
     folder: Folder = FOLDER,
 ) -> None:
     """Let everybody train the model in turn, as root, and keep the figures."""

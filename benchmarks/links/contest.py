@@ -101,8 +101,9 @@ def _contenders(contest: Contest, free: list[Machine], shaped: list[Machine]) ->
         UNSHAPED: partial(swarm.step_seconds, source, steps, tuple(machine.place for machine in free)),
         SWARM: partial(swarm.step_seconds, source, steps, tuple(machine.place for machine in shaped)),
     }
-    if plain.PLAIN in contest.only:
-        found[plain.PLAIN] = partial(plain.step_seconds, contest.manifest, steps, shaped[1:])
+    for name, fills in ((plain.PLAIN, False), (plain.FILLED, True)):
+        if name in contest.only:
+            found[name] = partial(plain.step_seconds, contest.manifest, steps, shaped[1:], fills_pauses=fills)
     moves = [partial(use_for_gloo, machine) for machine in shaped[2:]]
     for name in pipelining.SCHEDULES:
         if name in contest.only:

@@ -74,7 +74,7 @@ def open_delayed_links(
         handles = [machine.call(partial(_open_device, machine)) for machine in found]
         try:
             for machine in found:
-                machine.call(partial(choose_congestion_control, congestion_control))
+                choose_congestion_control(machine, congestion_control)
                 machine.call(_set_tcp)
             process = _start(found, handles, speed)
         finally:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from ipaddress import ip_interface
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +28,6 @@ INTERFACE = "net0"
 BRIDGE = "bridge"
 FOLDER = Path("/run/netns")
 CONGESTION_FILE = Path("/proc/sys/net/ipv4/tcp_congestion_control")
-ALLOWED_CONGESTION_SETTING = "tcp_allowed_congestion_control"
 CLONE_NEWNET = 0x40000000
 COMMAND_TIMEOUT_S = 10.0
 PACKAGES = {"ip": "iproute2", "tc": "iproute2", "iptables-restore": "iptables", "ebtables-nft": "iptables"}
@@ -143,20 +143,25 @@ def join(machine: Machine) -> None:
     ip("-n", machine.name, "link", "set", "lo", "up")
 
 
-def choose_congestion_control(name: str) -> None:
-    """For the network namespace of the calling thread. Raises `SettingsError` if this kernel does not let us."""
+def choose_congestion_control(machine: Machine, name: str) -> None:
+    """For all that a machine sends to its own network. Raises `SettingsError` if this kernel does not let us.
+
+    What it keeps from namespaces as a setting (net.ipv4.tcp_allowed_congestion_control) it lets a route have.
+    """
     try:
-        CONGESTION_FILE.write_text(name, encoding="ascii")
+        machine.call(lambda: CONGESTION_FILE.write_text(name, encoding="ascii"))
     except OSError as error:
-        raise SettingsError(f"TCP cannot use {name} here: {_cure(name, error)}") from error
+        if error.errno != errno.EPERM:
+            raise SettingsError(f"TCP cannot use {name} here: {_cure(name, error)}") from error
+        network = str(ip_interface(f"{machine.address}/24").network)
+        way = ("dev", INTERFACE, "proto", "kernel", "scope", "link", "src", machine.address)
+        ip("-n", machine.name, "route", "replace", network, *way, "congctl", name)
 
 
 def _cure(name: str, error: OSError) -> str:
     """What the kernel means by its answer to the name of a congestion control."""
     if error.errno == errno.ENOENT:
         return f"this kernel does not have it (modprobe tcp_{name})"
-    if error.errno == errno.EPERM:
-        return f"this kernel keeps it from namespaces (add it to net.ipv4.{ALLOWED_CONGESTION_SETTING} with sysctl)"
     return f"{CONGESTION_FILE} cannot be written ({error.strerror}), which takes root outside of a container"
 
 

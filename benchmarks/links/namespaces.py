@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 from benchmarks.links.machines import (
     BRIDGE,
@@ -61,7 +60,7 @@ def open_links(
             join(machine)
             if rate_mbit is not None:
                 _shape_ends(machine, rate_mbit)
-            machine.call(partial(choose_congestion_control, congestion_control))
+            choose_congestion_control(machine, congestion_control)
             found.append(machine)
         yield found
 

@@ -113,7 +113,7 @@ class Internet:
 
     def _machine(self, machine: Machine) -> Machine:
         join(machine)
-        machine.call(partial(choose_congestion_control, CONGESTION_CONTROL))
+        choose_congestion_control(machine, CONGESTION_CONTROL)
         return machine
 
 

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.links import machines, namespaces
 from benchmarks.links.__main__ import NARROW, PAGE
 from benchmarks.links.bounds import activation_bytes, bytes_per_step, fill_hops, filled_bound_s, plain_bound_s
-from benchmarks.links.machines import Machine, is_stale
+from benchmarks.links.machines import Machine, choose_congestion_control, is_stale
 from benchmarks.links.namespaces import BURST_BYTES_MIN, PREFIX, check_here, open_links, shape
 from benchmarks.links.results import SWARM, UNSHAPED, LinkResult, Round, read_all, write
 from benchmarks.links.tables import bound_table, parts, step_table
@@ -178,7 +178,6 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, missing: str, 
     ("number", "told"),
     [
         (errno.ENOENT, r"TCP cannot use cubic here: .* \(modprobe tcp_cubic\)"),
-        (errno.EPERM, r"keeps it from namespaces \(add it to net.ipv4.tcp_allowed_congestion_control with sysctl\)"),
         (errno.EROFS, r"tcp_congestion_control cannot be written \(Read-only file system\)"),
     ],
 )
@@ -195,6 +194,23 @@ def test_a_kernel_that_does_not_let_us_use_its_congestion_control_is_named(
     monkeypatch.setattr(Machine, "enter", lambda _: None)
     with pytest.raises(SettingsError, match=told), open_links(1, None):
         pass
+
+
+def test_a_congestion_control_that_is_kept_from_namespaces_is_given_to_the_route(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Refusing(PosixPath):
+        def write_text(self, *_: object, **__: object) -> int:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    said: list[str] = []
+    monkeypatch.setattr(machines, "CONGESTION_FILE", Refusing(machines.CONGESTION_FILE))
+    monkeypatch.setattr(machines, "command", lambda *words: said.append(" ".join(words)))
+    monkeypatch.setattr(Machine, "enter", lambda _: None)
+    choose_congestion_control(Machine("there", "10.77.0.3"), "cubic")
+    assert said == [
+        "ip -n there route replace 10.77.0.0/24 dev net0 proto kernel scope link src 10.77.0.3 congctl cubic"
+    ]
 
 
 def test_a_command_of_the_kernel_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:

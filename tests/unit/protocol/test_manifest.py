@@ -83,7 +83,7 @@ def test_stages_are_s0_and_the_blocks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "microbatches", "expected"), [(0, 100, 10), (0, 4, 4), (3, 100, 3), (50, 8, 8), (1, 1, 1)]
+    ("window", "microbatches", "expected"), [(0, 100, 40), (0, 4, 4), (3, 100, 3), (50, 8, 8), (1, 1, 1)]
 )
 def test_the_window(window: int, microbatches: int, expected: int) -> None:
     manifest = RunManifest(name="run", step=StepSettings(window=window, microbatches=microbatches))

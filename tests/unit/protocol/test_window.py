@@ -48,6 +48,21 @@ def test_a_long_line_gets_many_and_shared_cores_get_few() -> None:
     assert (far.size, shared.size) == (16, 2)
 
 
+def test_a_line_that_carries_more_than_twice_the_stages_gets_them() -> None:
+    """`narrow` at 200 ms and 100 Mbit/s: 1.15 s for a microbatch's way, 0.088 s for each on the line."""
+    tried = window(microbatches=48, block_stages=3)
+    settle(tried, lambda size: 48 * max(0.088, 1.15 / size) + 0.5)
+    assert tried.size == 16
+
+
+def test_more_than_usual_must_be_worth_its_memory() -> None:
+    """Without a long way nobody goes beyond twice the stages, whatever some steps' luck says."""
+    tried = window(microbatches=48, block_stages=3)
+    assert tried.size == 4
+    sizes = settle(tried, lambda size: max(1.0, 8 / size) * (0.96 if size > 8 else 1.0))
+    assert (tried.size, max(sizes)) == (8, 12)
+
+
 def test_of_equally_fast_sizes_the_smallest_is_kept() -> None:
     tried = window()
     settle(tried, lambda size: max(1.0, 4 / size) + 0.001 * (16 - size))
