@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from understudy.node.admission.door import Door
-from understudy.node.dht.signing import owner_of
+from understudy.node.dht.signing import owner_in_tag
 from understudy.protocol.admission.membership import MEMBERSHIP_BYTES_MAX, Objection
 from understudy.protocol.admission.presence import Presence, decode_presence
 from understudy.protocol.errors import RemoteProtocolError, SettingsError
@@ -99,7 +99,7 @@ class Guard:
         """Whether a record of this owner may lie in the DHT. ``packed``: its value as hivemind wrote it."""
         if self._door is None:
             return True
-        owner, (membership, value) = owner_of(subkey), _split(packed)
+        owner, (membership, value) = owner_in_tag(subkey), _split(packed)
         return owner is not None and value is not None and self._door.is_volunteers(owner, membership)
 
     def opened(self, subkey: bytes, packed: bytes) -> bytes | None:
@@ -109,7 +109,7 @@ class Guard:
                 return msgspec.msgpack.decode(packed, type=bytes)
             except msgspec.DecodeError:
                 return None
-        owner, (membership, value) = owner_of(subkey), _split(packed)
+        owner, (membership, value) = owner_in_tag(subkey), _split(packed)
         return None if owner is None or self._door.objection_to(owner, membership) else value
 
     # --- the list of what was revoked ---

@@ -79,6 +79,15 @@ def owner_of(subkey: object) -> PeerId | None:
     return signer and signer[0]
 
 
+def owner_in_tag(subkey: bytes) -> PeerId | None:
+    """Whose record a subkey says to be of, encoded as hivemind sends it or not; None if it is nobody's."""
+    tag = _OWNER_TAG.search(subkey)
+    try:
+        return _cached_peer_id_of(tag[1]) if tag is not None else None
+    except RemoteProtocolError:
+        return None
+
+
 def _signer_of(subkey: object) -> tuple[PeerId, str] | None:
     if not isinstance(subkey, bytes):
         return None

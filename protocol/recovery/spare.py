@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.membership.placement import choose_hole, is_in_front, rank_holes, rank_spares
 from understudy.protocol.node_state import NodeState

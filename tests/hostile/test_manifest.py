@@ -140,7 +140,11 @@ def volunteer(brood: Brood, nursery: Nursery, joins: Mapping[str, str]) -> None:
     for some in (names[at : at + AT_ONCE] for at in range(0, len(names), AT_ONCE)):
         for name in some:
             nursery.join(name, joins[name])
-        brood.until(lambda some=some: all([is_answered(name) for name in some]), f"{some} to answer", START_TIMEOUT_S)
+        brood.until(
+            lambda some=some: {name for name in some if is_answered(name)} == set(some),
+            f"{some} to answer",
+            START_TIMEOUT_S,
+        )
     for name in set(JOINED) - set(nursery.statuses()):
         psutil.Process(nursery.process_id(name)).send_signal(signal.SIGTERM)
     brood.until(lambda: set(names) <= set(nursery.statuses()), "the end of all", START_TIMEOUT_S)
