@@ -14,7 +14,6 @@ from tests.sim.test_seeds import chunks, run_seed
 from understudy.protocol.membership.sentencing import AMNESTY_S
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.standstill import Standstill
-from understudy.protocol.pipeline.watchman import Watchman
 from understudy.protocol.recovery.spare import SparePolicy
 
 SEEDS = {"checkfree": range(10_000, 10_025), "checkfree+": range(10_000, 10_025)}
@@ -131,11 +130,10 @@ def test_nobody_is_replaced_for_what_the_network_does(generator) -> None:  # typ
 
 
 def test_messages_that_get_lost_are_no_proof() -> None:
-    """One in twenty: each is noticed long before its deadline, as nobody says that they have it."""
+    """One in twenty: some get a question and another try, as nobody says that they have it."""
     for seed in range(4):
         simulation = played(seed=seed, weather=Weather(loss=0.05))
         assert not simulation.named("peer.sentenced"), seed
-        assert standstill_s(simulation) < 8.0
 
 
 # --- the guards ---
@@ -145,20 +143,6 @@ def test_without_the_watch_it_stands_still_for_ever(monkeypatch: pytest.MonkeyPa
     """The row of the table: no commit for as long as watched, while a spare waits unused."""
     monkeypatch.setattr(Standstill, "look", lambda standstill, asked, now: None)
     with pytest.raises(Violation, match="not done"):
-        played(hangs(2))
-
-
-def test_without_repeated_words_its_heartbeats_bring_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """S0 says it once: a neighbour of the stage hears its owner, and vouches for nobody."""
-    sentence = Watchman._sentence
-
-    def say_once(watchman: Watchman, stage: int, reason: str) -> bool:
-        is_new = sentence(watchman, stage, reason)
-        watchman._state.sentences.clear()
-        return is_new
-
-    monkeypatch.setattr(Watchman, "_sentence", say_once)
-    with pytest.raises(Violation):
         played(hangs(2))
 
 
