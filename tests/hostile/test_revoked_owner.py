@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import time
+from typing import Any
 
 from tests.swarm.nursery import Nursery
 from tests.swarm.processes import Brood
@@ -12,6 +12,9 @@ from understudy.node.p2p.identity import Identity
 
 START_TIMEOUT_S = 120.0
 OUT_WITHIN_S = 10.0
+"""Until another has recovered its stage, even."""
+END_TIMEOUT_S = 40.0
+"""A node's own deadlines for its streams, the DHT and the daemon."""
 
 RUN = """
 name = "revoking"
@@ -46,25 +49,19 @@ def test_a_revoked_owner_is_replaced(brood: Brood, nursery: Nursery) -> None:
     brood.until(lambda: committed(nursery) >= 1, "the first commit", START_TIMEOUT_S)
     nursery.join("spare", join)
     brood.until(lambda: nursery.events("spare") != [], "the spare", START_TIMEOUT_S)
-    reached, began = committed(nursery), time.monotonic()
+    reached, began = committed(nursery), time.time()
 
     founded.revoke("mallory")
-    brood.until(lambda: "stage-1" in nursery.statuses(), "the end of the revoked owner", OUT_WITHIN_S + 20.0)
-    out_s = time.monotonic() - began
     brood.until(lambda: committed(nursery) >= reached + 3, "more commits", START_TIMEOUT_S)
-    stood_still_s = max_pause_s(nursery, since=time.time() - (time.monotonic() - began))
-    (brood.folder / "figures.txt").write_text(f"{out_s:.1f} s, {stood_still_s:.1f} s", encoding="utf-8")
+    brood.until(lambda: recoveries(nursery) != [], "the recovery", OUT_WITHIN_S)
+    brood.until(lambda: "stage-1" in nursery.statuses(), "the end of the revoked owner", END_TIMEOUT_S)
 
     assert nursery.statuses()["stage-1"] == 2
     assert "the founder revoked this invite" in nursery.log("stage-1")
-    recovered = [event for event in nursery.events("spare") if event["event"] == "stage.recovered"]
-    assert [event["stage"] for event in recovered] == [1]
-    assert float(recovered[0]["time"]) > 0
-    assert out_s < OUT_WITHIN_S
+    (recovered,) = recoveries(nursery)
+    assert recovered["stage"] == 1
+    assert recovered["time"] - began < OUT_WITHIN_S
 
 
-def max_pause_s(nursery: Nursery, since: float) -> float:
-    """The longest time between two commits."""
-    times = [event["time"] for event in nursery.events("stage-0") if event["event"] == "step.committed"]
-    late = [moment for moment in times if moment >= since - 5.0]
-    return max((after - before for before, after in itertools.pairwise(late)), default=0.0)
+def recoveries(nursery: Nursery) -> list[dict[str, Any]]:
+    return [event for event in nursery.events("spare") if event["event"] == "stage.recovered"]
