@@ -215,6 +215,7 @@ class Node:
             self._p2p.note_contact,
             lambda peer, reason: self.feed(LinkFailed(peer, reason)),
             lambda: self._p2p.contact,
+            self._core.state.membership.holds_a_seat,
         )
 
     def _message_came(self, peer: PeerId, message: AnyMessage, payload: Any) -> None:

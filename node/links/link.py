@@ -82,6 +82,8 @@ class Listener:
     """Told of a link that could not be opened, and why; its peer may live."""
     contact: Callable[[], Contact] = Contact
     """Where we can be dialled."""
+    is_owner: Callable[[PeerId], bool] = lambda peer: False
+    """Whether the peer owns a stage, as far as we know."""
 
 
 @dataclass(slots=True)

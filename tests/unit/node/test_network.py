@@ -59,6 +59,7 @@ class Bench:
         self.lost: list[tuple[PeerId, AnyMessage]] = []
         self.contacts: list[tuple[PeerId, Contact]] = []
         self.failed: list[tuple[PeerId, str]] = []
+        self.owners: set[PeerId] = set()
         listener = Listener(
             self._deliver,
             self.gone.append,
@@ -66,6 +67,7 @@ class Bench:
             lambda peer, contact: self.contacts.append((peer, contact)),
             lambda peer, reason: self.failed.append((peer, reason)),
             lambda: CONTACT,
+            self.owners.__contains__,
         )
         self.network = Network(streams, RULES, listener)
 
@@ -723,3 +725,43 @@ def test_a_filler_is_told_to_nobody() -> None:
             assert await b.receive(HELLO_BYTES + encode_frame(Filler()) + encode_frame(beat(1))) == [beat(1)]
 
     run(main)
+
+
+# --- too much of it ---
+
+
+def test_what_is_beyond_a_peers_rate_is_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two streams of one peer share its budget; another peer is not held up."""
+    monkeypatch.setattr(module, "MESSAGES_BURST", 4)
+    monkeypatch.setattr(module, "MESSAGES_PER_S", 0.01)
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def main() -> None:
+        async with bench() as made:
+            monkeypatch.setattr(module.asyncio, "sleep", sleep)
+            stream = encode_frame(HELLO) + b"".join(encode_frame(beat(step)) for step in range(3))
+            for _ in range(2):
+                await made.receive(stream)
+            assert len(waits) == 2
+            assert 50.0 < waits[0] <= 100.0 < waits[1] <= 200.0
+            await made.network.receive(PeerId("QmOther"), reader_of(stream), as_writer(MemoryWriter()))
+            assert len(waits) == 2
+            assert len(made.delivered) == 9
+            made.owners.add(PEER)
+            await made.receive(stream)
+            assert waits[2:] == [0.0, 0.0, 0.0], "an owner may say more"
+
+    run(main)
+
+
+def test_a_peer_that_breaks_rules_all_day_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with bench() as made:
+            for _ in range(500):
+                await made.receive(encode_frame(beat(1)))
+
+    run(main)
+    assert 1 <= len(caplog.records) <= 6
