@@ -174,7 +174,9 @@ class Network:
     async def _wait(self, peer: PeerId, budget: TokenBucket, now: float) -> None:
         """Read on when the peer may say more. An owner of a stage may say much."""
         larger = self._owner_budgets.of(peer, now) if self._listener.is_owner(peer) else budget
-        await asyncio.sleep(larger.take(now))
+        wait_s = larger.take(now)
+        if wait_s:
+            await asyncio.sleep(wait_s)
 
     def _complain(self, peer: PeerId, error: RemoteProtocolError, now: float) -> None:
         """Once in a while: a peer must not fill our disk with what we say of it."""

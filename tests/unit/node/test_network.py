@@ -752,7 +752,8 @@ def test_what_is_beyond_a_peers_rate_is_read_later(monkeypatch: pytest.MonkeyPat
             assert len(made.delivered) == 9
             made.owners.add(PEER)
             await made.receive(stream)
-            assert waits[2:] == [0.0, 0.0, 0.0], "an owner may say more"
+            assert len(waits) == 2, "an owner may say more"
+            assert len(made.delivered) == 12
 
     run(main)
 
