@@ -218,6 +218,7 @@ class Node:
             lambda peer, reason: self.feed(LinkFailed(peer, reason)),
             lambda: self._p2p.contact,
             self._p2p.is_observer,
+            self._core.state.membership.holds_a_seat,
         )
 
     def _message_came(self, peer: PeerId, message: AnyMessage, payload: Any) -> None:

@@ -64,6 +64,7 @@ from understudy.protocol.wire.messages import (
     Refusal,
     Withdraw,
 )
+from understudy.protocol.wire.rates import Quiet
 from understudy.protocol.wire.records import ManifestRecord
 from understudy.protocol.wire.watching import Here, NotFinite, WatchMessage, Where
 
@@ -102,6 +103,7 @@ class Core:
         self._invariants = Invariants(self.state, self._lifecycle, check_every)
         self._ways = Ways(self.state)
         self._sentencing = Sentencing(self.state, self._detector, self._gossip)
+        self._quiet = Quiet()
         self._next_tick = 0.0
 
     # --- the way in ---
@@ -140,8 +142,7 @@ class Core:
                 try:
                     self._on_message(event)
                 except RemoteProtocolError as error:
-                    self.state.emit("peer.misbehaved", offender=peer, reason=str(error), message=type(message).__name__)
-                    self.state.act(CloseLinks(peer))
+                    self._on_misbehaved(peer, type(message).__name__, str(error))
             case JobDone():
                 self.state.pace.note(self.state.tenure, event)
                 self._lifecycle.on_job_done(event)
@@ -162,6 +163,13 @@ class Core:
                 self._lifecycle.leave("asked")
             case ReachabilityFound() | LinkChanged() | LinkFailed() | CutOff():
                 self._ways.on_event(event)
+
+    def _on_misbehaved(self, peer: PeerId, message: str, reason: str) -> None:
+        """Its links are closed each time; said is it now and then."""
+        unsaid = self._quiet.admit(peer, message, self.state.now)
+        if unsaid is not None:
+            self.state.emit("peer.misbehaved", offender=peer, reason=reason, message=message, unsaid=unsaid)
+        self.state.act(CloseLinks(peer))
 
     # --- time ---
 

@@ -84,6 +84,8 @@ class Listener:
     """Where we can be dialled."""
     is_observer: Callable[[PeerId], bool] = lambda peer: False
     """Asked at the beginning of a link, whether its peer may only export."""
+    is_owner: Callable[[PeerId], bool] = lambda peer: False
+    """Whether the peer owns a stage, as far as we know."""
 
 
 @dataclass(slots=True)

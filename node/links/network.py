@@ -27,23 +27,25 @@ from understudy.protocol.wire.messages import (
     LeaseRelease,
     LeaseRequest,
 )
+from understudy.protocol.wire.rates import Budgets, Quiet, TokenBucket
 
 logger = logging.getLogger(__name__)
 
 DATA_LINKS = 4
 """libp2p lets a stream have 256 KiB on its way until the reader's word is back, which waits behind other tensors where
 a line is slow: with one stream to a peer, lines of 100 Mbit/s were idle for a fifth of a step (docs/experiments.md)."""
-
-
 WARM_EVERY_S = 0.15
 """TCP that paused for longer than its retransmission timeout, which is a round trip and 0.2 s at least, begins again
 with ten packets. On lines of 100 Mbit/s and 100 ms a pipeline of plain sockets took 14.8 s a step so, and 6.6 s where
 a few bytes went in every pause (docs/performance.md)."""
-OBSERVERS_SAY = (LeaseRequest, LeaseRelease)
-"""All that whoever may only look has to say to the owners of stages."""
-
 WARM_FOR_S = 10.0
 """After its last tensor a line is left to cool."""
+OBSERVERS_SAY = (LeaseRequest, LeaseRelease)
+"""All that whoever may only look has to say to the owners of stages."""
+MESSAGES_PER_S, MESSAGES_BURST = 100.0, 500
+"""What is taken from one peer on all of its streams; more is not read until later."""
+OWNER_MESSAGES_PER_S, OWNER_MESSAGES_BURST = 2000.0, 4000
+"""What is taken besides from a peer that owns a stage: its tensors are as many as it has microbatches."""
 
 
 class Network:
@@ -57,6 +59,9 @@ class Network:
         self._tensors_sent: Counter[PeerId] = Counter()
         self._tensor_at: dict[PeerId, float] = {}
         self._last_closed: PeerId | None = None
+        self._budgets = Budgets(MESSAGES_PER_S, MESSAGES_BURST)
+        self._owner_budgets = Budgets(OWNER_MESSAGES_PER_S, OWNER_MESSAGES_BURST)
+        self._quiet = Quiet()
 
     @property
     def protocol(self) -> str:
@@ -149,17 +154,21 @@ class Network:
     async def receive(self, peer: PeerId, reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         """The receiving side of one link: check the hello, then deliver until the stream ends.
 
-        A peer that breaks a rule loses this stream, nothing else.
+        A peer that breaks a rule loses this stream, nothing else. Who says too much waits: what it sends is not read.
         """
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 hello = self._checked(await read_message(reader))
             self._listener.on_contact(peer, hello.contact)
             heard = OBSERVERS_SAY if self._listener.is_observer(peer) else None
+            budget = self._budgets.of(peer, loop.time())
             while True:
                 frame = await read_link_frame(reader, self._rules.activation, 2 * IDLE_TIMEOUT_S)
                 if frame is None:
                     return
+                if not budget.may_take(now := loop.time()):
+                    await self._wait(peer, budget, now)
                 if isinstance(frame[0], Filler):
                     continue
                 if heard is not None and not isinstance(frame[0], heard):
@@ -169,9 +178,23 @@ class Network:
                 if self._last_closed == peer:
                     return
         except RemoteProtocolError as error:
-            logger.warning("peer %s broke the protocol, its link is closed: %s", peer, error)
+            self._complain(peer, error, loop.time())
         except (NetworkError, TimeoutError, OSError) as error:
             logger.debug("link from %s ended: %s", peer, error)
+
+    async def _wait(self, peer: PeerId, budget: TokenBucket, now: float) -> None:
+        """Read on when the peer may say more. An owner of a stage may say much."""
+        larger = self._owner_budgets.of(peer, now) if self._listener.is_owner(peer) else budget
+        wait_s = larger.take(now)
+        if wait_s:
+            await asyncio.sleep(wait_s)
+
+    def _complain(self, peer: PeerId, error: RemoteProtocolError, now: float) -> None:
+        """Once in a while: a peer must not fill our disk with what we say of it."""
+        unsaid = self._quiet.admit(peer, "protocol", now)
+        if unsaid is not None:
+            more = f" ({unsaid} such lines before this one were left out)" if unsaid else ""
+            logger.warning("peer %s broke the protocol, its link is closed: %s%s", peer, error, more)
 
     def _checked(self, hello: AnyMessage | None) -> Hello:
         if hello is None:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from understudy.node.compute.parts import check_part
+from understudy.node.compute.parts import check_part, header_bytes_max
 from understudy.node.compute.thread import ComputeThread
 from understudy.node.compute.weights import WeightsSnapshot
 from understudy.node.compute.weights_buffer import WeightsBuffer
@@ -21,7 +21,6 @@ from understudy.protocol.actions import Fetch
 from understudy.protocol.errors import NetworkError, PeerRefusedError, RemoteProtocolError, WeightsError
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import PROTOCOL_VERSION, ModelSettings
-from understudy.protocol.wire.frames import FETCH_MESSAGE_BYTES_MAX
 from understudy.protocol.wire.messages import FetchEnd, FetchHeader, FetchRefused, FetchRequest
 
 logger = logging.getLogger(__name__)
@@ -106,6 +105,7 @@ class _Transfer:
 
     def __init__(self, fetcher: Fetcher, fetch: Fetch) -> None:
         self._fetcher, self._fetch = fetcher, fetch
+        self._header_bytes_max = header_bytes_max(fetch.part, fetcher.model, fetch.claim[0])
         self._buffer: WeightsBuffer | None = None
         self._digesting: asyncio.Future[Any] | None = None
         self._digest_at = DIGEST_BYTES
@@ -141,7 +141,7 @@ class _Transfer:
         try:
             async with asyncio.timeout(SILENCE_TIMEOUT_S):
                 await write_frame(writer, FetchRequest(*self._fetch.claim, self._fetch.digest, self._received))
-                self._prepare(await read_message(reader, FETCH_MESSAGE_BYTES_MAX))
+                self._prepare(await read_message(reader, self._header_bytes_max))
             await self._fill(reader)
         finally:
             writer.close()

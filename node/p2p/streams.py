@@ -44,12 +44,15 @@ from understudy.protocol.errors import (
     SettingsError,
 )
 from understudy.protocol.ids import PeerId
+from understudy.protocol.wire.rates import Budgets, Quiet
 
 logger = logging.getLogger(__name__)
 
 ACCEPTED = b"\x55"
 """What the serving process writes first on every stream."""
 STREAMS_PER_PEER_MAX = 64
+STREAMS_PER_S, STREAMS_BURST = 50.0, 256
+"""Streams that one peer may open to us; more are closed at once. To accept one costs about a millisecond."""
 CONTROL_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 2.0
 OPEN_TRIES = 3
@@ -89,6 +92,7 @@ class StreamHost:
         self._server: asyncio.AbstractServer | None = None
         self._callbacks: dict[str, StreamCallback] = {}
         self._serving: dict[asyncio.Task[Any], PeerId] = {}
+        self._opened, self._quiet = Budgets(STREAMS_PER_S, STREAMS_BURST), Quiet()
 
     async def open(
         self, way: Way, protocol: str, timeout_s: float
@@ -206,6 +210,8 @@ class StreamHost:
             self._serving[task] = stream.peer
             if Counter(self._serving.values())[stream.peer] > STREAMS_PER_PEER_MAX:
                 raise NetworkError(f"peer {stream.peer} has more than {STREAMS_PER_PEER_MAX} streams open")
+            if not self._opened.of(stream.peer, now := asyncio.get_running_loop().time()).may_take(now):
+                raise NetworkError(f"peer {stream.peer} opens more than {STREAMS_PER_S:g} streams a second")
             if (gate := self._gate_of(stream.protocol)) is not None:
                 async with asyncio.timeout(CONTROL_TIMEOUT_S):
                     await check(reader, stream.peer, gate)
@@ -220,7 +226,8 @@ class StreamHost:
         except LocalProtocolError as error:
             self._fail(error)
         except Exception:
-            logger.exception("the callback of a stream failed; the stream is closed")
+            if self._quiet.admit(self._serving.get(task, ""), "bug", asyncio.get_running_loop().time()) is not None:
+                logger.exception("the callback of a stream failed; the stream is closed")
         finally:
             self._serving.pop(task, None)
             writer.close()

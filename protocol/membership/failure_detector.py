@@ -16,6 +16,11 @@ from understudy.protocol.wire.records import PROGRESS_KEY, SPARES_KEY, SpareReco
 
 SPARE_READ_PERIOD_S = 1.0
 """How often a spare looks for work, and an owner next to a hole looks for whoever fills it."""
+RESERVE_READ_MIN = 0.6
+"""A spare in reserve reads after this part of ``record_refresh_s`` at the earliest, at the latest after all of it."""
+RESERVE_STAGES_MAX = 14
+"""Stages whose offers a spare in reserve looks for: with two keys more they are one question. If those in front take
+nothing, nobody else tells it."""
 SPARES_TOLD_MAX = 4
 """A death is told directly to this many spares; the others find it in the DHT."""
 
@@ -81,7 +86,8 @@ class FailureDetector:
 
     def _read_period_s(self) -> float:
         if self._is_in_reserve:
-            return self._state.manifest.timing.record_refresh_s * (1 + jitter(self._state.me))
+            part = RESERVE_READ_MIN + (1 - RESERVE_READ_MIN) * jitter(self._state.me)
+            return part * self._state.manifest.timing.record_refresh_s
         if self._state.is_serving and not self._state.membership.missing(self.watched()):
             return self._state.manifest.timing.record_refresh_s
         return SPARE_READ_PERIOD_S
@@ -90,7 +96,8 @@ class FailureDetector:
         """Read what concerns us from the DHT."""
         self._read_at = self._state.now
         if self._is_in_reserve:
-            self._state.act(Read((SPARES_KEY, PROGRESS_KEY)))
+            offers = map(weights_key, range(min(self._state.manifest.stage_count, RESERVE_STAGES_MAX)))
+            self._state.act(Read((SPARES_KEY, PROGRESS_KEY, *offers)))
             return
         stages = sorted(self.watched())
         keys = [stage_key(stage) for stage in stages] + [SPARES_KEY]

@@ -14,7 +14,10 @@ from understudy.protocol.wire.fields import StageState
 from understudy.protocol.wire.records import SpareRecord, StageRecord
 
 CLAIM_PATIENCE_S = 2.0
-"""How long a spare leaves a hole to the spare ranked before it."""
+"""How long a spare leaves a hole to the spares ranked before it."""
+PATIENCE_GROWTH = 4
+"""By this factor more spares may have a hole after each such time: 1, 4, 16, 64. So forty that do nothing cost 6 s."""
+PATIENCES_MAX = 8
 FRONT_MAX = 16
 """Spares that wait in front: they publish themselves and look for work all the time. All others are in reserve."""
 
@@ -156,17 +159,29 @@ def rank_holes(lost: Collection[int], unowned: Collection[int]) -> list[int]:
     return sorted(set(lost) | set(unowned), key=lambda stage: (stage != DRIVER_STAGE, stage not in lost, stage))
 
 
+def had_their_turn(ranking: Sequence[PeerId], holes: Sequence[int], waited_s: Mapping[int, float]) -> list[PeerId]:
+    """The spares that had all of `CLAIM_PATIENCE_S` to claim one of these holes, and left it open."""
+    let = [_spares_let(waited_s[hole] - CLAIM_PATIENCE_S) for hole in holes]
+    return list(ranking[: max((place + count for place, count in enumerate(let) if count), default=0)])
+
+
+def _spares_let(waited_s: float) -> int:
+    """How many spares may have a hole that has been open for so long."""
+    return PATIENCE_GROWTH ** min(int(waited_s / CLAIM_PATIENCE_S), PATIENCES_MAX) if waited_s >= 0 else 0
+
+
 def choose_hole(
     me: PeerId, ranking: Sequence[PeerId], holes: Sequence[int], waited_s: Mapping[int, float]
 ) -> int | None:
     """The hole that this spare should claim now, or None: the k-th spare takes the k-th hole.
 
-    Every `CLAIM_PATIENCE_S` that a hole stays open (``waited_s``, of each) lets one spare more have it, so a dead spare
-    ahead of us costs a moment, not the run. A hole that nobody can fill makes no spare leave its own.
+    Every `CLAIM_PATIENCE_S` that a hole stays open (``waited_s``, of each) `PATIENCE_GROWTH` times as many may have it:
+    any number of dead spares ahead of us cost seconds, not the run. A hole that nobody can fill makes no spare leave
+    its own.
     """
     if me not in ranking:
         return None
     rank = ranking.index(me)
     if rank < len(holes):
         return holes[rank]
-    return next((hole for place, hole in enumerate(holes) if rank - place <= waited_s[hole] / CLAIM_PATIENCE_S), None)
+    return next((hole for place, hole in enumerate(holes) if rank - place < _spares_let(waited_s[hole])), None)

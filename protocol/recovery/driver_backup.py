@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from understudy.protocol.actions import Fetch, Keep, ReleaseSnapshot
+from understudy.protocol.actions import CancelFetches, Fetch, Keep, ReleaseSnapshot
 from understudy.protocol.events import Fetched, FetchFailed
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.jobs import SnapshotJob
@@ -171,7 +171,8 @@ class DriverBackupHolder:
         self._state = state
         self._on_changed = on_changed
         self._copies: dict[Part, list[Donation]] = {}
-        self._fetching: dict[str, EdgeCopy] = {}
+        self._fetching: dict[Part, EdgeCopy] = {}
+        """One copy of each part at a time: who offers a next one before this is here offers it again."""
 
     def on_offer(self, peer: PeerId, offer: EdgeCopy) -> None:
         """Fetch the copy, unless it is here or on its way."""
@@ -180,13 +181,28 @@ class DriverBackupHolder:
         if any(copy.digest == offer.digest for copy in self._copies.get(offer.part, [])):
             self._note(offer)
             self._confirm(peer, offer)
-        elif offer.digest not in self._fetching:
-            self._fetching[offer.digest] = offer
+        elif self._may_fetch(offer):
+            self._fetching[offer.part] = offer
             claim = (DRIVER_STAGE, offer.incarnation)
             self._state.act(Fetch(claim, peer, offer.part, offer.digest, offer.payload_bytes))
 
+    def _may_fetch(self, offer: EdgeCopy) -> bool:
+        """A new S0 need not wait for what its predecessor does not deliver any more."""
+        before = self._fetching.get(offer.part)
+        if before is not None and before.incarnation < offer.incarnation:
+            self._state.act(CancelFetches((DRIVER_STAGE, before.incarnation)))
+            return True
+        return before is None
+
+    def _ended(self, event: Fetched | FetchFailed) -> EdgeCopy | None:
+        """The copy that is not on its way any more."""
+        for part, offer in self._fetching.items():
+            if (offer.digest, DRIVER_STAGE, offer.incarnation) == (event.digest, *event.claim):
+                return self._fetching.pop(part)
+        return None
+
     def on_fetched(self, event: Fetched) -> None:
-        offer = self._fetching.pop(event.digest, None)
+        offer = self._ended(event)
         if offer is None:
             return
         self._state.act(Keep(event.digest, event.payload))
@@ -214,7 +230,7 @@ class DriverBackupHolder:
 
     def on_fetch_failed(self, event: FetchFailed) -> None:
         """The driver will offer again."""
-        self._fetching.pop(event.digest, None)
+        self._ended(event)
 
     def _confirm(self, peer: PeerId, offer: EdgeCopy) -> None:
         self._state.send(peer, EdgeCopyKept(offer.part, offer.step, offer.digest))

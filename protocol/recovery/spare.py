@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
-from understudy.protocol.membership.placement import choose_hole, is_in_front, rank_holes, rank_spares
+from understudy.protocol.membership.placement import choose_hole, had_their_turn, is_in_front, rank_holes, rank_spares
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.recovery import reasons
 from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.records import CAPACITY_MAX, SpareRecord, stage_key
 
+PASSED_OVER_S = 600.0
+"""So long a spare that left a hole open comes after all who did not."""
+PASSED_OVER_MAX = 1024
 REFUSAL_PAUSE_S = 1.0
 """After a refusal we look again before we claim the same stage."""
 
@@ -24,6 +27,8 @@ class SparePolicy:
         self._keys_unread: set[str] = set()
         self._holes_since: dict[int, float] = {}
         self._refused_until: dict[int, float] = {}
+        self._passed_over: dict[PeerId, float] = {}
+        """Spares that had their turn and did not take it -> until when that counts."""
         self.look_again()
 
     def my_record(self) -> SpareRecord:
@@ -61,7 +66,18 @@ class SparePolicy:
     @property
     def is_dispensable(self) -> bool:
         """There is nothing to do for us, and enough spares that come before us wait for work already."""
-        return self.has_looked_around and not self._holes() and not is_in_front(self.my_record(), self._spares.values())
+        ahead = [spare for peer, spare in self._spares.items() if not self._is_passed_over(peer)]
+        return self.has_looked_around and not self._holes() and not is_in_front(self.my_record(), ahead)
+
+    def _is_passed_over(self, peer: PeerId) -> bool:
+        return self._passed_over.get(peer, 0.0) > self._state.now
+
+    def _pass_over(self, peers: list[PeerId]) -> None:
+        """They claim nothing: others need not wait for them next time."""
+        until = self._state.now + PASSED_OVER_S
+        self._passed_over |= dict.fromkeys((peer for peer in peers if peer != self._state.me), until)
+        for peer in list(self._passed_over)[: max(0, len(self._passed_over) - PASSED_OVER_MAX)]:
+            del self._passed_over[peer]
 
     def _holes(self) -> list[int]:
         """The stages without an owner that we may take."""
@@ -91,10 +107,12 @@ class SparePolicy:
         idle = {peer: spare for peer, spare in self._spares.items() if not membership.holds_a_seat(peer)}
         idle[self._state.me] = self.my_record()
         is_driver_wanted = ranked[0] == DRIVER_STAGE
-        ranking = rank_spares(
+        able = rank_spares(
             spare for spare in idle.values() if (spare.can_drive if is_driver_wanted else spare.can_hold_blocks)
         )
+        ranking = sorted(able, key=self._is_passed_over)
         waited_s = {hole: self._state.now - since for hole, since in self._holes_since.items()}
+        self._pass_over(had_their_turn(ranking, ranked, waited_s))
         stage = choose_hole(self._state.me, ranking, ranked, waited_s)
         if stage is None:
             return None

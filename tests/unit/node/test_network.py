@@ -72,6 +72,7 @@ class Bench:
         self.lost: list[tuple[PeerId, AnyMessage]] = []
         self.contacts: list[tuple[PeerId, Contact]] = []
         self.failed: list[tuple[PeerId, str]] = []
+        self.owners: set[PeerId] = set()
         listener = Listener(
             self._deliver,
             self.gone.append,
@@ -80,6 +81,7 @@ class Bench:
             lambda peer, reason: self.failed.append((peer, reason)),
             lambda: CONTACT,
             lambda peer: peer in self.observers,
+            self.owners.__contains__,
         )
         self.observers: set[PeerId] = set()
         self.network = Network(streams, RULES, listener)
@@ -752,3 +754,44 @@ def test_an_observer_may_ask_for_leases_and_for_nothing_else(said: AnyMessage) -
             assert await b.receive(data) == [wish, release]
 
     run(main)
+
+
+# --- too much of it ---
+
+
+def test_what_is_beyond_a_peers_rate_is_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two streams of one peer share its budget; another peer is not held up."""
+    monkeypatch.setattr(module, "MESSAGES_BURST", 4)
+    monkeypatch.setattr(module, "MESSAGES_PER_S", 0.01)
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def main() -> None:
+        async with bench() as made:
+            monkeypatch.setattr(module.asyncio, "sleep", sleep)
+            stream = encode_frame(HELLO) + b"".join(encode_frame(beat(step)) for step in range(3))
+            for _ in range(2):
+                await made.receive(stream)
+            assert len(waits) == 2
+            assert 50.0 < waits[0] <= 100.0 < waits[1] <= 200.0
+            await made.network.receive(PeerId("QmOther"), reader_of(stream), as_writer(MemoryWriter()))
+            assert len(waits) == 2
+            assert len(made.delivered) == 9
+            made.owners.add(PEER)
+            await made.receive(stream)
+            assert len(waits) == 2, "an owner may say more"
+            assert len(made.delivered) == 12
+
+    run(main)
+
+
+def test_a_peer_that_breaks_rules_all_day_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with bench() as made:
+            for _ in range(500):
+                await made.receive(encode_frame(beat(1)))
+
+    run(main)
+    assert 1 <= len(caplog.records) <= 6

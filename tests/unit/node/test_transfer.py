@@ -14,7 +14,7 @@ import torch
 
 from tests.fakes import FakeStreams, MemoryWriter, as_writer, reader_of
 from understudy.node.compute.model import build_stage
-from understudy.node.compute.parts import PART_NAMES
+from understudy.node.compute.parts import PART_NAMES, header_bytes_max
 from understudy.node.compute.stage import StageHost
 from understudy.node.compute.weights import WeightsSnapshot, snapshot
 from understudy.node.compute.weights_buffer import WeightsBuffer
@@ -408,3 +408,17 @@ def test_a_claimant_that_takes_nothing_in_does_not_hold_the_donor(monkeypatch: p
             assert len(writer.data) == HEADER_BYTES
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("part", ["stage", "embedding", "head"])
+def test_a_header_of_more_tensors_than_the_part_has_is_not_read(part: Part) -> None:
+    """65,536 of them took half a second of the event loop."""
+    held = donation(part)
+    assert len(encode_frame(FetchHeader(held.specs, held.payload_bytes))) <= header_bytes_max(part, SETTINGS, 3)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_message(reader)
+        await write_frame(writer, FetchHeader(held.specs * (1 + 2000 // len(held.specs)), held.payload_bytes))
+
+    with pytest.raises(RemoteProtocolError, match="are allowed"):
+        fetch(FakeStreams(serve=serve), held, part)

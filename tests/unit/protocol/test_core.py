@@ -38,6 +38,7 @@ from understudy.protocol.events import (
 )
 from understudy.protocol.ids import Attempt, PeerId
 from understudy.protocol.jobs import Applied, ApplyJob, BlendJob, InitialiseJob, Job
+from understudy.protocol.membership.failure_detector import RESERVE_READ_MIN
 from understudy.protocol.membership.placement import FRONT_MAX
 from understudy.protocol.text_check import TEXT_RETRY_S
 from understudy.protocol.wire.messages import (
@@ -68,6 +69,7 @@ from understudy.protocol.wire.records import (
     SpareRecord,
     StageRecord,
     stage_key,
+    weights_key,
 )
 
 ME, OTHER = PeerId("me"), PeerId("other")
@@ -371,12 +373,14 @@ def reserve() -> Node:
     return node
 
 
-def test_a_spare_in_reserve_publishes_nothing_and_reads_two_keys() -> None:
+def test_a_spare_in_reserve_publishes_nothing_and_reads_of_spares_progress_and_holes() -> None:
     actions = reserve().wait(60.0)
     assert of(Store, actions) == []
     reads = of(Read, actions)
-    assert {read.keys for read in reads} == {(SPARES_KEY, PROGRESS_KEY)}
-    assert 60.0 / (2 * MANIFEST.timing.record_refresh_s) <= len(reads) <= 60.0 / MANIFEST.timing.record_refresh_s
+    offers = map(weights_key, range(MANIFEST.stage_count))
+    assert {read.keys for read in reads} == {(SPARES_KEY, PROGRESS_KEY, *offers)}
+    looks = 60.0 / MANIFEST.timing.record_refresh_s
+    assert looks - 1 <= len(reads) <= looks / RESERVE_READ_MIN
 
 
 @pytest.mark.parametrize("still_there", [FRONT_MAX - 1, 0])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from understudy.protocol.actions import Emit, Fetch, ReleaseSnapshot, Send
-from understudy.protocol.events import Fetched
+from understudy.protocol.actions import CancelFetches, Emit, Fetch, ReleaseSnapshot, Send
+from understudy.protocol.events import Fetched, FetchFailed
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.jobs import SnapshotJob
 from understudy.protocol.manifest import ModelSettings, RecoverySettings, RunManifest
@@ -227,6 +227,28 @@ def test_weights_that_did_not_change_are_of_the_later_commit_too() -> None:
     keeping.keep("embedding", 1, 7)
     assert keeping.held("embedding") == [(1, 6), (1, 7)]
     assert keeping.released() == [], "the earlier label is gone, the weights are still held"
+
+
+def test_one_copy_of_a_part_is_on_its_way_at_a_time() -> None:
+    """A driver that offers ever new ones costs the memory of one."""
+    keeping = Keeping()
+    for number in range(1000):
+        keeping.holder.on_offer(peer(0), EdgeCopy("embedding", 1, number, 4, f"copy {number}"))
+    keeping.holder.on_offer(peer(0), EdgeCopy("head", 1, 1, 4, "head"))
+    assert [act.digest for act in keeping.state.actions if isinstance(act, Fetch)] == ["copy 0", "head"]
+    keeping.holder.on_fetch_failed(FetchFailed((0, 1), peer(0), "copy 0", "it broke"))
+    keeping.keep("embedding", 1, 1001)
+    assert keeping.held("embedding") == [(1, 1001)]
+
+
+def test_a_new_driver_does_not_wait_for_a_copy_of_the_last_one() -> None:
+    keeping = Keeping()
+    keeping.holder.on_offer(peer(0), EdgeCopy("embedding", 1, 5, 4, "of the last"))
+    keeping.keep("embedding", 2, 6)
+    assert keeping.held("embedding") == [(2, 6)]
+    assert CancelFetches((0, 1)) in keeping.state.actions
+    keeping.holder.on_fetched(Fetched((0, 1), peer(0), "of the last", "weights"))
+    assert keeping.held("embedding") == [(2, 6)]
 
 
 def test_a_stage_far_from_s0_keeps_nothing() -> None:

@@ -16,6 +16,7 @@ from understudy.protocol.membership.placement import (
     Standing,
     choose_hole,
     dead_stretch,
+    had_their_turn,
     is_in_front,
     jitter,
     nearest_survivors,
@@ -148,7 +149,7 @@ def test_the_kth_spare_takes_the_kth_hole(spare: PeerId, hole: int | None) -> No
     assert choose_hole(spare, [ME, OTHER, THIRD], [2, 3], {2: 0.0, 3: 0.0}) == hole
 
 
-@pytest.mark.parametrize(("patiences", "hole"), [(0.0, None), (0.99, None), (1.0, 3), (2.0, 2), (9.0, 2)])
+@pytest.mark.parametrize(("patiences", "hole"), [(0.0, None), (0.99, None), (1.0, 2), (9.0, 2)])
 def test_patience_moves_a_spare_up(patiences: float, hole: int | None) -> None:
     waited_s = patiences * CLAIM_PATIENCE_S
     assert choose_hole(THIRD, [ME, OTHER, THIRD], [2, 3], {2: waited_s, 3: waited_s}) == hole
@@ -157,6 +158,22 @@ def test_patience_moves_a_spare_up(patiences: float, hole: int | None) -> None:
 def test_a_hole_that_nobody_can_fill_draws_no_spare_from_its_own() -> None:
     assert choose_hole(OTHER, [ME, OTHER, THIRD], [0, 3], {0: 1000.0, 3: 0.0}) == 3
     assert choose_hole(THIRD, [ME, OTHER, THIRD], [3], {3: 0.0}) is None, "each hole has a clock of its own"
+
+
+@pytest.mark.parametrize(("patiences", "claims"), [(0.0, 1), (1.0, 4), (2.0, 16), (3.0, 64), (1000.0, 200)])
+def test_any_number_of_spares_that_do_nothing_cost_seconds(patiences: float, claims: int) -> None:
+    ranking = [PeerId(f"{number:03}") for number in range(200)]
+    waited_s = {2: patiences * CLAIM_PATIENCE_S}
+    assert [choose_hole(spare, ranking, [2], waited_s) for spare in ranking].count(2) == claims
+
+
+@pytest.mark.parametrize(("patiences", "over"), [(0.0, 0), (0.99, 0), (1.0, 1), (2.0, 4), (3.0, 16)])
+def test_who_had_its_turn_for_long_enough_has_lost_it(patiences: float, over: int) -> None:
+    ranking = [PeerId(f"{number:03}") for number in range(200)]
+    waited_s = {2: patiences * CLAIM_PATIENCE_S, 3: 0.0}
+    assert had_their_turn(ranking, [2], waited_s) == ranking[:over]
+    assert had_their_turn(ranking, [3, 2], waited_s) == ranking[: over + 1 if over else 0]
+    assert had_their_turn(ranking, [], {}) == []
 
 
 def test_who_is_no_spare_takes_nothing() -> None:
