@@ -200,7 +200,8 @@ class Witness:
             return "run is done"
         if claim.stage == self._state.stage or (seat is not None and seat.is_serving):
             return "owner alive"
-        if claim.incarnation <= self._state.membership.known_incarnation(claim.stage):
+        known, may_rise = self._state.membership.known_incarnation, self._state.membership.may_rise
+        if claim.incarnation <= known(claim.stage) or not may_rise(claim.stage, claim.incarnation):
             return "superseded"
         if seat is not None and seat.is_present:
             return "owner alive"
