@@ -100,6 +100,8 @@ class RecoverySettings(_Section, frozen=True):
     """Commits from one copy of S0's weights to the next; 0 means none, and a lost S0 begins anew."""
     edge_keepers: Annotated[int, Meta(ge=1, le=3)] = 2
     """Stages that keep each part of S0: with 1 S0 can be lost, with 2 a neighbour with it, with 3 both neighbours."""
+    without_majority_after_s: NonNegativeFloat = 300.0
+    """A side of a split without the owners of most stages rebuilds what it lacks after so long; 0: never."""
 
 
 class StepSettings(_Section, frozen=True):

@@ -103,7 +103,7 @@ def _role(state: NodeState, claim: OpenClaim | None) -> Role:
 def _doing(claim: OpenClaim) -> str:
     match claim.phase:
         case ClaimPhase.ASKING:
-            return f"asking S{claim.asked} to vouch"
+            return f"asking the owners to vouch: {len(claim.votes)} of {claim.needed} do"
         case ClaimPhase.SETTLING:
             return "waiting for objections"
         case ClaimPhase.FETCHING:

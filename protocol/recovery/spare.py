@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
-from understudy.protocol.membership.placement import choose_hole, is_in_front, rank_holes, rank_spares
+from understudy.protocol.membership.placement import choose_hole, is_in_front, jitter, rank_holes, rank_spares
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.recovery import reasons
 from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.records import SpareRecord, stage_key
 
-REFUSAL_PAUSE_S = 1.0
-"""After a refusal we look again before we claim the same stage."""
+REFUSAL_PAUSE_S = 0.5
+"""After a refusal we look again before we claim the same stage: for so long, and up to a second more."""
 
 
 class SparePolicy:
@@ -41,9 +41,13 @@ class SparePolicy:
     def note_read(self, key: str) -> None:
         self._keys_unread.discard(key)
 
-    def note_refusal(self, stage: int) -> None:
-        """Our claim came to nothing: leave the stage alone for a moment."""
-        self._refused_until[stage] = self._state.now + REFUSAL_PAUSE_S
+    def note_refusal(self, stage: int, incarnation: int) -> None:
+        """Our claim came to nothing: leave the stage alone for a moment.
+
+        Two who shared the votes between them come back at different times, and at others each time.
+        """
+        pause_s = REFUSAL_PAUSE_S + jitter(PeerId(f"{self._state.me} {incarnation}"))
+        self._refused_until[stage] = self._state.now + pause_s
 
     @property
     def has_looked_around(self) -> bool:

@@ -41,7 +41,7 @@ REQUIRED_FIELDS: dict[str, set[str]] = {
     "window.settled": {*_TENURE, "size"},
     "weights.published": {*_TENURE, "for_stage", "bytes", "squared_gradient_norm"},
     "weights.held": {*_TENURE, "bytes", "digest", "seconds"},
-    "stage.claimed": {*_TENURE, "why", "witnesses"},
+    "stage.claimed": {*_TENURE, "why", "witnesses", "votes", "passed_over"},
     "stage.recovered": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds"},
     "stage.initialised": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds", "digests"},
     "edge.copied": {*_TENURE, "part", "to_stage", "bytes", "seconds", "digest"},
