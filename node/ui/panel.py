@@ -49,7 +49,7 @@ def _standing(sample: StatusSample) -> Text:
         case "gone":
             return Text("saying goodbye", style="bold")
         case "spare":
-            return Text(f"none, a spare ({sample.why})", style="bold")
+            return Text(f"none, a spare ({view.doing or sample.why})", style="bold")
 
 
 def _progress(sample: StatusSample) -> str:

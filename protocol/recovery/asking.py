@@ -91,9 +91,12 @@ class Asking:
 
     def _send_claims(self, claim: OpenClaim, stages: Collection[int]) -> None:
         claim.repeated_at = self._state.now
+        survivors = self.survivors(claim.stage, claim.gone)
         for stage, owner in self.owners(claim.stage).items():
             if stage in stages:
                 self._send_claim(claim, owner)
+                if stage in survivors:
+                    claim.named_at.setdefault(stage, self._state.now)
 
     def _send_claim(self, claim: OpenClaim, owner: PeerId) -> None:
         claim.told.add(owner)
@@ -182,9 +185,7 @@ class Asking:
     def _name(self, claim: OpenClaim) -> None:
         """Ask whoever became a nearest survivor meanwhile."""
         new = [stage for stage in self._waited_for(claim) if stage not in claim.named_at]
-        is_asked_for_weights = bool(claim.named_at) or bool(claim.gone)
-        claim.named_at |= dict.fromkeys(new, self._state.now)
-        if new and is_asked_for_weights:
+        if new:
             self._send_claims(claim, new)
 
     # --- time ---

@@ -32,6 +32,8 @@ class Claimant:
         self._state = state
         self.policy = policy
         self._asking, self._gathering = Asking(state), Gathering(state)
+        self.shortage = ""
+        """Why we claim nothing, if we would."""
         self._waits_for: int | None = None
         """The stage that we said we would take if somebody could vouch for us."""
         self._began_before: set[int] = set()
@@ -45,6 +47,8 @@ class Claimant:
     def consider(self) -> None:
         """Claim a hole if one is ours to take."""
         is_present = self._state.membership.is_present
+        if self._waits_for is not None and is_present(self._waits_for):
+            self._waits_for, self.shortage = None, ""
         self._unanswered = {stage for stage in self._unanswered if not is_present(stage)}
         self._short_since = {stage: since for stage, since in self._short_since.items() if not is_present(stage)}
         choice = self.policy.choose() if self.claim is None else None
@@ -71,8 +75,8 @@ class Claimant:
             self._take_tenure(claim)
             self._publish_tenure()
         elif self._waits_for != stage:
-            self._waits_for = stage
-            self._state.emit("swarm.waiting", stages=[stage], reason=self._shortage(len(owners)))
+            self._waits_for, self.shortage = stage, self._say_shortage(len(owners))
+            self._state.emit("swarm.waiting", stages=[stage], reason=self.shortage)
 
     def _needed(self, stage: int, there: int) -> int:
         """Owners who must recognise us: a majority of all stages, unless none could be had for as long as the run says.
@@ -87,11 +91,11 @@ class Claimant:
         without_s = self._state.manifest.recovery.without_majority_after_s
         return 1 if without_s and self._state.now - since >= without_s else majority
 
-    def _shortage(self, there: int) -> str:
-        recovery, stage_count = self._state.manifest.recovery, self._state.manifest.stage_count
+    def _say_shortage(self, there: int) -> str:
+        manifest = self._state.manifest
         if not there:
             return "no living peer could vouch for a recovery"
-        return too_few(there, stage_count, recovery.without_majority_after_s)
+        return too_few(there, manifest.stage_count, manifest.recovery.without_majority_after_s)
 
     def _is_swarm_trained(self) -> bool:
         progress = self._state.progress
@@ -102,7 +106,8 @@ class Claimant:
         phase, now = next_phase(self.claim.phase if self.claim else None, step), self._state.now
         if phase is None:
             raise LocalProtocolError(f"{step.name} begins no claim")
-        self.claim, self._waits_for = OpenClaim(stage, incarnation, why, now, phase, now), None
+        self.claim = OpenClaim(stage, incarnation, why, now, phase, now)
+        self._waits_for, self.shortage = None, ""
         return self.claim
 
     def _close(self, claim: OpenClaim, step: ClaimStep) -> None:
@@ -284,8 +289,7 @@ class Claimant:
 
     def seat_changed(self, stage: int) -> None:
         """Somebody's tenure of this stage began or ended."""
-        claim = self.claim
-        if claim is None:
+        if (claim := self.claim) is None:
             return
         seat = self._state.membership.seat(stage)
         if stage == claim.stage and seat is not None and seat.peer != self._state.me:
