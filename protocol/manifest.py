@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from understudy.protocol.ids import DRIVER_STAGE, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 UPDATES_MAX = 10**7
 """For what is counted in updates: longer than any run."""
@@ -114,6 +114,8 @@ class RecoverySettings(_Section, frozen=True):
     """Commits from one copy of S0's weights to the next; 0 means none, and a lost S0 begins anew."""
     edge_keepers: Annotated[int, Meta(ge=1, le=3)] = 2
     """Stages that keep each part of S0: with 1 S0 can be lost, with 2 a neighbour with it, with 3 both neighbours."""
+    without_majority_after_s: Annotated[float, Meta(ge=0, le=1e6)] = 300.0
+    """A side of a split without the owners of most stages rebuilds what it lacks after so long; 0: never."""
 
 
 WINDOW_PER_STAGE_MAX = 8

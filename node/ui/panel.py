@@ -50,7 +50,7 @@ def _standing(sample: StatusSample) -> Text:
         case "gone":
             return Text("saying goodbye", style="bold")
         case "spare":
-            return Text(f"none, a spare ({printable(sample.why)})", style="bold")
+            return Text(f"none, a spare ({printable(view.doing or sample.why)})", style="bold")
 
 
 def _progress(sample: StatusSample) -> str:

@@ -7,7 +7,8 @@ every action, seat and microbatch, and are for tests and the simulator (`Core(..
 part mostly stays so, so it need not be looked for every time.
 
 Every invariant has a test that breaks it (tests/unit/protocol/test_invariants.py). Some read what their part keeps to
-itself: nothing but these tables does, and no part needs to know of them.
+itself: nothing but these tables does, and no part needs to know of them. A little above 300 lines, because the tables and
+who asks them belong together.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ def _is_held_tenure(claim: OpenClaim, state: NodeState) -> bool:
 _GATHERING = (ClaimPhase.FETCHING, ClaimPhase.BUILDING)
 
 CLAIM: Mapping[str, Callable[[OpenClaim, NodeState], bool]] = {
-    "a witness is asked exactly while asking": (
-        lambda claim, _: (claim.asked is not None) == (claim.phase is ClaimPhase.ASKING)
+    "owners are asked exactly while asking": (
+        lambda claim, _: (claim.asked_at is not None) == (claim.phase is ClaimPhase.ASKING)
     ),
     "a plan exactly while fetching and building": lambda claim, _: (
         (claim.plan is not None) == (claim.phase in _GATHERING)
@@ -155,8 +156,10 @@ CLAIM: Mapping[str, Callable[[OpenClaim, NodeState], bool]] = {
     "the stage is built from what is here": lambda claim, _: (
         claim.phase is not ClaimPhase.BUILDING or all(key in claim.payloads for key in claim.wanted)
     ),
-    "who recognised the claim was told of it": lambda claim, _: all(
-        witness.peer in claim.told for witness in claim.witnesses.values()
+    "who recognised the claim was told of it": lambda claim, _: set(claim.votes.values()) <= claim.told,
+    "who gave weights recognised the claim": lambda claim, _: claim.witnesses.keys() <= claim.votes.keys(),
+    "enough recognise a claim that gathers weights": lambda claim, _: (
+        claim.is_settled or claim.phase not in _GATHERING or len(claim.votes) >= claim.needed
     ),
     "the tenure that is held is the claim's": _is_held_tenure,
     "only a claim that was asked for is not public": lambda claim, state: (

@@ -46,10 +46,15 @@ class FailureDetector:
         return watched(state.stage, state.manifest.stage_count, state.neighbours(), state.membership.is_serving)
 
     def monitored(self) -> frozenset[int]:
-        """The stages whose owners we listen to: our neighbours on the routes and on the ring.
+        """The stages whose owners we listen to: our neighbours on the routes and on the ring, and who claims a stage.
 
         S0 speaks with every stage, but is listened to, like any other, only by those next to it.
         """
+        claimed = {s.stage for s in self._state.membership.seats() if s.is_present and s.state == "recovering"}
+        return self._near() | claimed if self._state.is_serving else frozenset()
+
+    def _near(self) -> frozenset[int]:
+        """The stages whose silence is ours to tell of."""
         state = self._state
         if not state.is_serving:
             return frozenset()
@@ -150,7 +155,7 @@ class FailureDetector:
         """We found out ourselves that this owner is gone: say so to all whom it concerns."""
         self._state.emit_about("peer.dead", seat)
         self._state.act(CloseLinks(seat.peer))
-        if self._state.is_serving:
+        if self._state.is_serving and seat.stage in self._near():
             self._accused[seat.stage] = seat.incarnation
             self._spread(Lost(seat.stage, seat.incarnation))
 
@@ -159,7 +164,7 @@ class FailureDetector:
         membership, horizon = self._state.membership, self._state.now - self._state.manifest.timing.suspect_after_s
         for stage, incarnation in list(self._accused.items()):
             seat = membership.tenure_or_displaced(stage, incarnation)
-            is_ours_to_judge = stage in self.monitored()
+            is_ours_to_judge = stage in self._near()
             if not is_ours_to_judge or seat is None or seat.status is not Status.DEAD or seat.heard > horizon:
                 del self._accused[stage]
             else:

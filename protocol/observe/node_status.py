@@ -49,7 +49,7 @@ class SelfView:
     """The stage that we hold or claim."""
     incarnation: int
     doing: str
-    """What a claimant is at; empty for all others."""
+    """What a claimant is at; why a spare claims nothing although a stage is lost. Else empty."""
     step: int
     """The last step that we committed; a spare: that the swarm committed."""
     total_steps: int
@@ -75,7 +75,7 @@ def self_view(state: NodeState, detector: FailureDetector, claimant: Claimant, w
         role=_role(state, claim),
         stage=claim.stage if claim else state.tenure.stage if state.tenure else None,
         incarnation=claim.incarnation if claim else state.tenure.incarnation if state.tenure else 0,
-        doing=_doing(claim) if claim else "",
+        doing=_doing(claim) if claim else claimant.shortage,
         step=state.committed,
         total_steps=state.manifest.step.total_steps,
         loss=state.progress.loss if state.progress else None,
@@ -106,7 +106,7 @@ def _role(state: NodeState, claim: OpenClaim | None) -> Role:
 def _doing(claim: OpenClaim) -> str:
     match claim.phase:
         case ClaimPhase.ASKING:
-            return f"asking S{claim.asked} to vouch"
+            return f"asking the owners to vouch: {len(claim.votes)} of {claim.needed} do"
         case ClaimPhase.SETTLING:
             return "waiting for objections"
         case ClaimPhase.FETCHING:

@@ -15,6 +15,7 @@ import msgspec
 from understudy.protocol.ids import DRIVER_STAGE
 from understudy.protocol.manifest import RunManifest
 from understudy.protocol.membership.placement import best_tenure, rank_spares
+from understudy.protocol.recovery.quorum import majority_of, too_few
 from understudy.protocol.wire.contact import Reachability
 from understudy.protocol.wire.records import (
     PROGRESS_KEY,
@@ -115,7 +116,9 @@ def overview(manifest: RunManifest, posted: Iterable[Posted]) -> SwarmView:
         stages=stages,
         spares=spares,
         holes=holes,
-        waits_for=_waits_for(state, stages, spares),
+        waits_for=_shortage(manifest, stages)
+        if state == "waiting" and _is_short(stages, step)
+        else _waits_for(state, stages, spares),
         why_no_loss=progress.why_no_loss if progress else "",
     )
 
@@ -200,6 +203,17 @@ def _waits_for(state: SwarmState, stages: tuple[StageView, ...], spares: tuple[S
         names = ", ".join(f"S{stage}" for stage in vacant)
         told.append(f"{'an owner' if len(vacant) == 1 else 'owners'} of {names} ({_help_on_its_way(vacant, spares)})")
     return " and ".join(told)
+
+
+def _is_short(stages: tuple[StageView, ...], step: int) -> bool:
+    """A stage of a swarm that trained is lost, and too few owners are left for a recovery."""
+    there = sum(view.state == "serving" for view in stages)
+    return step > 0 and 0 < there < majority_of(len(stages))
+
+
+def _shortage(manifest: RunManifest, stages: tuple[StageView, ...]) -> str:
+    there = sum(view.state == "serving" for view in stages)
+    return too_few(there, len(stages), manifest.recovery.without_majority_after_s)
 
 
 def _help_on_its_way(vacant: list[int], spares: tuple[SpareView, ...]) -> str:

@@ -1,35 +1,49 @@
-"""A claim's witnesses: who they are, and asking them one after the other until all recognise us."""
+"""Asking for recognition: every owner at once, until a majority of all stages and the nearest survivors granted it.
+
+A vote is a matter of a moment, so who does not answer within `dead_after_s` is not waited for. The nearest survivors
+also give their weights. One that is silent, or refuses what a majority granted, costs that time and its donation: the
+next nearest is named instead. Its refusal is worth waiting for, since it may hear the owner; but it is one word, and a
+majority does not hear it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from enum import Enum, auto
 
+from understudy.protocol.actions import Read
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.membership.placement import nearest_survivors
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.recovery.claim import OpenClaim
 from understudy.protocol.recovery.driver_backup import holding_stages
 from understudy.protocol.recovery.ladder import GrantedDonations
-from understudy.protocol.wire.messages import Claim, Grant
+from understudy.protocol.recovery.quorum import INCARNATION_LEAP_MAX, TWO_STAGES, majority_of
+from understudy.protocol.wire.fields import RefusalReason
+from understudy.protocol.wire.messages import Claim, Grant, Refusal
+from understudy.protocol.wire.records import stage_key
 
 CLAIM_REPEAT_S = 1.0
-"""A claim that a witness has not answered is sent again after this long."""
+"""A claim that an owner has not answered is sent again after this long."""
 ANSWER_LIMIT_S = 60.0
-"""A witness that lives but does not grant within this time ends the claim; copying its weights takes seconds."""
+"""A witness that lives and recognised us, but has no weights ready by then, is done without; copying takes seconds."""
+FINAL: frozenset[RefusalReason] = frozenset({"superseded", "not serving", "run is done"})
+"""Who says this does not change its mind. ``owner alive`` may only mean that the news of the death is on its way."""
 
 
 class Outcome(Enum):
     """How far the asking is."""
 
     OPEN = auto()
-    """A witness was asked, and is to answer."""
+    """Some were asked, and are to answer."""
     RECOGNISED = auto()
-    """All recognise us."""
+    """Enough recognise us, and the nearest survivors gave what they have."""
     DESERTED = auto()
     """Nobody is left to ask, and nobody recognised us."""
+    REFUSED = auto()
+    """Too many refused."""
     UNANSWERED = auto()
-    """The one that was asked lives, and does not answer."""
+    """Too few answered in time."""
 
 
 class Asking:
@@ -39,7 +53,7 @@ class Asking:
         self._state = state
 
     def survivors(self, stage: int, gone: Collection[PeerId] = ()) -> list[int]:
-        """Who can vouch for a recovery of the stage, ascending: its nearest survivors; of S0 also who holds copies."""
+        """Who can give weights for the stage, ascending: its nearest survivors; of S0 also who holds copies."""
 
         def may_vouch(other: int) -> bool:
             peer = self._state.membership.serving_peer(other)
@@ -50,65 +64,157 @@ class Asking:
             survivors = sorted({*survivors, *filter(may_vouch, holding_stages(self._state.manifest))})
         return survivors
 
-    def _remaining(self, claim: OpenClaim) -> list[int]:
-        """The survivors that have not yet recognised us; forgets whoever is none any more."""
+    def owners(self, stage: int) -> dict[int, PeerId]:
+        """Who serves the other stages, as far as we know: all of them may vote."""
+        membership = self._state.membership
+        found = {other: membership.serving_peer(other) for other in range(membership.stage_count) if other != stage}
+        return {other: peer for other, peer in found.items() if peer is not None}
+
+    def ask(self, claim: OpenClaim) -> Outcome:
+        """Ask all who have not recognised us, or have still to give their weights, whatever they said before."""
+        claim.refused.clear()
+        self._forget_succeeded(claim)
+        if claim.asked_at is None:
+            claim.asked_at = self._state.now
+            claim.named_at.clear()
+        self._send_claims(claim, self._unheard(claim))
+        return self.proceed(claim)
+
+    def _unheard(self, claim: OpenClaim) -> list[int]:
+        named = self._waited_for(claim)
+        return [stage for stage in self.owners(claim.stage) if stage not in claim.votes or stage in named]
+
+    def _waited_for(self, claim: OpenClaim) -> list[int]:
+        """The survivors that did not give yet what they have, or will have newer weights in a moment."""
         survivors = self.survivors(claim.stage, claim.gone)
-        owner = self._state.membership.serving_peer
-        claim.witnesses = {
-            stage: witness
-            for stage, witness in claim.witnesses.items()
-            if stage in survivors and witness.peer == owner(stage)
-        }
-        return [stage for stage in survivors if stage not in claim.witnesses]
+        return [s for s in survivors if s not in claim.witnesses] + claim.laggards(survivors, self._state.now)
 
-    def ask_next(self, claim: OpenClaim) -> Outcome:
-        """Ask the next witness, if there is one left."""
-        remaining, laggards = self._remaining(claim), claim.laggards(self._state.now)
-        if remaining:
-            claim.asked, claim.asked_at = remaining[0], self._state.now
-            self._send_claim(claim, remaining[0])
-            return Outcome.OPEN
-        if laggards:
-            claim.asked = laggards[0]
-            return Outcome.OPEN
-        if claim.witnesses:
-            claim.asked = None
-            return Outcome.RECOGNISED
-        return Outcome.DESERTED
-
-    def _send_claim(self, claim: OpenClaim, stage: int) -> None:
+    def _send_claims(self, claim: OpenClaim, stages: Collection[int]) -> None:
         claim.repeated_at = self._state.now
-        owner = self._state.membership.serving_peer(stage)
-        if owner is not None:
-            claim.told.add(owner)
-            witnesses = tuple(self.survivors(claim.stage, claim.gone))
-            self._state.send(owner, Claim(claim.stage, claim.incarnation, witnesses))
+        survivors = self.survivors(claim.stage, claim.gone)
+        for stage, owner in self.owners(claim.stage).items():
+            if stage in stages:
+                self._send_claim(claim, owner)
+                if stage in survivors:
+                    claim.named_at.setdefault(stage, self._state.now)
+
+    def _send_claim(self, claim: OpenClaim, owner: PeerId) -> None:
+        claim.told.add(owner)
+        witnesses = tuple(self.survivors(claim.stage, claim.gone))
+        self._state.send(owner, Claim(claim.stage, claim.incarnation, witnesses, tuple(self.passed_over(claim))))
+
+    def passed_over(self, claim: OpenClaim) -> list[int]:
+        """Whose owners are there, and done without."""
+        return [stage for stage, owner in self.owners(claim.stage).items() if owner in claim.gone]
+
+    # --- answers ---
 
     def note_grant(self, claim: OpenClaim, peer: PeerId, grant: Grant) -> bool:
-        """Whether it comes from whom we asked, so that the next one is due."""
-        asked = claim.asked
-        if asked is None or self._state.membership.serving_peer(asked) != peer:
+        """Whether it comes from whom we asked."""
+        stage = self._stage_of(claim, peer)
+        if stage is None:
             return False
-        claim.witnesses[asked] = GrantedDonations(asked, peer, grant.step, grant.donations)
+        claim.votes[stage] = peer
+        claim.refused.pop(stage, None)
+        if claim.is_new and grant.step > 0:
+            claim.is_new, claim.needed = False, majority_of(self._state.manifest.stage_count)
+        if not grant.is_preparing and stage in self.survivors(claim.stage, claim.gone):
+            claim.witnesses[stage] = GrantedDonations(stage, peer, grant.step, grant.donations)
         return True
 
-    def press(self, claim: OpenClaim) -> Outcome:
-        """Ask again, and give up on a witness that shows no sign of life."""
-        asked = claim.asked
-        assert asked is not None
-        seat = self._state.membership.seat(asked)
-        remaining, laggards = self._remaining(claim), claim.laggards(self._state.now)
-        if seat is None or asked not in {*remaining, *laggards}:
-            return self.ask_next(claim)
-        if asked in laggards:
-            self._send_claim(claim, asked)
+    def note_refusal(self, claim: OpenClaim, peer: PeerId, refusal: Refusal) -> None:
+        """It holds nothing of ours: to withdraw the claim there would spend its incarnation."""
+        stage = self._stage_of(claim, peer)
+        claim.told.discard(peer)
+        known = min(refusal.known_incarnation, claim.incarnation + INCARNATION_LEAP_MAX // 2)
+        self._state.membership.raise_incarnation(claim.stage, known)
+        claim.votes = {s: voter for s, voter in claim.votes.items() if voter != peer}
+        claim.witnesses = {s: witness for s, witness in claim.witnesses.items() if witness.peer != peer}
+        if stage is not None:
+            claim.refused[stage] = refusal.reason
+        if refusal.reason == "asks too few":  # it knows of an owner that we have not read of
+            self._state.act(Read(tuple(stage_key(s) for s in range(self._state.manifest.stage_count))))
+
+    def _stage_of(self, claim: OpenClaim, peer: PeerId) -> int | None:
+        owners = self.owners(claim.stage)
+        return next((stage for stage, owner in owners.items() if owner == peer and peer in claim.told), None)
+
+    # --- where we are ---
+
+    def proceed(self, claim: OpenClaim) -> Outcome:
+        """What the answers so far come to."""
+        self._forget_succeeded(claim)
+        owners = self.owners(claim.stage)
+        if not owners and not claim.votes:
+            return Outcome.DESERTED
+        if claim.refused and not self._is_by_majority(claim):
+            return Outcome.REFUSED
+        if not self.is_enough(claim):
+            return Outcome.REFUSED if self._is_hopeless(claim, owners) else Outcome.OPEN
+        self._name(claim)
+        if self._waited_for(claim):
             return Outcome.OPEN
-        silence_s = self._state.now - max(claim.asked_at, seat.heard)
-        if silence_s > self._state.manifest.timing.dead_after_s:
-            claim.gone.add(seat.peer)
-            return self.ask_next(claim)
-        if self._state.now - claim.asked_at > ANSWER_LIMIT_S:
+        claim.asked_at = None
+        return Outcome.RECOGNISED
+
+    def _forget_succeeded(self, claim: OpenClaim) -> None:
+        """Whoever took a voter's stage since knows nothing of its vote. The vote of one that only died still stands."""
+        owners = self.owners(claim.stage)
+        claim.votes = {s: peer for s, peer in claim.votes.items() if owners.get(s, peer) == peer}
+        claim.witnesses = {s: known for s, known in claim.witnesses.items() if owners.get(s) == known.peer}
+
+    def _is_by_majority(self, claim: OpenClaim) -> bool:
+        """Else one refusal is enough: there is no majority that could outweigh it."""
+        stage_count = self._state.manifest.stage_count
+        return stage_count > TWO_STAGES and claim.needed == majority_of(stage_count)
+
+    @staticmethod
+    def is_enough(claim: OpenClaim) -> bool:
+        """As many recognise us as must."""
+        return len(claim.votes) >= claim.needed
+
+    def _is_hopeless(self, claim: OpenClaim, owners: dict[int, PeerId]) -> bool:
+        """Too many will not recognise us; or too many hear the owner, and nobody next to the stage says otherwise."""
+        final = {stage for stage, reason in claim.refused.items() if reason in FINAL}
+        if len({*claim.votes, *owners} - final) < claim.needed:
+            return True
+        alive = {stage for stage, reason in claim.refused.items() if reason == "owner alive"}
+        is_next_to = any(stage in claim.votes for stage in self.survivors(claim.stage))
+        return not is_next_to and len({*claim.votes, *owners} - final - alive) < claim.needed
+
+    def _name(self, claim: OpenClaim) -> None:
+        """Ask whoever became a nearest survivor meanwhile."""
+        new = [stage for stage in self._waited_for(claim) if stage not in claim.named_at]
+        if new:
+            self._send_claims(claim, new)
+
+    # --- time ---
+
+    def press(self, claim: OpenClaim) -> Outcome:
+        """Ask again, and do without whoever takes too long."""
+        assert claim.asked_at is not None
+        limit_s, now = self._state.manifest.timing.dead_after_s, self._state.now
+        if self.is_enough(claim):
+            self._pass_over(claim)
+        elif now - claim.asked_at > limit_s:
             return Outcome.UNANSWERED
-        if self._state.now - claim.repeated_at >= CLAIM_REPEAT_S:
-            self._send_claim(claim, asked)
-        return Outcome.OPEN
+        outcome = self.proceed(claim)
+        if outcome is Outcome.OPEN:
+            is_due = now - claim.repeated_at >= CLAIM_REPEAT_S
+            laggards = claim.laggards(self.survivors(claim.stage, claim.gone), now)
+            unheard = self._unheard(claim)
+            again = unheard if is_due else [stage for stage in unheard if stage in {*claim.refused, *laggards}]
+            repeated_at = claim.repeated_at
+            self._send_claims(claim, again)
+            claim.repeated_at = now if is_due else repeated_at
+        return outcome
+
+    def _pass_over(self, claim: OpenClaim) -> None:
+        """A majority has granted: of the survivors next to the stage those are waited for that copy their weights."""
+        owners, now = self.owners(claim.stage), self._state.now
+        assert claim.asked_at is not None
+        for stage in [stage for stage in self._waited_for(claim) if stage not in claim.witnesses]:
+            is_preparing = stage in claim.votes and stage not in claim.refused
+            limit_s = ANSWER_LIMIT_S if is_preparing else self._state.manifest.timing.dead_after_s
+            if now - max(claim.asked_at, claim.named_at.get(stage, now)) > limit_s:
+                claim.gone.add(owners[stage])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from understudy.protocol.errors import LocalProtocolError
@@ -10,6 +11,7 @@ from understudy.protocol.ids import PeerId
 from understudy.protocol.jobs import Payload
 from understudy.protocol.recovery.ladder import GrantedDonations, Plan
 from understudy.protocol.recovery.phases import ClaimPhase, ClaimStep, next_phase
+from understudy.protocol.wire.fields import RefusalReason
 
 CATCH_UP_S = 5.0
 """How long a claim waits for a witness that is a step behind the others, asking again with every tick."""
@@ -29,18 +31,27 @@ class OpenClaim:
     """The run's initial weights did not come: ask their founder again then. Invariant: only while we fetch."""
     is_settled: bool = False
     """It lay open in the DHT for long enough: there was no witness to ask, and there is none."""
-    asked: int | None = None
-    """Invariant: a stage while we are asking, None in every other phase."""
-    asked_at: float = 0.0
+    needed: int = 1
+    """Owners who must recognise it (quorum.py)."""
+    is_new: bool = False
+    """Nothing is at stake yet, as far as we know: nobody committed a step."""
+    asked_at: float | None = None
+    """Since when we ask. Invariant: a time while we are asking, None in every other phase."""
+    named_at: dict[int, float] = field(default_factory=dict)
+    """Nearest survivors that were asked for their weights and did not answer that yet: since when."""
     repeated_at: float = 0.0
     told: set[PeerId] = field(default_factory=set)
     """Whom we sent the claim: they must know if it ends, whether their grant reached us or not."""
+    votes: dict[int, PeerId] = field(default_factory=dict)
+    """Who recognised us, by stage. Invariant: we told each of them of the claim."""
+    refused: dict[int, RefusalReason] = field(default_factory=dict)
+    """What the others last said, by stage."""
     gone: set[PeerId] = field(default_factory=set)
-    """Witnesses that do not answer, or do not deliver."""
+    """Nearest survivors that do not answer, refuse what a majority grants, or do not deliver."""
     failures: Counter[PeerId] = field(default_factory=Counter)
     """Failed fetches by donor."""
     witnesses: dict[int, GrantedDonations] = field(default_factory=dict)
-    """Invariant: we told each of them of the claim."""
+    """Who recognised us and gave what it has. Invariant: all of them are among the votes."""
     plan: Plan | None = None
     """Invariant: there is one while we fetch and build, and none before or while we ask anew."""
     rung: int = 0
@@ -59,12 +70,12 @@ class OpenClaim:
             raise LocalProtocolError(f"{step.name} ends a claim: nothing of it goes on")
         self.phase, self.phase_began = phase, now
 
-    def laggards(self, now: float) -> list[int]:
-        """Witnesses that stand at an earlier step than another: they are about to follow, and are asked again then."""
+    def laggards(self, survivors: Collection[int], now: float) -> list[int]:
+        """Survivors that stand at an earlier step than another: they are about to follow, and are asked again then."""
         if now - self.began > CATCH_UP_S:
             return []
-        last = max((witness.step for witness in self.witnesses.values()), default=0)
-        return [stage for stage, witness in sorted(self.witnesses.items()) if witness.step < last]
+        steps = {stage: self.witnesses[stage].step for stage in survivors if stage in self.witnesses}
+        return [stage for stage, step in sorted(steps.items()) if step < max(steps.values())]
 
     @property
     def wanted(self) -> list[tuple[PeerId, str]]:

@@ -16,6 +16,7 @@ from understudy.protocol.recovery.asking import Asking, Outcome
 from understudy.protocol.recovery.claim import OpenClaim
 from understudy.protocol.recovery.gathering import Gathering
 from understudy.protocol.recovery.phases import ClaimPhase, ClaimStep, next_phase
+from understudy.protocol.recovery.quorum import majority_of, too_few
 from understudy.protocol.recovery.spare import SparePolicy
 from understudy.protocol.wire.messages import Grant, Refusal, Withdraw
 from understudy.protocol.wire.records import StageRecord, stage_key
@@ -31,14 +32,25 @@ class Claimant:
         self._state = state
         self.policy = policy
         self._asking, self._gathering = Asking(state), Gathering(state)
+        self.shortage = ""
+        """Why we claim nothing, if we would."""
         self._waits_for: int | None = None
         """The stage that we said we would take if somebody could vouch for us."""
         self._began_before: set[int] = set()
         """Stages that we ourselves held before we started again, untrained."""
+        self._unanswered: set[int] = set()
+        """Stages for which a majority seemed to be there, and did not answer."""
+        self._short_since: dict[int, float] = {}
+        """Since when there is no majority for a stage."""
         self.claim: OpenClaim | None = None
 
     def consider(self) -> None:
         """Claim a hole if one is ours to take."""
+        is_present = self._state.membership.is_present
+        if self._waits_for is not None and is_present(self._waits_for):
+            self._waits_for, self.shortage = None, ""
+        self._unanswered = {stage for stage in self._unanswered if not is_present(stage)}
+        self._short_since = {stage: since for stage, since in self._short_since.items() if not is_present(stage)}
         choice = self.policy.choose() if self.claim is None else None
         if choice is not None and (choice[0] != DRIVER_STAGE or self._state.is_text_ready()):
             self._begin(*choice)
@@ -51,16 +63,39 @@ class Claimant:
 
     def _begin(self, stage: int, why: str) -> None:
         incarnation = self._state.membership.known_incarnation(stage) + 1
-        if self._asking.survivors(stage):
+        is_new = (incarnation == 1 or stage in self._began_before) and not self._is_swarm_trained()
+        owners = self._asking.owners(stage)
+        needed = 1 if is_new else self._needed(stage, len(owners))
+        if owners and len(owners) >= needed:
             claim = self._open(ClaimStep.ASK, stage, incarnation, why)
-            self._go_on(claim, self._asking.ask_next(claim))
-        elif (incarnation == 1 or stage in self._began_before) and not self._is_swarm_trained():
+            claim.needed, claim.is_new = needed, is_new
+            self._go_on(claim, self._asking.ask(claim))
+        elif is_new:
             claim = self._open(ClaimStep.LIE_OPEN, stage, incarnation, why)
             self._take_tenure(claim)
             self._publish_tenure()
         elif self._waits_for != stage:
-            self._waits_for = stage
-            self._state.emit("swarm.waiting", stages=[stage], reason="no living peer could vouch for a recovery")
+            self._waits_for, self.shortage = stage, self._say_shortage(len(owners))
+            self._state.emit("swarm.waiting", stages=[stage], reason=self.shortage)
+
+    def _needed(self, stage: int, there: int) -> int:
+        """Owners who must recognise us: a majority of all stages, unless none could be had for as long as the run says.
+
+        One that is there and does not answer is none either.
+        """
+        majority = majority_of(self._state.manifest.stage_count)
+        if there >= majority and stage not in self._unanswered:
+            self._short_since.pop(stage, None)
+            return majority
+        since = self._short_since.setdefault(stage, self._state.now)
+        without_s = self._state.manifest.recovery.without_majority_after_s
+        return 1 if without_s and self._state.now - since >= without_s else majority
+
+    def _say_shortage(self, there: int) -> str:
+        manifest = self._state.manifest
+        if not there:
+            return "no living peer could vouch for a recovery"
+        return too_few(there, manifest.stage_count, manifest.recovery.without_majority_after_s)
 
     def _is_swarm_trained(self) -> bool:
         progress = self._state.progress
@@ -71,7 +106,8 @@ class Claimant:
         phase, now = next_phase(self.claim.phase if self.claim else None, step), self._state.now
         if phase is None:
             raise LocalProtocolError(f"{step.name} begins no claim")
-        self.claim, self._waits_for = OpenClaim(stage, incarnation, why, now, phase, now), None
+        self.claim = OpenClaim(stage, incarnation, why, now, phase, now)
+        self._waits_for, self.shortage = None, ""
         return self.claim
 
     def _close(self, claim: OpenClaim, step: ClaimStep) -> None:
@@ -85,7 +121,9 @@ class Claimant:
         if claim is None:
             return
         self._close(claim, ClaimStep.ABANDONED)
-        self.policy.note_refusal(claim.stage)
+        self.policy.note_refusal(claim.stage, claim.incarnation)
+        if claim.told:  # somebody may have recognised it
+            self._state.membership.raise_incarnation(claim.stage, claim.incarnation)
         self._state.act(CancelFetches(claim.name))
         if claim.phase is ClaimPhase.BUILDING:
             self._state.act(ReleaseStage())
@@ -131,14 +169,20 @@ class Claimant:
                 self._recognised(claim)
             case Outcome.DESERTED:
                 self.abandon("every witness is gone")
+            case Outcome.REFUSED:
+                self.abandon(next(iter(claim.refused.values()), "too few recognise it"))
             case Outcome.UNANSWERED:
-                self.abandon(f"S{claim.asked} does not answer")
+                self._unanswered.add(claim.stage)
+                self.abandon(f"{len(claim.votes)} of {claim.needed} owners recognise it")
 
     def _recognised(self, claim: OpenClaim) -> None:
+        self._unanswered.discard(claim.stage)
         if not self._state.is_recognised:
             claim.recognised_at = self._state.now
             self._publish_tenure()
-            self._state.emit("stage.claimed", why=claim.why, witnesses=sorted(claim.witnesses))
+            survivors = self._asking.survivors(claim.stage, claim.gone)
+            votes, passed = sorted(claim.votes), self._asking.passed_over(claim)
+            self._state.emit("stage.claimed", why=claim.why, witnesses=survivors, votes=votes, passed_over=passed)
         self._gathering.plan(claim, claim.rung, ClaimStep.RECOGNISED)
 
     def on_grant(self, peer: PeerId, grant: Grant) -> None:
@@ -150,7 +194,7 @@ class Claimant:
             return
         if self._state.tenure is None:
             self._take_tenure(claim)
-        self._go_on(claim, self._asking.ask_next(claim))
+        self._go_on(claim, self._asking.proceed(claim))
 
     def _decline(self, peer: PeerId, grant: Grant) -> None:
         """We gave the claim up before its last copy arrived there: the witness must not wait for us."""
@@ -163,9 +207,11 @@ class Claimant:
             return
         if peer not in claim.told:
             return
-        claim.told.discard(peer)  # it holds nothing of ours: to withdraw the claim there would spend its incarnation
-        self._state.membership.raise_incarnation(refusal.stage, refusal.known_incarnation)
-        self.abandon(refusal.reason)
+        self._asking.note_refusal(claim, peer, refusal)
+        if claim.phase is ClaimPhase.ASKING:
+            self._go_on(claim, self._asking.proceed(claim))
+        elif not self._asking.is_enough(claim):
+            self.abandon(refusal.reason)
 
     def note_read(self, key: str) -> None:
         """What is stored under the key is known: a claim that lay open for long enough now counts."""
@@ -199,7 +245,7 @@ class Claimant:
             return
         claim.plan = claim.retry_at = None
         claim.enter(ClaimStep.DONOR_FAILED, self._state.now)
-        self._go_on(claim, self._asking.ask_next(claim))
+        self._go_on(claim, self._asking.ask(claim))
 
     def on_text_read(self) -> None:
         """What a claim on S0 may have waited for."""
@@ -243,13 +289,12 @@ class Claimant:
 
     def seat_changed(self, stage: int) -> None:
         """Somebody's tenure of this stage began or ended."""
-        claim = self.claim
-        if claim is None:
+        if (claim := self.claim) is None:
             return
         seat = self._state.membership.seat(stage)
         if stage == claim.stage and seat is not None and seat.peer != self._state.me:
             self._on_other_owner(seat, claim)
-        elif claim.phase is ClaimPhase.ASKING and stage == claim.asked:
-            self._go_on(claim, self._asking.ask_next(claim))
+        elif claim.phase is ClaimPhase.ASKING:
+            self._go_on(claim, self._asking.ask(claim))
         elif claim.phase is ClaimPhase.FETCHING and self._gathering.has_lost_donor(claim, stage):
             self._plan_anew(claim)

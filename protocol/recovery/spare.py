@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
-from understudy.protocol.membership.placement import choose_hole, had_their_turn, is_in_front, rank_holes, rank_spares
+from understudy.protocol.membership.placement import (
+    choose_hole,
+    had_their_turn,
+    is_in_front,
+    jitter,
+    rank_holes,
+    rank_spares,
+)
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.recovery import reasons
 from understudy.protocol.wire.contact import Contact
@@ -12,8 +19,8 @@ from understudy.protocol.wire.records import CAPACITY_MAX, SpareRecord, stage_ke
 PASSED_OVER_S = 600.0
 """So long a spare that left a hole open comes after all who did not."""
 PASSED_OVER_MAX = 1024
-REFUSAL_PAUSE_S = 1.0
-"""After a refusal we look again before we claim the same stage."""
+REFUSAL_PAUSE_S = 0.5
+"""After a refusal we look again before we claim the same stage: for so long, and up to a second more."""
 RUMOUR_S = 5.0
 """When the first owner says that the run is over, the others have so long to say so too, before we take its stage."""
 
@@ -57,9 +64,13 @@ class SparePolicy:
     def note_read(self, key: str) -> None:
         self._keys_unread.discard(key)
 
-    def note_refusal(self, stage: int) -> None:
-        """Our claim came to nothing: leave the stage alone for a moment."""
-        self._refused_until[stage] = self._state.now + REFUSAL_PAUSE_S
+    def note_refusal(self, stage: int, incarnation: int) -> None:
+        """Our claim came to nothing: leave the stage alone for a moment.
+
+        Two who shared the votes between them come back at different times, and at others each time.
+        """
+        pause_s = REFUSAL_PAUSE_S + jitter(PeerId(f"{self._state.me} {incarnation}"))
+        self._refused_until[stage] = self._state.now + pause_s
 
     @property
     def has_looked_around(self) -> bool:

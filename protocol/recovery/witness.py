@@ -1,10 +1,10 @@
 """The witness's side of a recovery: declare, offer weights, recognise one claimant.
 
-The owner of a stage is a witness of every dead stage between itself and its nearest survivors. A
-witness recognises at most one peer for each (stage, incarnation), for good. Claimants ask the
-witnesses of a stage in ascending order and need all of them, and a witness refuses a claim that leaves
-out another witness it knows of; so of two claimants at most one is recognised. This is what keeps two
-peers from serving one stage under one incarnation.
+The owner of a stage is a witness of every dead stage between itself and its nearest survivors, and offers its weights
+for it. It votes on every claim: it recognises at most one peer for each (stage, incarnation), for good, and only if it
+takes the owner for lost. A claimant needs a majority of all stages (quorum.py), so of two at most one is recognised:
+this is what keeps two peers from serving one stage under one incarnation. Whom it recognised it listens to, until that
+one serves.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.recovery.driver_backup import DriverBackupHolder, holding_stages
+from understudy.protocol.recovery.quorum import INCARNATION_LEAP_MAX
 from understudy.protocol.wire.fields import RefusalReason
 from understudy.protocol.wire.messages import Claim, Donation, FetchRequest, Grant, Refusal
 from understudy.protocol.wire.records import OfferRecord
-
-ALONE_MIN = 2
-"""Of so many others the last owner waits for a word before it vouches for anybody alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +43,23 @@ class Witness:
         self._queue = queue
         self._held: WitnessSnapshot | None = None
         self._is_snapshot_due = False
-        self._alone_since = float("-inf")
         self._offered: dict[int, tuple[int, int]] = {}
         """Per lost stage: (lost incarnation, step of the weights) of the offer that stands."""
         self._unanswered: dict[int, tuple[PeerId, int]] = {}
         """Per lost stage: the recognised claimant whose grant waits for the snapshot."""
+        self._votes: dict[int, tuple[int, PeerId]] = {}
+        """Per stage: the last claim that we recognised, by incarnation and peer."""
+        self._named: dict[int, tuple[PeerId, int]] = {}
+        """Per lost stage: the recognised claimant that wants our weights, though another is nearer."""
 
     def lost_stages(self) -> list[int]:
         """The stages that we witness as lost: served once, without a serving owner now."""
         membership = self._state.membership
         stretch = dead_stretch(self._state.stage, membership.stage_count, membership.is_serving)
+        self._named = {
+            stage: claim for stage, claim in self._named.items() if self._is_recognised(claim[0], stage, claim[1])
+        }
+        stretch += [stage for stage in self._named if stage not in stretch]
         return [stage for stage in stretch if self._state.membership.lost_incarnation(stage) > 0]
 
     def review(self) -> None:
@@ -161,55 +166,54 @@ class Witness:
 
     def on_claim(self, peer: PeerId, claim: Claim) -> None:
         """Recognise the claimant, or say why not. It asks again while it hears nothing."""
-        if self._has_just_lost_everybody():
-            return
-        seat = self._state.membership.seat(claim.stage)
-        is_recognised = self._is_recognised(peer, claim.stage, claim.incarnation)
-        reason = self._objection(claim, seat) if not is_recognised else None
-        if is_recognised and not self._is_witness_of(claim.stage):
-            reason = "not a witness"
-            self._state.membership.withdraw(claim.stage, peer, claim.incarnation)
+        is_seen = self._is_recognised(peer, claim.stage, claim.incarnation)
+        is_recognised = is_seen and self._votes.get(claim.stage) == (claim.incarnation, peer)
+        reason = None if is_recognised else self._objection(peer, claim)
         if reason is not None:
-            known = self._state.membership.known_incarnation(claim.stage)
+            known = max(self._state.membership.known_incarnation(claim.stage), self._least_incarnation - 1)
             self._state.send(peer, Refusal(claim.stage, claim.incarnation, known, reason))
             return
-        if not is_recognised:
+        self._votes[claim.stage] = (claim.incarnation, peer)
+        if not is_seen:
             claimed = Seat(claim.stage, peer, claim.incarnation, "recovering", 0, Status.ALIVE, self._state.now)
             self._state.membership.observe(claimed, is_direct=True)
+        if self._state.stage in claim.witnesses and not self._is_witness_of(claim.stage):
+            self._named[claim.stage] = (peer, claim.incarnation)
         self._grant(peer, claim.stage, claim.incarnation)
 
-    def _has_just_lost_everybody(self) -> bool:
-        """Several owners died for us at once, and nobody is left: it may be we who were cut off, and whether we were
-        shows as soon as one of them speaks. As the only witness we would let their stages be built a second time.
-        """
-        seats = [seat for seat in self._state.membership.seats() if seat.stage != self._state.stage]
-        if len(seats) < ALONE_MIN or any(seat.is_present for seat in seats):
-            return False
-        timing, died_at = self._state.manifest.timing, max(seat.died_at for seat in seats)
-        if died_at - self._alone_since > timing.record_lifetime_s:  # else somebody only comes and goes
-            self._alone_since = died_at
-        return self._state.now - self._alone_since <= timing.suspect_after_s
-
     def _is_recognised(self, peer: PeerId, stage: int, incarnation: int) -> bool:
-        """We granted this claim, and it is still one: who serves already has nothing to claim."""
+        """It is a claim, for all that we see: who serves already has nothing to claim."""
         seat = self._state.membership.seat(stage)
         return seat is not None and seat.is_tenure(peer, incarnation) and seat.state == "recovering" and seat.is_present
 
-    def _objection(self, claim: Claim, seat: Seat | None) -> RefusalReason | None:
+    def _objection(self, peer: PeerId, claim: Claim) -> RefusalReason | None:
+        seat = self._state.membership.seat(claim.stage)
+        known = max(self._state.membership.known_incarnation(claim.stage), self._least_incarnation - 1)
         if self._state.is_run_done:
             return "run is done"
         if claim.stage == self._state.stage or (seat is not None and seat.is_serving):
             return "owner alive"
-        known, may_rise = self._state.membership.known_incarnation, self._state.membership.may_rise
-        if claim.incarnation <= known(claim.stage) or not may_rise(claim.stage, claim.incarnation):
+        if self._is_recognised(peer, claim.stage, claim.incarnation):  # we heard of it: others recognised it
+            voted, _ = self._votes.get(claim.stage, (0, peer))
+            return "superseded" if voted >= claim.incarnation else None
+        is_next = known < claim.incarnation <= known + INCARNATION_LEAP_MAX
+        if not is_next or not self._state.membership.may_rise(claim.stage, claim.incarnation):
             return "superseded"
-        if seat is not None and seat.is_present:
+        if seat is not None and seat.is_present and seat.peer != peer:  # its own earlier claim it gives up by this one
             return "owner alive"
-        if not self._is_witness_of(claim.stage):
-            return "not a witness"
+        return None if self._is_well_asked(claim) else "asks too few"
+
+    @property
+    def _least_incarnation(self) -> int:
+        """The first that can be claimed: in a swarm that committed a step every stage was served."""
+        return 2 if self._state.committed > 0 else 1
+
+    def _is_well_asked(self, claim: Claim) -> bool:
+        """Whether it asks us for our weights, if they are the nearest that there are."""
         membership = self._state.membership
         survivors = nearest_survivors(claim.stage, membership.stage_count, membership.is_serving)
-        return None if set(survivors) <= set(claim.witnesses) else "asks too few"
+        is_left_out = self._state.stage in survivors and not set(survivors) <= {*claim.witnesses, *claim.passed}
+        return not is_left_out
 
     def _is_witness_of(self, stage: int) -> bool:
         membership = self._state.membership
@@ -218,11 +222,14 @@ class Witness:
         return stage in dead_stretch(self._state.stage, membership.stage_count, membership.is_serving)
 
     def _grant(self, peer: PeerId, stage: int, incarnation: int) -> None:
-        if not self._is_ready_for(stage):
+        step, is_donor = self._state.committed, self._is_witness_of(stage) or stage in self._named
+        if is_donor and not self._is_ready_for(stage):
             self._unanswered[stage] = (peer, incarnation)
             self._hold_weights()
+            self._state.send(peer, Grant(stage, incarnation, step, (), is_preparing=True))
             return
-        self._state.send(peer, Grant(stage, incarnation, self._state.committed, self._donations_for(stage)))
+        donations = self._donations_for(stage) if is_donor else ()
+        self._state.send(peer, Grant(stage, incarnation, step, donations))
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
         """Whether the peer is the claimant that we recognise, asking for the weights that we hold."""

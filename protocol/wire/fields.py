@@ -25,7 +25,7 @@ StageState = Literal["recovering", "serving", "left", "withdrawn"]
 Part = Literal["stage", "embedding", "head", "initial"]
 """What a donation holds: a whole stage, one of the two parts of S0 that its neighbours keep copies of, or the weights
 that the run began with."""
-RefusalReason = Literal["owner alive", "superseded", "not serving", "not a witness", "asks too few", "run is done"]
+RefusalReason = Literal["owner alive", "superseded", "not serving", "asks too few", "run is done"]
 LeaseState = Literal["noted", "held", "passed", "full", "not mine"]
 """Of an asked-for step: it is still to come; its weights are held; they are gone; too many are held
 already; the tenure is not, or no longer, the asked peer's."""

@@ -2,6 +2,7 @@
 
 Messages are msgspec structs: validated when decoded, tagged, and append-only (a new field goes to the end and has a
 default). Their sender's PeerID is authenticated by libp2p and no part of them. Tensors follow as raw bytes (frames.py).
+A little above 300 lines, because the union at the end names every message.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from understudy.protocol.ids import INCARNATION_MAX, Attempt, Microbatch
+from understudy.protocol.ids import INCARNATION_MAX, STAGES_MAX, Attempt, Microbatch
 from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.fields import (
     VISIBLE,
@@ -90,14 +91,15 @@ class Fenced(Message, frozen=True, tag="fenced"):
 
 
 class Claim(Message, frozen=True, tag="claim"):
-    """I want to take the lost stage under this incarnation: do you recognise me?
+    """I want to take the lost stage: do you recognise me? The owners of ``witnesses`` I ask for weights.
 
-    ``witnesses`` are the stages whose owners I ask; you refuse if you know of another.
+    ``passed``: nearer ones that did not answer, or refused what a majority granted. Who is left out otherwise refuses.
     """
 
     stage: StageNumber
     incarnation: Incarnation
-    witnesses: Annotated[tuple[StageNumber, ...], Meta(max_length=4)]
+    witnesses: Annotated[tuple[StageNumber, ...], Meta(max_length=8)]
+    passed: Annotated[tuple[StageNumber, ...], Meta(max_length=STAGES_MAX)] = ()
 
 
 class Donation(msgspec.Struct, frozen=True, array_like=True):
@@ -126,6 +128,8 @@ class Grant(Message, frozen=True, tag="grant"):
     incarnation: Incarnation
     step: StepNumber
     donations: Annotated[tuple[Donation, ...], Meta(max_length=DONATIONS_MAX)]
+    is_preparing: bool = False
+    """Another grant follows, with my weights."""
 
 
 class Refusal(Message, frozen=True, tag="refusal"):

@@ -45,7 +45,7 @@ REQUIRED_FIELDS: dict[str, set[str]] = {
     "window.settled": {*_TENURE, "size"},
     "weights.published": {*_TENURE, "for_stage", "bytes", "squared_gradient_norm"},
     "weights.held": {*_TENURE, "bytes", "digest", "seconds"},
-    "stage.claimed": {*_TENURE, "why", "witnesses"},
+    "stage.claimed": {*_TENURE, "why", "witnesses", "votes", "passed_over"},
     "stage.recovered": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds"},
     "stage.initialised": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds", "digests"},
     "edge.copied": {*_TENURE, "part", "to_stage", "bytes", "seconds", "digest"},
@@ -81,8 +81,8 @@ class Judge:
         self._manifest = manifest
         self.nodes: Mapping[PeerId, SimNode] = {}
         self.is_split = False
-        """The swarm was split into parts that can each vouch for claims. Both may go on, under equal incarnations: what
-        is judged then is only that one swarm comes out of it, and that it comes to the end."""
+        """The swarm was split into parts that can each vouch for claims, which takes two stages only. Both may go on,
+        under equal incarnations: what is judged then is only that one swarm comes out of it, and comes to the end."""
         self._serving: dict[tuple[int, int], tuple[PeerId, float]] = {}
         """Who served each (stage, incarnation), since when."""
         self._tenures: dict[int, set[tuple[PeerId, int]]] = {}

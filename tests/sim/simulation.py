@@ -70,6 +70,8 @@ from understudy.protocol.wire.records import AnyRecord, key_of
 DHT_LATENCY_S = (0.005, 0.05)
 JOB_SECONDS = (0.004, 0.02)
 FETCH_S = 0.2
+WITHOUT_MAJORITY_S = 60.0
+"""Longer than any split lasts here, so no side without a majority goes on."""
 CHECK_EVERY = 23
 """A core looks at all its invariants after so many events: a prime, so as not to fall in step with anything."""
 REFUSAL_S = (0.05, 0.6)
@@ -238,7 +240,7 @@ class Simulation:
         match message:
             case Forward():
                 self.judge.check_forward(message)
-            case Claim(stage, incarnation, witnesses):
+            case Claim(stage, incarnation, witnesses, _):
                 self._remark(source, "(asks)", claim=f"S{stage}/{incarnation}", to=target, witnesses=witnesses)
             case Refusal(stage, incarnation, _, reason):
                 self._remark(source, "(refuses)", claim=f"S{stage}/{incarnation}", to=target, reason=reason)
@@ -481,7 +483,7 @@ class Simulation:
 
     def _part(self, group: frozenset[PeerId], seconds: float) -> None:
         self._splits.append(ActiveSplit(group, self.now, self.now + seconds))
-        self.judge.is_split |= len(group) > 1 or self.manifest.stage_count == 2
+        self.judge.is_split |= self.manifest.stage_count == 2
         for peer in sorted(group):
             self._remark(self.nodes[peer], "(cut off)", seconds=seconds)
 
@@ -537,7 +539,7 @@ def small_manifest(stages: int = 5, steps: int = 4, microbatches: int = 4, **set
         manifest,
         model=replace_settings(manifest.model, block_stages=stages - 1),
         step=replace_settings(manifest.step, microbatches=microbatches, total_steps=steps, microbatch_timeout_s=8.0),
-        recovery=replace_settings(manifest.recovery, **settings),
+        recovery=replace_settings(manifest.recovery, **{"without_majority_after_s": WITHOUT_MAJORITY_S, **settings}),
     )
 
 

@@ -190,7 +190,7 @@ MUTANTS = {
     ),
     "a lower incarnation deposes a higher one": Mutant(Membership, "_observe_other", observe_everybody),
     "a fenced owner stays": Mutant(Lifecycle, "lose", lambda lifecycle, reason: None),
-    "a witness recognises everybody": Mutant(Witness, "_objection", lambda donor, claim, seat: None),
+    "a witness recognises everybody": Mutant(Witness, "_objection", lambda witness, peer, claim: None),
     "a message of the next step implies nothing": Mutant(BlockStage, "_reach", lambda stage, step: None),
     "silence is never judged": Mutant(Membership, "_judge", lambda view, seat, now: False),
     "the blend is uniform": Mutant(

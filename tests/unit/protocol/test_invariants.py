@@ -192,7 +192,7 @@ def stop_and_go_on(node: Node) -> None:
 
 
 def settle_unseen(node: Node) -> None:
-    claim(node).phase, claim(node).asked = ClaimPhase.SETTLING, None
+    claim(node).phase, claim(node).asked_at = ClaimPhase.SETTLING, None
 
 
 def keep_three_copies(node: Node) -> None:
@@ -237,13 +237,15 @@ BREAKS = [
     Break("to stop is the last that it does", owner, stop_and_go_on),
     Break("who said goodbye does nothing", gone, act(Stop("done"))),
     # a claim
-    Break("a witness is asked exactly while asking", gather, set_on(claim, "asked", 1)),
-    Break("a witness is asked exactly while asking", vouched, set_on(claim, "asked", None)),
+    Break("owners are asked exactly while asking", gather, set_on(claim, "asked_at", 1.0)),
+    Break("owners are asked exactly while asking", vouched, set_on(claim, "asked_at", None)),
     Break("a plan exactly while fetching and building", gather, set_on(claim, "plan", None)),
     Break("a plan exactly while fetching and building", vouched, set_on(claim, "plan", object())),
     Break("weights are asked for again only while fetching", build, set_on(claim, "retry_at", 1.0)),
     Break("the stage is built from what is here", build, lambda node: claim(node).payloads.clear()),
     Break("who recognised the claim was told of it", vouched, lambda node: claim(node).told.discard(peer(1))),
+    Break("who gave weights recognised the claim", vouched, lambda node: claim(node).votes.clear()),
+    Break("enough recognise a claim that gathers weights", gather, set_on(claim, "needed", 4)),
     Break("the tenure that is held is the claim's", vouched, set_on(claim, "incarnation", 3)),
     Break("only a claim that was asked for is not public", lambda: claimant()[0], settle_unseen),
     # what it sees and does
@@ -357,9 +359,14 @@ def lose_but_keep_the_host(part: Lifecycle, reason: str) -> None:
     part._owned = owned
 
 
-def send_and_tell_nobody(part: Asking, claim: OpenClaim, stage: int) -> None:
-    SEND_CLAIM(part, claim, stage)
-    claim.told.clear()
+def send_and_tell_nobody(part: Asking, claim: OpenClaim, owner: PeerId) -> None:
+    SEND_CLAIM(part, claim, owner)
+    if claim.votes:
+        claim.told.clear()
+
+
+def ask_again() -> None:
+    vouched().wait(1.5)
 
 
 def leave_with_a_last_word(part: Lifecycle, reason: Any) -> None:
@@ -426,7 +433,7 @@ MUTANTS = {
         Lifecycle, "lose", lose_but_keep_the_host, fenced, "a host exactly for the stage that is served"
     ),
     "a claimant forgets whom it asked": Mutant(
-        Asking, "_send_claim", send_and_tell_nobody, vouched, "who recognised the claim was told of it"
+        Asking, "_send_claim", send_and_tell_nobody, ask_again, "who recognised the claim was told of it"
     ),
     "who leaves goes on talking": Mutant(
         Lifecycle,

@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.node.test_initial_weights import FOUNDER, Newcomer
 from tests.unit.protocol.test_core import (
+    MANIFEST,
     ME,
     OTHER,
     Node,
@@ -66,17 +67,18 @@ def building() -> tuple[Node, BlendJob]:
 
 
 def recognised_by_the_only_witness() -> None:
-    """All but S4 are lost, and this machine has no text to drive with."""
+    """All but S4 are lost, this machine has no text to drive with, and nobody else came for as long as the run says."""
     node = spare()
     node.core.state.can_drive = False
     node.read([*(StageRecord(peer(stage), stage, 1, "left", 5) for stage in range(4)), *served(4)])
+    node.wait(MANIFEST.recovery.without_majority_after_s + 1.0)
     node.hear(peer(4), Grant(1, 2, 5, (donation(4),)))
     assert node.core.state.is_recognised
 
 
 def refused(node: Node) -> None:
-    (asked,) = {node.core._lifecycle.claimant.claim.asked}  # type: ignore[union-attr]
-    node.hear(peer(asked or 0), Refusal(2, 2, 2, "superseded"))
+    for stage in (0, 3):
+        node.hear(peer(stage), Refusal(2, 2, 2, "superseded"))
 
 
 def superseded(node: Node) -> None:
@@ -219,7 +221,9 @@ def test_who_recognises_us_knows_better_than_a_record_that_the_owner_is_gone() -
         node.hear(peer(1), Heartbeat(1, 1, "serving", 5))
     node.read(served(0, 1, 2, 3, 4))
     assert node.core.state.membership.serving_peer(2) == peer(2)
-    node.hear(peer(1), Grant(2, 2, 5, (donation(1),)))
+    while (claim := node.core._lifecycle.claimant.claim) is None:
+        node.wait(0.25)
+    node.hear(peer(1), Grant(2, claim.incarnation, 5, (donation(1),)))
     assert node.core.state.membership.groups[2].first.peer == ME
     node.hear(peer(2), Heartbeat(2, 1, "serving", 5))
     assert node.core.state.membership.serving_peer(2) == peer(2)
