@@ -20,6 +20,7 @@ from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.jobs import Applied, SnapshotJob
 from understudy.protocol.pipeline.coordinator import Coordinator
 from understudy.protocol.pipeline.ledger import StageLedger
+from understudy.protocol.pipeline.numbers import Spoilt
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.pipeline.updates import OWN_SKIPS_MAX, Updates
 from understudy.protocol.recovery.driver_backup import PARTS, DriverBackupHolder, DriverBackupSource
@@ -186,13 +187,13 @@ def forget_the_last_pair(holder: DriverBackupHolder, part: Any, copies: list[Any
     return copies[-1:]
 
 
-def keep_the_old_norm(updates: Updates, step: int, result: Applied) -> None:
+def keep_the_old_norm(updates: Updates, step: int, result: Applied, first: Spoilt | None = None) -> None:
     norm = updates._state.squared_gradient_norm
-    APPLIED(updates, step, result)
+    APPLIED(updates, step, result, first)
     updates._state.squared_gradient_norm = updates._state.squared_gradient_norm or norm
 
 
-def say_nothing(updates: Updates, step: int, result: Applied) -> None:
+def say_nothing(updates: Updates, step: int, result: Applied, first: Spoilt | None = None) -> None:
     APPLIED(updates, step, Applied(result.squared_gradient_norm))
 
 

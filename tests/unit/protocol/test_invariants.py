@@ -374,7 +374,7 @@ def leave_with_a_last_word(part: Lifecycle, reason: Any) -> None:
     part._state.emit("peer.spare")
 
 
-def take_a_commit_back(part: Updates, step: int, result: Applied) -> None:
+def take_a_commit_back(part: Updates, step: int, result: Applied, first: Any = None) -> None:
     part._state.committed = step - 2
 
 
