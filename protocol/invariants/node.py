@@ -7,8 +7,8 @@ every action, seat and microbatch, and are for tests and the simulator (`Core(..
 part mostly stays so, so it need not be looked for every time.
 
 Every invariant has a test that breaks it (tests/unit/protocol/test_invariants.py). Some read what their part keeps to
-itself: nothing but these tables does, and no part needs to know of them. A little above 300 lines, because the tables and
-who asks them belong together.
+itself: nothing but these tables does, and no part needs to know of them. A little above 300 lines, because the tables
+and who asks them belong together.
 """
 
 from __future__ import annotations
