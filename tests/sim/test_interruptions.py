@@ -32,7 +32,7 @@ from understudy.protocol.wire.messages import Fenced
 from understudy.protocol.wire.records import StageRecord, stage_key
 
 GENERATORS = {"brief": brief_schedule, "restart": restart_schedule, "split": split_schedule}
-SEEDS = {"brief": range(50_000, 50_030), "restart": range(50_000, 50_060), "split": range(50_000, 50_024)}
+SEEDS = {"brief": range(50_000, 50_030), "restart": range(50_000, 50_060), "split": range(50_000, 50_012)}
 
 
 @pytest.mark.parametrize("method", ["checkfree", "checkfree+"])
