@@ -174,13 +174,16 @@ class Asking:
         return len(claim.votes) >= claim.needed
 
     def _is_hopeless(self, claim: OpenClaim, owners: dict[int, PeerId]) -> bool:
-        """Too many will not recognise us; or too many hear the owner, and nobody next to the stage says otherwise."""
+        """Too many will not recognise us; or too many hear the owner, and so do all who are next to the stage.
+
+        Those next to it learn of its death first, and tell the others.
+        """
         final = {stage for stage, reason in claim.refused.items() if reason in FINAL}
         if len({*claim.votes, *owners} - final) < claim.needed:
             return True
         alive = {stage for stage, reason in claim.refused.items() if reason == "owner alive"}
-        is_next_to = any(stage in claim.votes for stage in self.survivors(claim.stage))
-        return not is_next_to and len({*claim.votes, *owners} - final - alive) < claim.needed
+        is_heard = all(stage in claim.refused for stage in self.survivors(claim.stage))
+        return is_heard and len({*claim.votes, *owners} - final - alive) < claim.needed
 
     def _name(self, claim: OpenClaim) -> None:
         """Ask whoever became a nearest survivor meanwhile."""

@@ -137,9 +137,9 @@ def test_a_run_may_say_that_a_minority_never_goes_on() -> None:
 
 
 def test_of_three_one_that_does_not_vote_is_the_last_that_may_be_missing() -> None:
-    simulation = lose(3, 1, faults=(mute(2),))
+    simulation = lose(3, 1, faults=(mute(2),), spares=1)
     assert simulation.recoveries() == []
-    simulation.advance(20.0 + WITHOUT_MAJORITY_S)
+    simulation.advance(30.0 + WITHOUT_MAJORITY_S)
     assert len(simulation.recoveries()) == 1
 
 
