@@ -156,9 +156,13 @@ def bound_storage(dht: Any, shelf: Shelf, keys: Mapping[str, int], clock: Callab
         _clear_ghosts(storage)
         return True
 
+    def own(key: Any, value: bytes, expiration: float, subkey: Any = None) -> bool:
+        """hivemind's way to keep here what this peer itself stores. Without a subkey it would be nobody's record."""
+        return subkey is not None and guarded(key, subkey, value, expiration)
+
     storage.clear()
     storage.store_subkey = guarded
-    storage.store = _refuse
+    storage.store = own
     dht.protocol.cache.store = dht.protocol.cache.store_subkey = _refuse  # no peer of ours asks for it
     for key, entry in early:
         if not isinstance(entry.value, bytes):
