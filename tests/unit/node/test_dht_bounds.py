@@ -167,8 +167,8 @@ def test_the_storage_asks_before_it_stores(dht: Any, monkeypatch: pytest.MonkeyP
     assert not storage.store_subkey(inside, subkey_of(0, b"2"), b"value", NOW + 5)
     assert storage.store_subkey(inside, subkey_of(0, b"2"), b"later", NOW + 6)
     assert entries_of(dht, inside) == {subkey_of(0, b"2"): b"later", subkey_of(1): b"early"}
-    assert storage.store(inside, b"our own", NOW + 7, subkey=subkey_of(2)), "so hivemind keeps what its own peer stores"
-    assert not storage.store(outside, b"our own", NOW + 7, subkey=subkey_of(2))
+    assert storage.store(inside, b"our own", NOW + 7, subkey=subkey_of(1)), "so hivemind keeps what its own peer stores"
+    assert not storage.store(outside, b"our own", NOW + 7, subkey=subkey_of(1))
     assert not storage.store(inside, b"nobody signed it", NOW + 60)
     assert not storage.store_subkey(inside, b"nobody's", b"value", NOW + 60)
     assert not dht.protocol.cache.store_subkey(inside, subkey_of(), b"value", NOW + 60)
