@@ -183,7 +183,7 @@ def grant_twice(node: Node) -> None:
 
 def forget_incarnations(node: Node) -> None:
     state(node).membership.groups.clear()
-    state(node).membership._incarnations._floor.clear()
+    state(node).membership._incarnation_floor.clear()
 
 
 def stop_and_go_on(node: Node) -> None:

@@ -57,7 +57,7 @@ class Diary(StepObserver):
 
 def close_first_step(state: NodeState, host: EdgeHost | BlockStage) -> None:
     if isinstance(host, EdgeHost):
-        Coordinator(state, host).take_over(1, is_decided=True)
+        Coordinator(state, host).take_over(1)
     else:
         host.on_commit(PEER, Commit(1, 1))
 
