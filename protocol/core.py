@@ -242,18 +242,14 @@ class Core:
             return
         stage = message.stage if isinstance(message, CommitAck | Dropped) else DRIVER_STAGE
         committed = max(0, message.step - 1) if isinstance(message, Dropped) else message.step
-        known = self.state.membership.seat(stage)
-        is_known = known is not None and known.is_tenure(peer, message.incarnation)
         if not self._gossip.hear(Tenure(stage, message.incarnation, peer), "serving", committed):
             return
         host, coordinator = self._lifecycle.host, self._lifecycle.coordinator
         match message:
-            case Commit() | EdgeCopy() if not is_known:
-                pass  # whoever says that it is S0 does not decide a step with the same word: it will say it again
             case Commit() if isinstance(host, BlockStage):
                 host.on_commit(peer, message)
             case CommitAck() if coordinator is not None:
-                coordinator.on_acknowledged(message)
+                coordinator.on_stage_step(message.stage, message.step)
             case Dropped() if isinstance(host, EdgeHost):
                 host.on_dropped(message)
             case EdgeCopy():

@@ -40,8 +40,15 @@ class Consequences(Protocol):
 
     # --- the end of the run ---
 
-    def note_end(self, end: ProgressRecord) -> None:
-        """Somebody says that the last step is committed."""
+    @property
+    def is_alone(self) -> bool:
+        """We drive, but no stage is there to be driven."""
 
-    def driver_left(self) -> None:
-        """The driver said goodbye with the last step committed."""
+    def take_over_end(self, end: ProgressRecord) -> None:
+        """A driver decided the last step; perhaps it was the one before us."""
+
+    def is_beaten_to(self, end: ProgressRecord) -> bool:
+        """Another driver decided the last step, and no word that may still be on its way will bring us there."""
+
+    def end_run(self, *, is_doubtful: bool = False) -> None:
+        """The last step is committed and the driver is gone. ``is_doubtful``: somebody claimed S0 since."""

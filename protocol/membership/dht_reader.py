@@ -77,15 +77,20 @@ class DhtReader:
             self._gossip.refute(stage, incarnation)
 
     def _note_progress(self, record: ProgressRecord) -> None:
-        """How far the run is, for spares and people; and that it is done, for all who missed the end."""
-        state, membership, total = self._state, self._state.membership, self._state.manifest.step.total_steps
-        known = state.progress
-        if known is None or self._weight(record) > self._weight(known):
-            state.progress = record
-        if 0 < total <= record.step:
-            self._consequences.note_end(record)
-        elif state.tenure is None and membership.serving_peer(DRIVER_STAGE) == record.peer:
-            state.committed = record.step
-
-    def _weight(self, record: ProgressRecord) -> tuple[bool, int]:
-        return self._state.membership.is_owner(PeerId(record.peer)), record.step
+        """The driver's news: how far the run is, for spares, and that it is done, for all who missed the end."""
+        if self._state.progress is None or record.step > self._state.progress.step:
+            self._state.progress = record
+        membership, total = self._state.membership, self._state.manifest.step.total_steps
+        is_end = 0 < total <= record.step
+        is_recent = record.incarnation >= membership.known_incarnation(DRIVER_STAGE)
+        is_drivers = membership.serving_peer(DRIVER_STAGE) == record.peer
+        is_successors = not membership.is_serving(DRIVER_STAGE) or self._consequences.is_alone
+        is_successors |= is_end and self._consequences.is_beaten_to(record)
+        if is_end:
+            self._consequences.take_over_end(record)
+        if record.peer == self._state.me or not (is_drivers or (is_successors and (is_recent or is_end))):
+            return
+        if self._state.tenure is None:
+            self._state.committed = min(record.step, total or record.step)
+        if is_end and (self._state.tenure is None or is_successors):
+            self._consequences.end_run(is_doubtful=not is_recent)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
 from understudy.protocol.membership import reasons
-from understudy.protocol.membership.authority import is_vouched
 from understudy.protocol.membership.consequences import Consequences
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.groups import Group
@@ -24,8 +23,6 @@ class MembershipGossip:
         self._state, self._detector, self._consequences = state, detector, consequences
         self._accused_at: Tenure | None = None
         """The tenure of ours of which S0 said that it is to end."""
-        self._fences: dict[PeerId, tuple[PeerId, int, float]] = {}
-        """By owner of another stage: whom it last said to hold our stage after us, under which number, and when."""
 
     def hear(self, tenure: Tenure, state: StageState, step: int) -> bool:
         """An owner spoke to us. False: its tenure is over, and it is told so."""
@@ -36,7 +33,7 @@ class MembershipGossip:
                 if state != "left":
                     self._fence(tenure)
                 return False
-            case Observation.PREMATURE | Observation.INCREDIBLE:
+            case Observation.PREMATURE:
                 return False
         return True
 
@@ -89,8 +86,9 @@ class MembershipGossip:
         if tenure is not None and tenure.stage == left.stage:
             self._consequences.lose(reasons.held_after_us(left.stage, left.incarnation))
         self.on_seat_changed(left.stage)
-        if left.stage == DRIVER_STAGE and 0 < self._state.manifest.step.total_steps <= left.step:
-            self._consequences.driver_left()
+        is_enough = left.stage == DRIVER_STAGE or self._state.tenure is None
+        if is_enough and 0 < self._state.manifest.step.total_steps <= left.step:
+            self._consequences.end_run()
 
     def _on_new_owner(self, stage: int) -> None:
         tenure = self._state.tenure
@@ -142,11 +140,12 @@ class MembershipGossip:
         """What one owner says of another. Only known owners are believed; others send us to the DHT."""
         tenure, membership = self._state.tenure, self._state.membership
         is_about_us = tenure is not None and tenure.stage == message.stage
-        if not membership.is_owner(peer):
+        if not membership.seats_of(peer):
             self._detector.read()
         elif isinstance(message, Fenced):
-            if is_about_us and self._is_beaten_by(message):
-                self._on_fenced(peer, message)
+            if is_about_us and message.owner != self._state.me and self._is_beaten_by(message):
+                membership.raise_incarnation(message.stage, message.incarnation)
+                self._consequences.lose(reasons.held_by_another(message.stage, message.incarnation))
         elif is_about_us:
             self._note_accusation(peer, message)
         elif isinstance(message, Lost):
@@ -177,20 +176,6 @@ class MembershipGossip:
         before = self._state.membership.seat(seat.stage)
         if self._state.membership.refute(seat.stage, seat.incarnation, self._state.now):
             self._on_revived(seat.stage, before, is_news=True)
-
-    def _on_fenced(self, peer: PeerId, fence: Fenced) -> None:
-        """Another owner says that our stage is held after us. Two must say so, or one where there are two sides."""
-        membership, now, owner = self._state.membership, self._state.now, PeerId(fence.owner)
-        if owner in (peer, self._state.me) or not membership.may_rise(fence.stage, fence.incarnation):
-            return
-        self._fences[peer] = (owner, fence.incarnation, now)
-        horizon = now - self._state.manifest.timing.dead_after_s
-        said = (owner, fence.incarnation)
-        vouchers = {voucher for voucher, (*what, at) in self._fences.items() if tuple(what) == said and at >= horizon}
-        others = {seat.peer for seat in membership.seats() if seat.is_serving} - {self._state.me, owner}
-        if is_vouched(vouchers, len(others)) or membership.former_owners.were_apart(now, besides={owner, peer}):
-            membership.raise_incarnation(fence.stage, fence.incarnation)
-            self._consequences.lose(reasons.held_by_another(fence.stage, fence.incarnation))
 
     def _is_beaten_by(self, fence: Fenced) -> bool:
         challenger = Standing(fence.incarnation, "serving", PeerId(fence.owner), fence.step)

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import TimingSettings
-from understudy.protocol.membership.authority import Incarnations
 from understudy.protocol.membership.placement import Standing
 from understudy.protocol.membership.seats import Seat
 
@@ -65,12 +63,10 @@ class Group:
 class Groups:
     """The groups of a run, by stage."""
 
-    def __init__(self, stage_count: int, timing: TimingSettings) -> None:
+    def __init__(self, stage_count: int) -> None:
         self.stage_count = stage_count
         self.groups: dict[int, Group] = {}
-        self._incarnations = Incarnations(timing)
-        self._clock = 0.0
-        """The latest time that we were told of."""
+        self._incarnation_floor: dict[int, int] = {}
 
     def seat(self, stage: int) -> Seat | None:
         """The first member of the stage's group: its only one, until groups have more."""
@@ -108,22 +104,11 @@ class Groups:
     def known_incarnation(self, stage: int) -> int:
         """The highest incarnation of the stage that we know of; 0 if it was never owned."""
         group = self.groups.get(stage)
-        return max(group.incarnation if group else 0, self._incarnations.known(stage))
+        return max(group.incarnation if group else 0, self._incarnation_floor.get(stage, 0))
 
-    def served_incarnation(self, stage: int) -> int:
-        """Of the last tenure that we know to have served the stage, not of a claim on it; 0 if there is none."""
-        group = self.groups.get(stage)
-        while group is not None and group.is_claim:
-            group = group.displaced
-        return group.incarnation if group is not None else 0
-
-    def may_rise(self, stage: int, incarnation: int) -> bool:
-        """Whether this incarnation can be, by what we know of the stage (`Incarnations.may_rise`)."""
-        return self._incarnations.may_rise(stage, incarnation, self._clock)
-
-    def raise_incarnation(self, stage: int, incarnation: int) -> bool:
-        """Somebody who may say so knows of this incarnation, though we do not know its owner. False: it cannot be."""
-        return self._incarnations.rise(stage, incarnation, self._clock)
+    def raise_incarnation(self, stage: int, incarnation: int) -> None:
+        """Somebody knows of this incarnation, though we do not know its owner."""
+        self._incarnation_floor[stage] = max(incarnation, self._incarnation_floor.get(stage, 0))
 
     def lost_incarnation(self, stage: int) -> int:
         """The tenure that ended, 0 if there was none: a claimant still recovering has not begun one."""

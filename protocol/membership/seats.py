@@ -34,8 +34,6 @@ class Observation(Enum):
     """The known claim is void: whoever held the stage before it is as it was."""
     PREMATURE = auto()
     """A claim on a stage whose owner lives, as far as we know: it counts for us once it serves."""
-    INCREDIBLE = auto()
-    """No honest tenure can have this incarnation now: nothing of it is remembered."""
     OUTDATED = auto()
     """A better tenure of this stage is known: the speaker must be fenced."""
 

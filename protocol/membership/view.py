@@ -15,25 +15,24 @@ from collections.abc import Collection
 
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import TimingSettings
-from understudy.protocol.membership.authority import FormerOwners
 from understudy.protocol.membership.groups import Group, Groups
 from understudy.protocol.membership.placement import supersedes
 from understudy.protocol.membership.seats import Observation, Seat, Status
+
+OWNERS_REMEMBERED = 8
+"""Former tenures of a stage: more than a split makes."""
 
 
 class Membership(Groups):
     """The groups of a run as one node sees them, and how what it hears changes them."""
 
     def __init__(self, stage_count: int, timing: TimingSettings) -> None:
-        super().__init__(stage_count, timing)
+        super().__init__(stage_count)
         self._timing = timing
         self._monitored: frozenset[int] = frozenset()
         self._last_tick: float | None = None
-        self.former_owners = FormerOwners(timing)
-
-    def is_owner(self, peer: PeerId) -> bool:
-        """The peer holds a stage as far as we know, or did when we last knew."""
-        return bool(self.seats_of(peer)) or self.former_owners.is_owner(peer)
+        self._served: dict[int, list[tuple[PeerId, int]]] = {}
+        """The last tenures (peer, incarnation) of each stage that we knew to serve."""
 
     def has_just_spoken(self, stage: int, now: float) -> bool:
         """Its owner spoke to us ourselves: what others say of its death is older."""
@@ -44,7 +43,6 @@ class Membership(Groups):
 
     def observe(self, seat: Seat, *, is_direct: bool) -> Observation:
         """Take note of a tenure: said by its owner itself (direct), or read from its record."""
-        self._clock = max(self._clock, seat.heard)
         group = self.groups.get(seat.stage)
         known = group.member(seat.peer, seat.incarnation) if group is not None else None
         if seat.state == "withdrawn":
@@ -61,8 +59,6 @@ class Membership(Groups):
         elif self._has_outlived_its_death(known, seat.heard):
             known.status = Status.ALIVE
             observation = Observation.REVIVED
-        if observation is Observation.REVIVED:
-            self.former_owners.note_return(known.peer, seat.heard)
         return observation
 
     def _has_outlived_its_death(self, known: Seat, now: float) -> bool:
@@ -93,22 +89,17 @@ class Membership(Groups):
             spoken = waiting.member(seat.peer, seat.incarnation) if waiting is not None else None
             if seat.state == "serving" and waiting is not None and spoken is not None:
                 return self._hear_displaced(waiting, spoken, seat) if is_direct else Observation.KNOWN
-            if not self._is_beaten_by(group, seat):
-                self.former_owners.note_outdated(seat, is_direct=is_direct)
-                return Observation.OUTDATED
-            if seat.state == "left" and group.is_present:  # who is gone takes nobody's place
-                return Observation.PREMATURE
-            if is_claim and group.is_serving:
-                return Observation.PREMATURE
+            is_outdated = not self._is_beaten_by(group, seat)
+            if is_outdated or (is_claim and group.is_serving):
+                self.raise_incarnation(seat.stage, seat.incarnation)
+                return Observation.OUTDATED if is_outdated else Observation.PREMATURE
             if is_claim:
                 displaced = waiting if group.is_claim else group
-        if not self.raise_incarnation(seat.stage, seat.incarnation):
-            return Observation.INCREDIBLE
-        self.former_owners.note_replaced(group.members if group is not None else (), seat.heard)
+        self.raise_incarnation(seat.stage, self.known_incarnation(seat.stage))
         seat.status = Status.LEFT if seat.state == "left" else Status.ALIVE
         seat.spoke_at = seat.heard if is_direct else seat.spoke_at
         self.groups[seat.stage] = Group([seat], displaced)
-        self.former_owners.note(seat)
+        self._remember(seat)
         return Observation.LEFT if seat.state == "left" else Observation.NEW_OWNER
 
     def _is_beaten_by(self, group: Group, seat: Seat) -> bool:
@@ -118,19 +109,20 @@ class Membership(Groups):
         """
         if group.first.state == "withdrawn":
             return True
-        if seat.incarnation == group.incarnation and not self._may_share(group, seat):
-            return False
         challenger = seat.standing
         holder = group.standing if group.is_present else group.standing._replace(step=seat.step)
-        if seat.incarnation <= group.incarnation and not self.former_owners.has_served(seat):
+        if seat.incarnation <= group.incarnation and not self._has_served(seat):
             challenger = challenger._replace(step=min(seat.step, holder.step))
         return supersedes(challenger, holder)
 
-    def _may_share(self, group: Group, seat: Seat) -> bool:
-        """Two serve under one incarnation only before the first step, and after a split; else one of them lies."""
-        is_untrained = group.step == seat.step == 0
-        is_unserved = not group.is_serving or seat.state == "recovering"
-        return is_untrained or is_unserved or self.former_owners.were_apart(seat.heard, besides={seat.peer})
+    def _has_served(self, seat: Seat) -> bool:
+        return (seat.peer, seat.incarnation) in self._served.get(seat.stage, [])
+
+    def _remember(self, seat: Seat) -> None:
+        if seat.state == "serving" and not self._has_served(seat):
+            served = self._served.setdefault(seat.stage, [])
+            served.append((seat.peer, seat.incarnation))
+            del served[:-OWNERS_REMEMBERED]
 
     def _hear_displaced(self, waiting: Group, known: Seat, seat: Seat) -> Observation:
         """The owner whom a claim displaced speaks. Whom others still accuse they do not hear: then the claim stands."""
@@ -142,6 +134,7 @@ class Membership(Groups):
 
     def _restore(self, group: Group, seat: Seat, now: float) -> None:
         """The owner of before a claim is alive: the stage is its own again, and the claim's incarnation is spent."""
+        self.raise_incarnation(seat.stage, self.known_incarnation(seat.stage))
         seat.status, seat.heard = Status.ALIVE, now
         self.groups[seat.stage] = group
 
@@ -154,6 +147,7 @@ class Membership(Groups):
 
     def _void(self, known: Seat | None, seat: Seat) -> Observation:
         """The peer says that this tenure or claim of its own is no more. Nobody else's is touched."""
+        self.raise_incarnation(seat.stage, seat.incarnation)
         if known is None:
             return Observation.KNOWN
         if known.state == "recovering":
@@ -167,7 +161,7 @@ class Membership(Groups):
     def _advance(self, group: Group, known: Seat, seat: Seat) -> Observation:
         if known.state == "recovering" and seat.state == "serving":
             known.state, group.displaced = "serving", None
-            self.former_owners.note(known)
+            self._remember(known)
             return Observation.SERVING
         return Observation.KNOWN
 
@@ -188,6 +182,7 @@ class Membership(Groups):
         seat.status, seat.died_at = Status.DEAD, now
         displaced = self.groups[seat.stage].displaced
         if seat.state == "recovering" and displaced is not None:
+            self.raise_incarnation(seat.stage, seat.incarnation)
             for waiting in displaced.members:
                 waiting.heard = now
             self.groups[seat.stage] = displaced
@@ -197,6 +192,7 @@ class Membership(Groups):
 
         True if that changed the view. Its predecessor may live: then its next word revives it.
         """
+        self.raise_incarnation(stage, incarnation)
         group = self.groups.get(stage)
         if group is None or group.member(peer, incarnation) is None or not group.is_claim:
             return False
@@ -207,6 +203,7 @@ class Membership(Groups):
 
     def give_up(self, stage: int) -> None:
         """Our own tenure of the stage is over, and we know of no other."""
+        self.raise_incarnation(stage, self.known_incarnation(stage))
         self.groups.pop(stage, None)
 
     def forget_deaths(self) -> None:

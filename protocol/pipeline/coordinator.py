@@ -6,15 +6,14 @@ the stages. A death costs the microbatches in flight, not the step. Its edge hos
 
 from __future__ import annotations
 
-from understudy.protocol.ids import DRIVER_STAGE, PeerId
-from understudy.protocol.membership.authority import is_vouched
+from understudy.protocol.ids import DRIVER_STAGE
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.culprits import why_no_loss
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.ledger import StepLedger
 from understudy.protocol.pipeline.progress import ProgressReport
 from understudy.protocol.pipeline.window import Window
-from understudy.protocol.wire.messages import Commit, CommitAck
+from understudy.protocol.wire.messages import Commit
 
 
 class Coordinator:
@@ -25,16 +24,12 @@ class Coordinator:
         edge.coordinator = self
         self._ledger = self._open_step()
         self._first_step = edge.step
-        self._unacknowledged: set[int] = set(self._block_stages) if self._first_step > 1 else set()
-        """Of the last commit; of a new driver that is the one it began with, as its predecessor's word may be lost."""
-        self._may_be_over: dict[int, PeerId] = {}
-        """Who said that a driver of before may have decided our first step, as far as its stage is concerned."""
+        self._unacknowledged: set[int] = set()
         self._waiting_for: list[int] | None = None
         self._window = Window(state.manifest)
         self._is_disturbed = True
         """Something is in this step's duration that the next one's lacks; the first step has all beginnings."""
-        self._step_began = state.now
-        self._commit_sent = float("-inf")
+        self._step_began = self._commit_sent = state.now
         self._progress = ProgressReport(state)
 
     def _open_step(self) -> StepLedger:
@@ -135,18 +130,9 @@ class Coordinator:
         for stage in sorted(self._unacknowledged):
             self._state.send_to_stage(stage, Commit(self._state.incarnation, self._ledger.step - 1))
 
-    def on_acknowledged(self, message: CommitAck) -> None:
-        """A stage applied a step, and says whether the next may be over."""
-        owner = self._state.membership.serving_peer(message.stage)
-        if owner is not None and message.may_be_over and message.step + 1 == self._first_step:
-            self._may_be_over[message.stage] = owner
-        if message.step >= self._ledger.step - 1:
-            self._unacknowledged.discard(message.stage)
-        self.on_stage_step(message.stage, message.step)
-
     def on_stage_step(self, stage: int, step: int) -> None:
-        """A stage says which step it committed last: that is an answer, but to our first word it takes a whole one."""
-        if step >= self._ledger.step - 1 and self._ledger.step > self._first_step:
+        """A stage says which step it committed last."""
+        if step >= self._ledger.step - 1:
             self._unacknowledged.discard(stage)
         self.take_over(step)
 
@@ -157,29 +143,13 @@ class Coordinator:
                 if seat.stage != DRIVER_STAGE:
                     self.take_over(seat.step)
 
-    def take_over(self, step: int, *, is_decided: bool = False) -> None:
-        """A driver before us decided our step, and a stage knows of it: take it over, however far we are with it.
+    def take_over(self, step: int) -> None:
+        """Our predecessor decided our first step, and a stage knows of it: take it over, however far we are with it.
 
         What we counted of it is applied, the head's sum and the embedding's each for what it is. The stage
         that knows works on no microbatch of this step any more, so doing it again would never end. The run's
         first S0 has no predecessor: what is ahead of it belongs to a rival, after a split.
-
-        ``is_decided``: it was our predecessor itself who said so.
         """
-        is_due = self._state.incarnation > 1 and step == self._ledger.step
-        if is_due and (is_decided or self._may_have_been_decided(step)):
+        if self._state.incarnation > 1 and step == self._ledger.step == self._first_step:
             self._close_step()
             self.advance()
-
-    def _may_have_been_decided(self, step: int) -> bool:
-        """Two stages say so; or one, and no other speaks against it: had it been decided, all had counted all of it.
-
-        Our predecessor's last word may come late, when we are beyond our first step; then two have to say so.
-        """
-        seats = [seat for seat in self._state.membership.seats() if seat.stage != DRIVER_STAGE]
-        sayers = {seat.stage for seat in seats if seat.step >= step}
-        if is_vouched(sayers, len(self._block_stages)):
-            return True
-        silent = [seat for seat in seats if seat.is_serving and seat.stage not in sayers]
-        is_first = step == self._first_step
-        return is_first and bool(sayers) and all(self._may_be_over.get(seat.stage) == seat.peer for seat in silent)

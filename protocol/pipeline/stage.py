@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from understudy.protocol.actions import Discard, Read, Run
+from understudy.protocol.actions import Discard, Run
 from understudy.protocol.events import JobDone, SendFailed
 from understudy.protocol.ids import DRIVER_STAGE, Microbatch, PeerId
 from understudy.protocol.jobs import ApplyJob, BackwardJob, ForwardJob, Job, Payload
-from understudy.protocol.membership.authority import is_vouched
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.dropping import dropped
-from understudy.protocol.pipeline.early import EarlyArrivals
 from understudy.protocol.pipeline.host import Host
 from understudy.protocol.pipeline.ledger import Phase, StageLedger
 from understudy.protocol.pipeline.numbers import Spoilt
@@ -24,7 +22,6 @@ from understudy.protocol.pipeline.paths import joined
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.routing import following, preceding
 from understudy.protocol.wire.messages import Backward, Commit, CommitAck, Forward
-from understudy.protocol.wire.records import stage_key
 from understudy.protocol.wire.watching import Here, NotFinite, Place, Where
 
 PLACES: dict[Phase, Place] = {
@@ -43,7 +40,6 @@ class BlockStage(Host):
         super().__init__(state, queue, observers)
         self._ledger = StageLedger(state.committed + 1, state.manifest.step.microbatches)
         self._first_step = self._ledger.step
-        self._early = EarlyArrivals(state.manifest.window)
 
     @property
     def has_counted_all(self) -> bool:
@@ -65,34 +61,9 @@ class BlockStage(Host):
     # --- messages ---
 
     def on_forward(self, message: Forward, payload: Payload) -> None:
-        """An activation, due if its driver is the S0 that we know and its step is ours; else it waits for that."""
-        driver = self._state.membership.served_incarnation(DRIVER_STAGE)
-        if message.attempt.driver_incarnation > driver:
-            if self._early.keep(message, payload):
-                self._state.act(Read((stage_key(DRIVER_STAGE),)))
-        elif message.step == self._ledger.step + 1 and not self._ledger.is_outdated(message.attempt.driver_incarnation):
-            self._early.keep(message, payload)
-            if message.stage == DRIVER_STAGE or self._is_said(self._ledger.step):
-                self._reach(message.step)
-        elif message.attempt.driver_incarnation == driver:
-            self._take(message, payload)
-
-    def _is_said(self, step: int) -> bool:
-        """Enough of the other owners say that they committed this step."""
-        ahead, others = self._state.membership.beyond(self._state.stage, step)
-        return is_vouched(ahead, others)
-
-    def _take_early(self) -> None:
-        """What waited may be due now."""
-        for message, payload in self._early.take():
-            self.on_forward(message, payload)
-
-    def owner_changed(self, stage: int) -> None:
-        super().owner_changed(stage)
-        if stage == DRIVER_STAGE:
-            self._take_early()
-
-    def _take(self, message: Forward, payload: Payload) -> None:
+        if self._ledger.is_outdated(message.attempt.driver_incarnation):
+            return
+        self._reach(message.step)
         if message.step == self._state.committed:
             self._tell_driver()
         outdated = self._ledger.outdated_by(message.index, message.attempt)
@@ -143,32 +114,23 @@ class BlockStage(Host):
             self._acknowledge(peer)
 
     def on_neighbour_step(self, step: int) -> None:
-        """An owner committed ``step``: if others say so and all our microbatches are counted, it reached us late.
-
-        The last step closes on one word once nobody drives: if it is a lie it changes nothing that S0 would not.
-        """
-        is_last = step == self._state.manifest.step.total_steps
-        is_end = is_last and not self._state.membership.is_serving(DRIVER_STAGE)
-        if step == self._ledger.step and self._ledger.is_full and (is_end or self._is_said(step)):
+        """A neighbour committed ``step``: if all our microbatches are counted, the commit reached us late."""
+        if step == self._ledger.step and self._ledger.is_full:
             self._reach(step + 1)
 
-    def on_end(self, last_step: int, *, is_doubtful: bool) -> None:
-        """The driver left with the last step decided: no commit comes any more, and what we counted of it is all.
-
-        ``is_doubtful``: unless we did not count everything, as another driver may have come.
-        """
-        if last_step == self._ledger.step and (self._ledger.is_full or not is_doubtful):
+    def on_end(self, last_step: int) -> None:
+        """The driver left with the last step decided: no commit comes any more, and what we counted of it is all."""
+        if last_step == self._ledger.step:
             self._reach(last_step + 1)
 
     def _reach(self, step: int) -> None:
-        """Close the step before this one, if that is ours: no stage can be two steps behind."""
+        """A message of step s + 1 implies that s is committed. No stage can be two steps behind."""
         if step != self._ledger.step + 1 or not self.can_close:
             return
         closing = self._ledger.step
         counted = self._ledger.advance()
         self.io.forget_before(self._ledger.step)
         self._close(ApplyJob(closing, counted))
-        self._take_early()
         self.pump()
 
     def _tell_driver(self) -> None:
@@ -178,9 +140,7 @@ class BlockStage(Host):
             self._acknowledge(driver)
 
     def _acknowledge(self, driver: PeerId) -> None:
-        committed = self._state.committed
-        may_be_over = self.can_close or self._ledger.step > committed + 1
-        self._state.send(driver, CommitAck(self._state.stage, self._state.incarnation, committed, may_be_over))
+        self._state.send(driver, CommitAck(self._state.stage, self._state.incarnation, self._state.committed))
 
     # --- work ---
 

@@ -26,14 +26,7 @@ from understudy.protocol.recovery.claimant import Claimant
 from understudy.protocol.recovery.ladder import Plan
 from understudy.protocol.recovery.owned_stage import OwnedStage
 from understudy.protocol.recovery.roles import Role, role_of
-from understudy.protocol.recovery.run_end import (
-    Ending,
-    close_last_step,
-    is_beaten_to,
-    is_dispensable,
-    is_drivers,
-    store_last_word,
-)
+from understudy.protocol.recovery.run_end import close_last_step, is_beaten_to, is_dispensable, store_last_word
 from understudy.protocol.recovery.spare import SparePolicy
 from understudy.protocol.wire.messages import (
     Announce,
@@ -58,7 +51,6 @@ class Lifecycle(Consequences):
         self._is_known_spare = False
         self.claimant = Claimant(state, SparePolicy(state, self._capacity, None))
         self._owned: OwnedStage | None = None
-        self._ending = Ending(state)
 
     @property
     def host(self) -> BlockStage | EdgeHost | None:
@@ -303,32 +295,14 @@ class Lifecycle(Consequences):
         self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
 
     def finish_if_done(self) -> None:
-        """Leave if the run is over, and nobody needs us."""
         owned = self._owned
         if owned is not None and not owned.is_wanted and is_dispensable(self._state, owned.coordinator):
             self.leave("done")
-        elif not self._state.is_stopped and self._ending.is_believed() and self._is_left_out():
-            self._end_run()
 
-    def _is_left_out(self) -> bool:
-        """Nothing that may still come will bring us to the run's end."""
-        if self._state.tenure is None:
-            return True
-        end = self._ending.last_word
-        is_beaten = self.host is not None and end is not None and is_beaten_to(self._state, self.host, end)
-        return not self._state.membership.is_serving(DRIVER_STAGE) or self._is_alone or is_beaten
-
-    def _end_run(self, *, is_decided: bool = False) -> None:
-        """The last step is committed. We apply it if only its commit is missing, and leave if enough others say so.
-
-        ``is_decided``: the driver that we know says so itself. Else another may have claimed S0 since.
-        """
-        host, end = self.host, self._ending.last_word
-        known = self._state.membership.known_incarnation(DRIVER_STAGE)
-        is_doubtful = not is_decided and end is not None and end.incarnation < known
-        if isinstance(host, BlockStage) and close_last_step(self._state, host, is_doubtful=is_doubtful):
-            return
-        if self._ending.is_believed():
+    def end_run(self, *, is_doubtful: bool = False) -> None:
+        """The last step is committed and the driver is gone. We apply it if only its commit is missing, and leave."""
+        host = None if self._state.is_stopped else self.host
+        if not (isinstance(host, BlockStage) and close_last_step(self._state, host, is_doubtful=is_doubtful)):
             self.leave("done")
 
     def leave(self, reason: Literal["done", "asked", "failed"]) -> None:
@@ -349,24 +323,17 @@ class Lifecycle(Consequences):
         self._state.emit("peer.left", reason=reason)
         self._state.act(Stop(reason, self._state.failure or ""))
 
-    def driver_left(self) -> None:
-        """The driver said goodbye with the last step committed."""
-        if not self._state.is_stopped and self._state.tenure is not None:
-            self._end_run(is_decided=True)
-
-    def note_end(self, end: ProgressRecord) -> None:
-        """Somebody says that the last step is committed: a driver before us may have decided it, or the one we know."""
-        self._ending.note(end)
-        is_decided = is_drivers(self._state, end)
+    def take_over_end(self, end: ProgressRecord) -> None:
+        """A driver before us decided the last step, and perhaps nobody is left who heard of it but the DHT."""
         if self.coordinator is not None and end.incarnation < self._state.incarnation:
-            self.coordinator.take_over(end.step, is_decided=is_decided or self._ending.is_believed())
-        elif is_decided and end.peer != self._state.me and self._is_left_out():
-            self._end_run(is_decided=end.incarnation == self._state.membership.known_incarnation(DRIVER_STAGE))
-        if not self._state.is_stopped:
-            self.finish_if_done()
+            self.coordinator.take_over(end.step)
+
+    def is_beaten_to(self, end: ProgressRecord) -> bool:
+        """Another driver decided the last step, and no word that may still be on its way will bring us there."""
+        return self.host is not None and is_beaten_to(self._state, self.host, end)
 
     @property
-    def _is_alone(self) -> bool:
+    def is_alone(self) -> bool:
         """We drive, but no stage is there to be driven."""
         block_stages = range(1, self._state.manifest.stage_count)
         return self.coordinator is not None and not any(map(self._state.membership.is_present, block_stages))

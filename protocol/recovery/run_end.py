@@ -1,15 +1,12 @@
-"""The end of the run as a node sees it: whether it is over, who may leave, what is still to be closed, the last word.
+"""The end of the run as the owner of a stage sees it: who may leave, what is still to be closed, the last word.
 
-Its last step is decided once, by one driver; but drivers die, words of it are lost, and some are lies. These questions
-are about that. The run is over when its owners committed the last step: what one of them says of it, the driver
-excepted whose decision it is, makes nobody leave who did not commit it too.
+Its last step is decided once, by one driver; but drivers die, and words of it are lost. These questions are about that.
 """
 
 from __future__ import annotations
 
 from understudy.protocol.actions import Store
-from understudy.protocol.ids import DRIVER_STAGE, PeerId
-from understudy.protocol.membership.authority import is_vouched
+from understudy.protocol.ids import DRIVER_STAGE
 from understudy.protocol.membership.seats import Status
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.coordinator import Coordinator
@@ -17,51 +14,6 @@ from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.progress import FINAL_PROGRESS_LIFETIME_S
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.wire.records import ProgressRecord
-
-
-class Ending:
-    """Who says that the last step is committed."""
-
-    def __init__(self, state: NodeState) -> None:
-        self._state = state
-        self._words: dict[PeerId, ProgressRecord] = {}
-        """At most one of each stage's worth of peers, and of as many strangers."""
-
-    def note(self, end: ProgressRecord) -> None:
-        """A record says so."""
-        peer, most = PeerId(end.peer), self._state.manifest.stage_count
-        strangers = [other for other in self._words if not self._state.membership.is_owner(other)]
-        if peer in self._words or self._state.membership.is_owner(peer) or len(strangers) < most:
-            self._words[peer] = end
-
-    @property
-    def last_word(self) -> ProgressRecord | None:
-        """That of the latest driver, among those whose words count."""
-        known = [end for peer, end in self._words.items() if self._state.membership.is_owner(peer)]
-        return max(known or self._words.values(), key=lambda end: end.incarnation, default=None)
-
-    def is_believed(self) -> bool:
-        """Two owners say so, or all who are left; or as many peers as are most of the stages, whoever they are: who was
-        cut off for long knows no owner any more.
-        """
-        membership, total = self._state.membership, self._state.manifest.step.total_steps
-        if total == 0:
-            return False
-        said = {seat.peer for seat in membership.seats() if seat.step >= total} | set(self._words)
-        said.discard(self._state.me)
-        owners = {peer for peer in said if membership.is_owner(peer)}
-        present = {seat.peer for seat in membership.seats() if seat.is_present} - {self._state.me}
-        is_last = bool(owners) and present <= owners
-        is_of_most = len(said) > self._state.manifest.stage_count // 2
-        return is_last or is_of_most or is_vouched(owners, self._state.manifest.stage_count - 1)
-
-
-def is_drivers(state: NodeState, end: ProgressRecord) -> bool:
-    """It is the word of somebody whom we know, or knew, to drive under this incarnation."""
-    peer, membership = PeerId(end.peer), state.membership
-    seat = membership.seat(DRIVER_STAGE)
-    is_current = seat is not None and seat.is_tenure(peer, end.incarnation)
-    return is_current or membership.former_owners.served_under(DRIVER_STAGE, peer, end.incarnation)
 
 
 def is_dispensable(state: NodeState, coordinator: Coordinator | None) -> bool:
@@ -92,7 +44,8 @@ def close_last_step(state: NodeState, host: BlockStage, *, is_doubtful: bool) ->
     may still be on its way, as long as we have company.
     """
     total = state.manifest.step.total_steps
-    host.on_end(total, is_doubtful=is_doubtful)
+    close = host.on_neighbour_step if is_doubtful else host.on_end
+    close(total)
     return host.step > total or (is_doubtful and _has_company(state) and host.step == total)
 
 

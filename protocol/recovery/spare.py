@@ -21,8 +21,6 @@ PASSED_OVER_S = 600.0
 PASSED_OVER_MAX = 1024
 REFUSAL_PAUSE_S = 0.5
 """After a refusal we look again before we claim the same stage: for so long, and up to a second more."""
-RUMOUR_S = 5.0
-"""When the first owner says that the run is over, the others have so long to say so too, before we take its stage."""
 
 
 class SparePolicy:
@@ -38,7 +36,6 @@ class SparePolicy:
         self._refused_until: dict[int, float] = {}
         self._passed_over: dict[PeerId, float] = {}
         """Spares that had their turn and did not take it -> until when that counts."""
-        self._end_heard_at: float | None = None
         self.look_again()
 
     def my_record(self) -> SpareRecord:
@@ -101,7 +98,7 @@ class SparePolicy:
 
     def choose(self) -> tuple[int, str] | None:
         """The stage to claim now, and why."""
-        if not self.has_looked_around or self._state.orphans or self._is_end_rumoured():
+        if not self.has_looked_around or self._state.orphans:
             return None
         membership = self._state.membership
         holes = self._holes()
@@ -111,15 +108,6 @@ class SparePolicy:
             return (self._wanted_stage, reasons.ASKED_FOR) if self._wanted_stage in allowed else None
         self._wanted_stage = None
         return self._choose_needed(allowed)
-
-    def _is_end_rumoured(self) -> bool:
-        """An owner said a moment ago that the last step is committed. One alone may lie."""
-        total, progress, now = self._state.manifest.step.total_steps, self._state.progress, self._state.now
-        steps = [seat.step for seat in self._state.membership.seats()] + ([progress.step] if progress else [])
-        if total == 0 or max(steps, default=0) < total:
-            return False
-        self._end_heard_at = now if self._end_heard_at is None else self._end_heard_at
-        return now - self._end_heard_at < RUMOUR_S
 
     def _choose_needed(self, holes: list[int]) -> tuple[int, str] | None:
         if not holes:

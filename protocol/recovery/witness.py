@@ -196,8 +196,7 @@ class Witness:
         if self._is_recognised(peer, claim.stage, claim.incarnation):  # we heard of it: others recognised it
             voted, _ = self._votes.get(claim.stage, (0, peer))
             return "superseded" if voted >= claim.incarnation else None
-        is_next = known < claim.incarnation <= known + INCARNATION_LEAP_MAX
-        if not is_next or not self._state.membership.may_rise(claim.stage, claim.incarnation):
+        if not known < claim.incarnation <= known + INCARNATION_LEAP_MAX:
             return "superseded"
         if seat is not None and seat.is_present and seat.peer != peer:  # its own earlier claim it gives up by this one
             return "owner alive"

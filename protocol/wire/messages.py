@@ -161,7 +161,6 @@ class CommitAck(Message, frozen=True, tag="commit_ack"):
     stage: StageNumber
     incarnation: Incarnation
     step: StepNumber
-    may_be_over: bool = False  # a driver of before may have decided the next: all of it was here, or we joined in it
 
 
 class Dropped(Message, frozen=True, tag="dropped"):
@@ -196,7 +195,8 @@ class EdgeCopyKept(Message, frozen=True, tag="edge_copy_kept"):
 class LeaseRequest(Message, frozen=True, tag="hold"):
     """From an exporter to the owner of this tenure: hold your weights as they are after ``step`` for me.
 
-    Said again it renews the lease; an owner whose holder falls silent lets go by itself."""
+    Said again it renews the lease; an owner whose holder falls silent lets go by itself.
+    """
 
     stage: StageNumber
     incarnation: Incarnation

@@ -57,6 +57,7 @@ def test_what_failed_once_when_hindered_does_not_fail_again(method: str, seed: i
 # --- an old driver's last word ---
 
 LAST_WORD = Path(__file__).parents[1] / "scenarios" / "late_last_word.txt"
+TAKE_OVER = Coordinator.take_over
 
 
 def played() -> list[tuple[str, int]]:
@@ -71,18 +72,24 @@ def believe_every_driver(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StageLedger, "is_outdated", lambda ledger, incarnation: False)
 
 
-def take_over_nothing(coordinator: Coordinator, step: int, *, is_decided: bool = False) -> None:
-    pass
+def take_over_only_untouched(coordinator: Coordinator, step: int) -> None:
+    if not coordinator._edge.ledger.losses:
+        TAKE_OVER(coordinator, step)
 
 
 def break_all(patch: pytest.MonkeyPatch) -> None:
     believe_every_driver(patch)
-    patch.setattr(Coordinator, "take_over", take_over_nothing)
+    patch.setattr(Coordinator, "take_over", take_over_only_untouched)
     patch.setattr(Lifecycle, "yield_if_apart", lambda lifecycle: None)
 
 
-def test_the_new_driver_takes_over_what_an_old_drivers_last_word_closed() -> None:
-    """S2 knows of no other S0, and closes the step; all others say that they counted all of it."""
+def test_an_old_drivers_last_word_closes_nothing_that_is_done_again() -> None:
+    assert ("spare-0", 3) in played()
+
+
+def test_without_that_guard_the_new_driver_catches_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of its losses are in then: what head and embedding counted differs, and each is divided by its own."""
+    believe_every_driver(monkeypatch)
     assert played()[3:] == [("spare-0", 4), ("spare-0", 5)]
 
 

@@ -104,26 +104,23 @@ LAYERS: dict[str, set[str]] = {
     # Whom the view of the swarm consists of, and what follows from it: pure, so the shared board may hold it.
     "membership/placement": {"ids", "wire"},
     "membership/seats": {"ids", "membership/placement", "wire"},
-    "membership/authority": {"ids", "manifest", "membership/seats"},
-    "membership/groups": {"ids", "manifest", "membership/authority", "membership/placement", "membership/seats"},
-    "membership/view": {
-        "ids", "manifest", "membership/authority", "membership/groups", "membership/placement", "membership/seats",
-    },
+    "membership/groups": {"ids", "membership/placement", "membership/seats"},
+    "membership/view": {"ids", "manifest", "membership/groups", "membership/placement", "membership/seats"},
     # The shared board of one node: all parts below read and write it.
     "node_state": {
         "actions", "errors", "ids", "jobs", "manifest", "membership/seats", "membership/view", "pace", "routing",
         "text_check", "wire",
     },
     "membership": {
-        "actions", "errors", "ids", "membership/authority", "membership/groups", "membership/placement",
-        "membership/seats", "node_state", "wire",
+        "actions", "errors", "ids", "membership/groups", "membership/placement", "membership/seats", "node_state",
+        "wire",
     },
     # A stage's jobs and the steps that others may follow: all that an export has to know of training.
     "pipeline/observer": set(),
     "pipeline/queue": {"ids", "jobs"},
     "pipeline": {
-        "actions", "errors", "events", "ids", "jobs", "manifest", "membership/authority", "node_state",
-        "pipeline/observer", "pipeline/queue", "routing", "wire",
+        "actions", "errors", "events", "ids", "jobs", "manifest", "node_state", "pipeline/observer", "pipeline/queue",
+        "routing", "wire",
     },
     "export": {
         "actions", "errors", "events", "ids", "jobs", "manifest", "membership/placement", "node_state",
@@ -131,9 +128,8 @@ LAYERS: dict[str, set[str]] = {
     },
     # Builds a stage, so it knows the hosts, and who observes their steps: exports are one of them.
     "recovery": {
-        "actions", "errors", "events", "export", "ids", "jobs", "manifest", "membership", "membership/authority",
-        "membership/placement", "membership/seats", "node_state", "pipeline", "pipeline/observer", "pipeline/queue",
-        "routing", "wire",
+        "actions", "errors", "events", "export", "ids", "jobs", "manifest", "membership", "membership/placement",
+        "membership/seats", "node_state", "pipeline", "pipeline/observer", "pipeline/queue", "routing", "wire",
     },
     # Asserted after every event: it looks into all parts, and no part knows of it.
     "invariants": {

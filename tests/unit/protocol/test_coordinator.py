@@ -19,7 +19,7 @@ from understudy.protocol.pipeline.coordinator import Coordinator
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.pipeline.window import Window
-from understudy.protocol.wire.messages import Backward, Commit, CommitAck, Dropped, Forward
+from understudy.protocol.wire.messages import Backward, Commit, Dropped, Forward
 
 ME = PeerId("me")
 RUN = RunManifest(name="driven", model=ModelSettings(block_stages=2), step=StepSettings(microbatches=1))
@@ -234,10 +234,6 @@ def test_a_new_driver_takes_over_a_decided_step_however_far_it_is_with_it(is_cou
     if is_counted:
         swarm.go_out()
         swarm._finish(LossJob)
-    swarm.state.membership.groups[2].first.step = 1
-    swarm.coordinator.on_stage_step(2, 1)
-    assert applied(swarm) == [], "S1 may know better"
-    swarm.coordinator.on_acknowledged(CommitAck(1, 1, 0, True))
     swarm.coordinator.on_stage_step(2, 1)
     assert applied(swarm) == [ApplyJob(1, 0, head)]
     assert swarm.edge.step == 2
@@ -246,15 +242,11 @@ def test_a_new_driver_takes_over_a_decided_step_however_far_it_is_with_it(is_cou
     assert swarm.edge.step == 2, "once"
 
 
-@pytest.mark.parametrize(("sayers", "step"), [((1,), 2), ((1, 2), 3)])
-def test_that_a_later_step_was_decided_by_another_takes_two_to_say(sayers: tuple[int, ...], step: int) -> None:
-    """The last word of the driver before may come late, to stages that do not know of the new one yet."""
+def test_only_a_drivers_first_step_can_have_been_decided_by_another() -> None:
     swarm = Swarm(incarnation=2)
     swarm.step()
-    for stage in sayers:
-        swarm.state.membership.groups[stage].first.step = 2
-        swarm.coordinator.on_acknowledged(CommitAck(stage, 1, 2))
-    assert swarm.edge.step == step
+    swarm.coordinator.on_stage_step(1, 2)
+    assert swarm.edge.step == 2
 
 
 def test_the_first_driver_has_no_predecessor_to_take_over_from() -> None:
@@ -266,7 +258,6 @@ def test_the_first_driver_has_no_predecessor_to_take_over_from() -> None:
 
 def test_a_new_driver_takes_over_what_the_record_of_a_stage_that_left_says() -> None:
     swarm = Swarm(incarnation=2)
-    swarm.coordinator.on_acknowledged(CommitAck(1, 1, 0, True))
     swarm.state.membership.groups[2].first.step = 1
     swarm.set_status(Status.ALIVE)
     assert swarm.edge.step == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from understudy.protocol.ids import PeerId
-from understudy.protocol.manifest import TimingSettings
 from understudy.protocol.membership.groups import Group, Groups
 from understudy.protocol.membership.seats import Seat, Status
 
@@ -17,13 +16,13 @@ def seat(peer: PeerId, status: Status = Status.ALIVE, step: int = 5, state: str 
 
 
 def groups(*members: Seat) -> Groups:
-    view = Groups(5, TimingSettings())
+    view = Groups(5)
     view.groups[2] = Group(list(members))
     return view
 
 
 def test_a_stage_without_a_group_has_nobody() -> None:
-    view = Groups(5, TimingSettings())
+    view = Groups(5)
     assert (view.seat(2), view.serving_peers(2), view.is_present(2), view.known_incarnation(2)) == (None, [], False, 0)
     assert view.missing([2]) == [2]
 
