@@ -15,6 +15,7 @@ from tests.sim.simulation import Simulation, build, replace_settings, small_mani
 from understudy.protocol.events import MessageReceived, SendFailed
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.stage import BlockStage
+from understudy.protocol.pipeline.standstill import FLOOR_FACTOR
 from understudy.protocol.wire.messages import Backward, DataMessage, Forward
 
 NOTICED_S = 0.05
@@ -122,10 +123,10 @@ def test_no_schedule_with_known_losses_breaks_an_invariant(method: str) -> None:
 
 
 @pytest.mark.parametrize(("host", "stage"), [(BlockStage, 2), (EdgeHost, 0)])
-def test_without_a_word_of_the_loss_a_step_waits_for_its_deadline(
+def test_without_a_word_of_the_loss_a_step_waits_until_s0_asks(
     host: type[BlockStage | EdgeHost], stage: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host, "on_send_failed", lambda host, event: None)
     wanted = (stage, 2, 1)
     simulation = play(LosesOnce, wanted=lambda message: (message.stage, message.step, message.index) == wanted)
-    assert step_seconds(simulation, 2) > DEADLINE_S
+    assert step_seconds(simulation, 2) > FLOOR_FACTOR * simulation.manifest.timing.dead_after_s

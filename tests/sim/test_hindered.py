@@ -126,8 +126,12 @@ def standstill_s(simulation: Simulation) -> float:
     return next(line.time for line in simulation.named("step.committed") if line.time > began.time) - began.time
 
 
+AHEAD_OF_ALL_VOTERS = (41, 48)
+"""Seeds whose new S0 is recognised by owners who are all a step behind: their grants do not tell it."""
+
+
 def test_a_stage_that_is_asked_to_do_a_step_again_says_that_it_is_over() -> None:
-    for seed in range(8):
+    for seed in (*range(8), *AHEAD_OF_ALL_VOTERS):
         simulation = known_in_the_middle(seed)
         assert [line.fields["step"] for line in simulation.named("step.committed")] == [1, 2, 3, 4, 5]
         assert standstill_s(simulation) < 1.0
@@ -141,7 +145,7 @@ def test_without_that_word_its_record_tells_it_seconds_later(monkeypatch: pytest
             tell(stage)
 
     monkeypatch.setattr(BlockStage, "_tell_driver", tell_when_applied)
-    assert max(standstill_s(known_in_the_middle(seed)) for seed in range(8)) > 2.0
+    assert min(standstill_s(known_in_the_middle(seed)) for seed in AHEAD_OF_ALL_VOTERS) > 2.0
 
 
 def for_all(story: Callable[[int], Simulation]) -> None:
