@@ -76,7 +76,13 @@ class LonelySwarm:
     is_stuck: bool = False
     callbacks: dict[str, StreamCallback] = field(default_factory=dict)
 
+    def is_observer(self, peer: PeerId) -> bool:
+        return False
+
     async def watch_daemon(self) -> None:
+        await asyncio.Event().wait()
+
+    async def keep_door(self) -> None:
         await asyncio.Event().wait()
 
     async def serve_streams(self, protocol: str, callback: StreamCallback) -> None:

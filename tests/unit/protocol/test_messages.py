@@ -45,6 +45,7 @@ from understudy.protocol.wire.messages import (
     Withdraw,
 )
 from understudy.protocol.wire.tensors import TensorHeader, TensorSpec
+from understudy.protocol.wire.watching import Here, NotFinite, Where
 
 SPEC = TensorSpec("weight", "float32", (2, 3), "0" * 64)
 ONE_OF_EACH: tuple[AnyMessage, ...] = (
@@ -67,6 +68,9 @@ ONE_OF_EACH: tuple[AnyMessage, ...] = (
     LeaseRequest(1, 2, 3),
     LeaseStatus(1, 2, 3, "held", 4, 100, "digest"),
     LeaseRelease(3),
+    Where(5, 0, Attempt(1, 2)),
+    Here(2, 3, 5, 0, Attempt(1, 2), "forwarded"),
+    NotFinite(2, 3, 5, 0, True),
     Forward(1, 2, Attempt(1, 0), 0, 1),
     Backward(1, 2, Attempt(1, 0), 4, 1),
     FetchRequest(2, 3, "digest", 100),
@@ -140,7 +144,7 @@ def test_data_messages_name_their_microbatch() -> None:
         Heartbeat(0, 1, "serving", 1.5),  # type: ignore[arg-type]
         Fenced(0, 1, "", 0),
         Fenced(0, 1, "p" * 129, 0),
-        Claim(1, 1, (0, 1, 2, 3, 4)),
+        Claim(1, 1, tuple(range(9))),
         Refusal(1, 1, 1, "because"),  # type: ignore[arg-type]
         Grant(1, 1, 1, (Donation("stage", 1, 1, 1.0, -1, ""),)),
         Grant(1, 1, 1, (Donation("stage", 1, 1, 1.0, 2**51, ""),)),

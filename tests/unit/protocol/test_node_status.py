@@ -97,14 +97,14 @@ def plan() -> Plan:
 @pytest.mark.parametrize(
     ("phase", "doing"),
     [
-        (ClaimPhase.ASKING, "asking S1 to vouch"),
+        (ClaimPhase.ASKING, "asking the owners to vouch: 1 of 3 do"),
         (ClaimPhase.SETTLING, "waiting for objections"),
         (ClaimPhase.FETCHING, "fetching weights of S1 and S3"),
         (ClaimPhase.BUILDING, "building the stage"),
     ],
 )
 def test_a_claimant_says_what_it_is_at(phase: ClaimPhase, doing: str) -> None:
-    claim = OpenClaim(2, 4, "S2 was lost", 9.0, phase, 9.0, asked=1, plan=plan())
+    claim = OpenClaim(2, 4, "S2 was lost", 9.0, phase, 9.0, plan=plan(), needed=3, votes={1: PeerId("P1")})
     view = seen(state_of(0, 1, 3, 4), claim)
     assert (view.role, view.stage, view.incarnation, view.doing) == ("claimant", 2, 4, doing)
 
@@ -112,7 +112,7 @@ def test_a_claimant_says_what_it_is_at(phase: ClaimPhase, doing: str) -> None:
 def test_a_claimant_of_a_stage_with_initial_weights_fetches_them_from_the_founder() -> None:
     founder = Source(NO_STAGE, PeerId("founder"), Donation("initial", 2, 0, 0.0, 8, "d"))
     initial = Plan("initial", "because", 0, (founder,), (1.0,))
-    claim = OpenClaim(2, 1, "S2 was never owned", 9.0, ClaimPhase.FETCHING, 9.0, asked=0, plan=initial)
+    claim = OpenClaim(2, 1, "S2 was never owned", 9.0, ClaimPhase.FETCHING, 9.0, plan=initial)
     assert seen(state_of(0, 1, 3, 4), claim).doing == "fetching weights of the founder"
 
 

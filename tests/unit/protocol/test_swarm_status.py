@@ -7,6 +7,7 @@ import pytest
 
 from understudy.protocol.manifest import ModelSettings, RunManifest, StepSettings
 from understudy.protocol.observe.swarm_status import Posted, SwarmView, keys_of_view, overview
+from understudy.protocol.recovery.quorum import too_few
 from understudy.protocol.wire.records import AnyRecord, OfferRecord, ProgressRecord, SpareRecord, StageRecord
 
 DIGEST = "0" * 64
@@ -39,6 +40,8 @@ def progress(step: int, loss: float | None = 2.5, peer: str = "P0") -> ProgressR
 
 
 SERVED = [fresh(owner(0)), fresh(owner(1)), fresh(owner(2))]
+FIVE = RunManifest(name="seen", model=ModelSettings(block_stages=4), step=StepSettings(total_steps=10))
+"""Two stages may be missing, and a majority is left."""
 
 
 def states(view: SwarmView) -> list[str]:
@@ -112,16 +115,21 @@ def test_a_stage_without_a_record_keeps_the_incarnation_of_its_offers() -> None:
     ],
 )
 def test_what_it_waits_for_is_said_with_what_to_do(missing: list[int], spares: int, waits_for: str) -> None:
-    present = [posted for stage, posted in enumerate(SERVED) if stage not in missing]
-    view = overview(RUN, [*present, *(fresh(SpareRecord(f"S{number}", 1.0)) for number in range(spares))])
+    present = [fresh(owner(stage)) for stage in range(5) if stage not in missing]
+    view = overview(FIVE, [*present, *(fresh(SpareRecord(f"S{number}", 1.0)) for number in range(spares))])
     assert (view.state, view.waits_for, view.holes) == ("waiting", waits_for, tuple(missing))
 
 
 def test_a_recovery_under_way_is_waited_for() -> None:
     recovering = fresh(owner(1, "Q", 2, "recovering"))
     assert overview(RUN, [SERVED[0], recovering, SERVED[2]]).waits_for == "S1 to be recovered"
-    waits_for = overview(RUN, [SERVED[0], recovering]).waits_for
+    waits_for = overview(FIVE, [SERVED[0], recovering, fresh(owner(3)), fresh(owner(4))]).waits_for
     assert waits_for == "S1 to be recovered and an owner of S2 (start 1 more node)"
+
+
+def test_a_majority_that_is_missing_is_said_with_what_would_help() -> None:
+    waits_for = overview(RUN, [SERVED[0], fresh(SpareRecord("S", 1.0))]).waits_for
+    assert waits_for == too_few(1, 3, RUN.recovery.without_majority_after_s)
 
 
 def test_a_peer_that_took_a_stage_or_left_is_no_spare() -> None:
