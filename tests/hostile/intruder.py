@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from understudy.node.admission.door import Door
 from understudy.node.dht import hivemind_dht as boundary
 from understudy.node.dht.config import SwarmConfig
 from understudy.node.dht.p2p_node import P2PNode
@@ -46,7 +47,7 @@ class Intruder:
     @asynccontextmanager
     async def at(cls, join: str, identity: Identity) -> AsyncIterator[Intruder]:
         parsed = parse_join(join)
-        config = SwarmConfig(("/ip4/127.0.0.1/tcp/0",), initial_peers=parsed.addresses)
+        config = SwarmConfig(("/ip4/127.0.0.1/tcp/0",), initial_peers=parsed.addresses, door=Door.for_guest(parsed))
         async with P2PNode.open(config, identity) as p2p:
             yield cls(p2p, parsed)
 
@@ -58,7 +59,8 @@ class Intruder:
         """hivemind's key, subkey and value of the entry, without any check of ours."""
         name = entry.key if entry.key.startswith("/") else f"{self.join.run_id}/{entry.key}"
         key, validator = type(self._node.node_id).generate(name), self.p2p._dht.validator
-        subkey, packed = validator.tagged(entry.subkey), msgspec.msgpack.encode(entry.value)
+        subkey = validator.tagged(entry.subkey)
+        packed = msgspec.msgpack.encode(self.p2p._dht.guard.sealed(entry.value))
         record = boundary.DHTRecord(key.to_bytes(), msgspec.msgpack.encode(subkey), packed, entry.expiration)
         return key, subkey, validator.sign_value(record)
 

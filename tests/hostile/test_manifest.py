@@ -83,7 +83,7 @@ JOINED: dict[str, tuple[Mapping[str, Any], str]] = {
 
 def attack(name: str, settings: Mapping[str, Any], secret: Path) -> bytes:
     """A manifest as a hostile founder writes it: ours, but for what is wanted."""
-    table = msgspec.to_builtins(RunManifest(name=name))
+    table = msgspec.to_builtins(RunManifest(name=name, admission="open"))
     for key, value in settings.items():
         table[key] = {**table.get(key, {}), **value} if isinstance(value, dict) else value
     return msgspec.json.encode(table, order="sorted").replace(b"SECRET", str(secret).encode())
