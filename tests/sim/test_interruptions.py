@@ -27,7 +27,6 @@ from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.placement import Standing, supersedes
 from understudy.protocol.membership.seats import Observation, Seat
 from understudy.protocol.membership.view import Membership
-from understudy.protocol.recovery.lifecycle import Lifecycle
 from understudy.protocol.wire.messages import Fenced
 from understudy.protocol.wire.records import StageRecord, stage_key
 
@@ -193,9 +192,6 @@ BROKEN = {
     ),
     "a higher incarnation wins whatever its step": Blindness(
         "split", (Mutant(membership.__name__, "supersedes", by_incarnation_alone),)
-    ),
-    "who was succeeded at the end waits for ever": Blindness(
-        "split", (Mutant(Lifecycle, "is_beaten_to", lambda lifecycle, end: False),)
     ),
 }
 
