@@ -21,10 +21,8 @@ from tests.sim.simulation import Simulation, build, small_manifest
 from tests.sim.test_seeds import Mutant, run_seed
 from understudy.protocol.events import RecordsRead
 from understudy.protocol.ids import Tenure
-from understudy.protocol.membership import view as membership
 from understudy.protocol.membership.gossip import MembershipGossip
 from understudy.protocol.membership.groups import Group
-from understudy.protocol.membership.placement import Standing, supersedes
 from understudy.protocol.membership.seats import Observation, Seat
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.wire.messages import Fenced
@@ -152,10 +150,6 @@ def test_a_claim_that_comes_too_early_costs_a_second(seed: int) -> None:
 # --- the simulator can see ---
 
 
-def by_incarnation_alone(challenger: Standing, holder: Standing) -> bool:
-    return supersedes(challenger._replace(step=0), holder._replace(step=0))
-
-
 def let_a_claim_displace(view: Membership, group: Group | None, seat: Seat, *, is_direct: bool) -> Observation:
     if group is not None and seat.state == "recovering" and seat.incarnation > group.incarnation:
         view.groups[seat.stage] = Group([seat], group)
@@ -189,9 +183,6 @@ BROKEN = {
             Mutant(Membership, "_hear_displaced", lambda view, waiting, known, seat: Observation.OUTDATED),
             Mutant(MembershipGossip, "_fence", fence_for_a_claim),
         ),
-    ),
-    "a higher incarnation wins whatever its step": Blindness(
-        "split", (Mutant(membership.__name__, "supersedes", by_incarnation_alone),)
     ),
 }
 
