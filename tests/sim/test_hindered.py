@@ -238,19 +238,6 @@ def test_the_simulator_sees_a_broken_guard(guard: str, monkeypatch: pytest.Monke
         for_all(story)
 
 
-def test_the_schedules_find_an_old_drivers_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Among the first hundred of each method there is one that stands still."""
-    break_all(monkeypatch)
-    with pytest.raises(Violation, match="not done"):
-        run_all(range(10_050, 10_150))
-
-
-def run_all(seeds: range) -> None:
-    for seed in seeds:
-        for method in SEEDS:
-            run_seed(seed, method, hindered_schedule)
-
-
 # --- who may fetch copies of S0 ---
 
 
