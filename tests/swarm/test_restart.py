@@ -138,7 +138,11 @@ def assert_taken_back(events: list[Event], strike: Strike, killed_at: float) -> 
     # Not always the next one: of four that start at once two may claim a stage, and a withdrawn incarnation is spent.
     assert claim["incarnation"] == recovered["incarnation"] == again["incarnation"] > held["incarnation"]
     assert {event["peer"] for event in (claim, recovered, again)} == {held["peer"]}
-    assert (recovered["method"], recovered["donors"]) == (strike.method, list(strike.donors))
+    assert recovered["method"] == strike.method
+    if strike.stage == 0:  # each part from whichever keeper has the newest pair
+        assert set(recovered["donors"]) <= set(strike.donors)
+    else:
+        assert recovered["donors"] == list(strike.donors)
     assert recovered["step"] > 0
 
 
