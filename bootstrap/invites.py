@@ -12,7 +12,7 @@ from understudy.node.admission.keys import new_private_key, public_key_of
 from understudy.node.files.atomic import write_atomically
 from understudy.node.files.plain_files import read_plain
 from understudy.node.p2p.identity import Identity
-from understudy.protocol.admission.invite import NEVER, Expiry, Invite, Key, Label, Role, Ticket
+from understudy.protocol.admission.invite import NEVER, Expiry, Invite, Key, Label, Role, Ticket, has_expired
 from understudy.protocol.admission.revocation import REVOKED_MAX, RevocationList, decode_revocations
 from understudy.protocol.errors import RemoteProtocolError, SettingsError
 from understudy.protocol.ids import PeerId
@@ -42,7 +42,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return Ticket(invite, self.private_key, founder.public_key_bytes)
 
     def is_usable(self, revoked: RevocationList, now: float) -> bool:
-        return self.key not in revoked.invites and (self.expires_at == NEVER or now < self.expires_at)
+        return self.key not in revoked.invites and not has_expired(self.expires_at, now)
 
 
 class Book(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -18,7 +18,7 @@ from understudy.bootstrap.invites import (
     with_invite,
 )
 from understudy.bootstrap.seed import Admission
-from understudy.node.admission.door import Door
+from understudy.node.admission.door import Door, date_of
 from understudy.node.dht.config import reader_config
 from understudy.node.dht.p2p_node import P2PNode
 from understudy.node.files.plain_files import read_plain
@@ -67,16 +67,12 @@ def whom_it_admits(ticket: Ticket | None) -> str:
     if ticket is None:
         return "Anyone can join with: understudy node --join '<that line>'."
     invite = ticket.invite
-    ended = "" if invite.expires_at == NEVER else f" until {_date(invite.expires_at)}"
+    ended = "" if invite.expires_at == NEVER else f" until {date_of(invite.expires_at)}"
     if invite.role == "observer":
         return f"Whoever has that line may look and export{ended}, with status and export. Its label: {invite.label}."
     return (
         f"Whoever has that line can join{ended} with: understudy node --join '<that line>'. Its label: {invite.label}."
     )
-
-
-def _date(unix_s: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(unix_s))
 
 
 class Founded:

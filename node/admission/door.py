@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from understudy.node.admission.keys import is_of_key, public_key_of, sign_with
 from understudy.node.p2p.addresses import RUN_ID_DIGEST_CHARS, JoinString
 from understudy.node.p2p.identity import Identity, peer_id_of, verify
-from understudy.protocol.admission.invite import NEVER, Charter, Ticket, membership_bytes
+from understudy.protocol.admission.invite import Charter, Ticket, has_expired, membership_bytes
 from understudy.protocol.admission.membership import Member, Membership, Objection, check_membership, objection
 from understudy.protocol.admission.presence import Presence
 from understudy.protocol.admission.revocation import RevocationList, decode_revocations, newer
@@ -69,8 +69,8 @@ class Door:
             raise SettingsError("the invite in the join string is not signed by the run's founder: ask for it again")
         if public_key_of(ticket.private_key) != ticket.invite.key:
             raise SettingsError("the join string is damaged: its invite and its key do not belong together")
-        if NEVER != ticket.invite.expires_at <= time.time():
-            ended = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(ticket.invite.expires_at))
+        if has_expired(ticket.invite.expires_at, time.time()):
+            ended = date_of(ticket.invite.expires_at)
             raise SettingsError(
                 f"the invite in the join string expired at {ended}: ask the founder for another "
                 "(or set this machine's clock, if it is not later than that)"
@@ -192,6 +192,11 @@ class Door:
         """Why we are out by now, by the founder's word or by our own clock; None: we are not."""
         found = objection(self._own, self.revoked, self._clock()) if self._own is not None else ""
         return SettingsError(_ADVICE[found]) if found else None
+
+
+def date_of(unix_s: int) -> str:
+    """Of an expiry, for people."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(unix_s))
 
 
 def charter_of(digest: str, founder: PeerId, founder_key: bytes) -> Charter:

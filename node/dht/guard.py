@@ -14,20 +14,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-import struct
 from typing import Any
 
 import msgspec
 
 from understudy.node.admission.door import Door
 from understudy.node.dht.signing import owner_in_tag
-from understudy.protocol.admission.membership import MEMBERSHIP_BYTES_MAX, Objection
+from understudy.protocol.admission.membership import (
+    MEMBERSHIP_BYTES_MAX,
+    MEMBERSHIP_LENGTH,
+    Objection,
+    behind_its_length,
+)
 from understudy.protocol.admission.presence import Presence, decode_presence
 from understudy.protocol.errors import RemoteProtocolError, SettingsError
 from understudy.protocol.ids import PeerId
 
-LENGTH = struct.Struct("<H")
-SEAL_BYTES_MAX = LENGTH.size + MEMBERSHIP_BYTES_MAX
+SEAL_BYTES_MAX = MEMBERSHIP_LENGTH.size + MEMBERSHIP_BYTES_MAX
 """What lies in front of a record's value."""
 STORE_REQUEST = "StoreRequest"
 
@@ -93,7 +96,7 @@ class Guard:
 
     def sealed(self, value: bytes) -> bytes:
         """What is stored: the value, with our membership in front of it."""
-        return value if self._door is None else LENGTH.pack(len(self._door.shown)) + self._door.shown + value
+        return value if self._door is None else behind_its_length(self._door.shown) + value
 
     def admits(self, subkey: bytes, packed: bytes) -> bool:
         """Whether a record of this owner may lie in the DHT. ``packed``: its value as hivemind wrote it."""
@@ -105,10 +108,7 @@ class Guard:
     def opened(self, subkey: bytes, packed: bytes) -> bytes | None:
         """The value; None for what is none, or whose owner is out by now."""
         if self._door is None:
-            try:
-                return msgspec.msgpack.decode(packed, type=bytes)
-            except msgspec.DecodeError:
-                return None
+            return _unpacked(packed)
         owner, (membership, value) = owner_in_tag(subkey), _split(packed)
         return None if owner is None or self._door.objection_to(owner, membership) else value
 
@@ -149,11 +149,16 @@ def _check_answer(door: Door, peer: PeerId, presence: Presence) -> None:
 
 def _split(packed: bytes) -> tuple[bytes, bytes | None]:
     """Membership and value; no value if it is malformed."""
+    sealed, size = _unpacked(packed) or b"", MEMBERSHIP_LENGTH.size
+    length = MEMBERSHIP_LENGTH.unpack_from(sealed)[0] if len(sealed) >= size else MEMBERSHIP_BYTES_MAX + 1
+    if length > MEMBERSHIP_BYTES_MAX or size + length > len(sealed):
+        return b"", None
+    return sealed[size : size + length], sealed[size + length :]
+
+
+def _unpacked(packed: bytes) -> bytes | None:
+    """What hivemind packed; None if that was no bytes."""
     try:
-        sealed = msgspec.msgpack.decode(packed, type=bytes)
+        return msgspec.msgpack.decode(packed, type=bytes)
     except msgspec.DecodeError:
-        return b"", None
-    length = LENGTH.unpack_from(sealed)[0] if len(sealed) >= LENGTH.size else MEMBERSHIP_BYTES_MAX + 1
-    if length > MEMBERSHIP_BYTES_MAX or LENGTH.size + length > len(sealed):
-        return b"", None
-    return sealed[LENGTH.size : LENGTH.size + length], sealed[LENGTH.size + length :]
+        return None

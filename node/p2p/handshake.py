@@ -7,14 +7,16 @@ stranger's stream costs nothing but these bytes, and no word of ours reaches a s
 from __future__ import annotations
 
 import asyncio
-import struct
 from typing import Protocol
 
-from understudy.protocol.admission.membership import MEMBERSHIP_BYTES_MAX, Objection
+from understudy.protocol.admission.membership import (
+    MEMBERSHIP_BYTES_MAX,
+    MEMBERSHIP_LENGTH,
+    Objection,
+    behind_its_length,
+)
 from understudy.protocol.errors import NetworkError, RemoteProtocolError
 from understudy.protocol.ids import PeerId
-
-LENGTH = struct.Struct("<H")
 
 
 class Gate(Protocol):
@@ -29,7 +31,7 @@ class Gate(Protocol):
 
 def show(writer: asyncio.StreamWriter, gate: Gate) -> None:
     """Write our membership."""
-    writer.write(LENGTH.pack(len(gate.shown)) + gate.shown)
+    writer.write(behind_its_length(gate.shown))
 
 
 async def check(reader: asyncio.StreamReader, peer: PeerId, gate: Gate) -> None:
@@ -37,7 +39,7 @@ async def check(reader: asyncio.StreamReader, peer: PeerId, gate: Gate) -> None:
 
     Raises `RemoteProtocolError` if it is not let in, and `EOFError` if it shows none.
     """
-    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+    (length,) = MEMBERSHIP_LENGTH.unpack(await reader.readexactly(MEMBERSHIP_LENGTH.size))
     if length > MEMBERSHIP_BYTES_MAX:
         raise RemoteProtocolError(f"peer {peer} shows {length} bytes; at most {MEMBERSHIP_BYTES_MAX} are allowed")
     objection = gate.objection_to(peer, await reader.readexactly(length))

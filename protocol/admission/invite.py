@@ -38,6 +38,12 @@ Label = Annotated[str, Meta(min_length=1, max_length=LABEL_CHARS_MAX, pattern=LA
 Expiry = Annotated[int, Meta(ge=NEVER, le=EXPIRY_MAX_S)]
 FounderSignature = Annotated[bytes, Meta(max_length=SIGNATURE_BYTES_MAX)]
 
+
+def has_expired(expires_at: int, now: float) -> bool:
+    """Both in unix seconds; `NEVER` never comes."""
+    return expires_at != NEVER and expires_at <= now
+
+
 _INVITE, _MEMBERSHIP, _REVOCATIONS = b"understudy invite 1", b"understudy membership 1", b"understudy revocations 1"
 
 

@@ -6,6 +6,7 @@ What depends on nothing but the run, `check_membership` judges, once for each; w
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -18,6 +19,7 @@ from understudy.protocol.admission.invite import (
     Invite,
     Role,
     decode_bounded,
+    has_expired,
     membership_bytes,
 )
 from understudy.protocol.admission.revocation import RevocationList
@@ -25,6 +27,7 @@ from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import PeerId
 
 MEMBERSHIP_BYTES_MAX = 768
+MEMBERSHIP_LENGTH = struct.Struct("<H")
 INVITE_SIGNATURE_BYTES = 64
 
 Objection = Literal["", "stranger", "another run", "expired", "revoked", "observer"]
@@ -39,6 +42,11 @@ class Membership(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self)
+
+
+def behind_its_length(encoded: bytes) -> bytes:
+    """A membership, or none, as it lies in front of something else: of a stream, or of a record."""
+    return MEMBERSHIP_LENGTH.pack(len(encoded)) + encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +80,4 @@ def objection(member: Member, revoked: RevocationList, now: float) -> Objection:
     """Why this member is out by now. ``now``: unix seconds."""
     if member.peer in revoked.peers or member.invite_key in revoked.invites:
         return "revoked"
-    return "expired" if member.expires_at != NEVER and member.expires_at <= now else ""
+    return "expired" if has_expired(member.expires_at, now) else ""

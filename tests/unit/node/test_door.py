@@ -16,10 +16,10 @@ from understudy.bootstrap.invites import make_invite
 from understudy.node.admission.door import Door
 from understudy.node.dht.guard import Guard
 from understudy.node.p2p.addresses import JoinString, parse_join
-from understudy.node.p2p.handshake import LENGTH, check, check_served, show
+from understudy.node.p2p.handshake import check, check_served, show
 from understudy.node.p2p.identity import Identity
 from understudy.protocol.admission.invite import Role
-from understudy.protocol.admission.membership import MEMBERSHIP_BYTES_MAX
+from understudy.protocol.admission.membership import MEMBERSHIP_BYTES_MAX, MEMBERSHIP_LENGTH
 from understudy.protocol.admission.presence import Presence, decode_presence
 from understudy.protocol.admission.revocation import RevocationList
 from understudy.protocol.errors import NetworkError, RemoteProtocolError, SettingsError
@@ -172,12 +172,12 @@ def test_both_sides_of_a_stream_show_that_they_belong() -> None:
         with pytest.raises(RemoteProtocolError, match="stranger"):
             await check(reader_of(shown_by(alice)), BOB, alice)
         with pytest.raises(RemoteProtocolError, match="at most"):
-            await check(reader_of(LENGTH.pack(MEMBERSHIP_BYTES_MAX + 1) + bytes(1000)), ALICE, bob)
+            await check(reader_of(MEMBERSHIP_LENGTH.pack(MEMBERSHIP_BYTES_MAX + 1) + bytes(1000)), ALICE, bob)
         with pytest.raises(EOFError):
             await check(reader_of(shown_by(alice)[:-1]), ALICE, bob)
         writer = MemoryWriter()
         with pytest.raises(NetworkError, match="does not show that it belongs"):
-            await check_served(BOB, reader_of(LENGTH.pack(0)), as_writer(writer), alice)
+            await check_served(BOB, reader_of(MEMBERSHIP_LENGTH.pack(0)), as_writer(writer), alice)
 
     asyncio.run(main())
 
@@ -319,7 +319,11 @@ def test_records_are_stored_of_members_and_read_of_those_who_still_are() -> None
     assert reader.admits(subkey_of(OTHER), packed)
     assert reader.opened(subkey_of(OTHER), packed) == b"value"
     assert not reader.admits(subkey_of(Identity.generate()), packed)
-    for malformed in (b"", b"\xc0", *(msgspec.msgpack.encode(data) for data in (b"", b"value", LENGTH.pack(700)))):
+    for malformed in (
+        b"",
+        b"\xc0",
+        *(msgspec.msgpack.encode(data) for data in (b"", b"value", MEMBERSHIP_LENGTH.pack(700))),
+    ):
         assert not reader.admits(subkey_of(OTHER), malformed)
         assert reader.opened(subkey_of(OTHER), malformed) is None
     assert reader._door is not None
