@@ -43,10 +43,8 @@ def begin(wish: Founding) -> tuple[RunManifest, InitialWeights | None]:
     A new run's initial weights are not entered yet: that takes the founder's PeerID.
     """
     asked = None if wish.source is None else load_run(wish.source, wish.total_steps)
-    if asked is not None and wish.is_open:
-        asked = asked._replace(manifest=msgspec.structs.replace(asked.manifest, admission="open"))
     known = reload_manifest(wish.folder) if wish.folder is not None else None
-    manifest = _new(asked) if known is None else _again(known, asked.manifest if asked else None, wish)
+    manifest = _new(asked, wish) if known is None else _again(known, asked.manifest if asked else None, wish)
     if wish.initial_weights is None:
         if manifest.initial.digests:
             logger.warning(
@@ -59,20 +57,23 @@ def begin(wish: Founding) -> tuple[RunManifest, InitialWeights | None]:
     return manifest, initial
 
 
-def _new(asked: RunToml | None) -> RunManifest:
+def _new(asked: RunToml | None, wish: Founding) -> RunManifest:
     if asked is None:
         raise SettingsError(
             f"there is no run to go on with: name a preset ({', '.join(PRESETS)}) or a run.toml, "
             "or with --dir the folder of a run that was founded before"
         )
-    return describe_data(asked.manifest, founders_access(asked.files))
+    return describe_data(_admitting(asked.manifest, wish), founders_access(asked.files))
+
+
+def _admitting(manifest: RunManifest, wish: Founding) -> RunManifest:
+    """With --open whatever else was asked for."""
+    return msgspec.structs.replace(manifest, admission="open") if wish.is_open else manifest
 
 
 def _again(known: RunManifest, asked: RunManifest | None, wish: Founding) -> RunManifest:
     """The run that is there, if it is the one that is asked for. Raises `SettingsError`."""
-    wanted = asked or with_steps(known, wish.total_steps)
-    if wish.is_open:
-        wanted = msgspec.structs.replace(wanted, admission="open")
+    wanted = _admitting(asked or with_steps(known, wish.total_steps), wish)
     difference = first_difference(known, wanted, is_length_asked=wish.total_steps is not None)
     if difference is not None:
         asker = "--steps" if wish.total_steps is not None and difference.setting == LENGTH else wish.source
