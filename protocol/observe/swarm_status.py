@@ -104,6 +104,7 @@ def overview(manifest: RunManifest, posted: Iterable[Posted]) -> SwarmView:
     step = max([view.step for view in stages] + ([progress.step] if progress else []))
     holes = tuple(view.stage for view in stages if view.state not in ("serving", "recovering"))
     state = _state_of(manifest, stages, step, has_records=bool(all_posted))
+    shortage = _shortage(manifest, stages, step) if state == "waiting" else ""
     return SwarmView(
         run_id=manifest.run_id(),
         name=manifest.name,
@@ -116,9 +117,7 @@ def overview(manifest: RunManifest, posted: Iterable[Posted]) -> SwarmView:
         stages=stages,
         spares=spares,
         holes=holes,
-        waits_for=_shortage(manifest, stages)
-        if state == "waiting" and _is_short(stages, step)
-        else _waits_for(state, stages, spares),
+        waits_for=shortage or _waits_for(state, stages, spares),
         why_no_loss=progress.why_no_loss if progress else "",
     )
 
@@ -205,15 +204,11 @@ def _waits_for(state: SwarmState, stages: tuple[StageView, ...], spares: tuple[S
     return " and ".join(told)
 
 
-def _is_short(stages: tuple[StageView, ...], step: int) -> bool:
-    """A stage of a swarm that trained is lost, and too few owners are left for a recovery."""
+def _shortage(manifest: RunManifest, stages: tuple[StageView, ...], step: int) -> str:
+    """What to say when a stage of a swarm that trained is lost, and too few owners are left for a recovery. Else ""."""
     there = sum(view.state == "serving" for view in stages)
-    return step > 0 and 0 < there < majority_of(len(stages))
-
-
-def _shortage(manifest: RunManifest, stages: tuple[StageView, ...]) -> str:
-    there = sum(view.state == "serving" for view in stages)
-    return too_few(there, len(stages), manifest.recovery.without_majority_after_s)
+    is_short = step > 0 and 0 < there < majority_of(len(stages))
+    return too_few(there, len(stages), manifest.recovery.without_majority_after_s) if is_short else ""
 
 
 def _help_on_its_way(vacant: list[int], spares: tuple[SpareView, ...]) -> str:

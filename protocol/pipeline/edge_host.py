@@ -45,7 +45,7 @@ class EdgeHost(Host):
         """A stage was lost: nothing is issued until all are served, then all that is in flight is issued again."""
         self.coordinator: Coordinates | None = None
         self._drops = Drops()
-        self.watchman = Watchman(state)
+        self.watchman = Watchman(state, self.io.route)
 
     def _open_step(self, step: int) -> EdgeLedger:
         return EdgeLedger(step, self._state.incarnation)

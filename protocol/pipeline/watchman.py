@@ -8,6 +8,7 @@ most, or until what it kept comes after all (protocol/membership/sentencing.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from understudy.protocol.ids import DRIVER_STAGE, Microbatch, PeerId
 from understudy.protocol.node_state import NodeState, Sentence
@@ -16,7 +17,7 @@ from understudy.protocol.pipeline.disputes import Disputes
 from understudy.protocol.pipeline.ledger import EdgeLedger, EdgePhase
 from understudy.protocol.pipeline.numbers import Spoilt
 from understudy.protocol.pipeline.standstill import Asked, Finding, Standstill
-from understudy.protocol.routing import Route, route
+from understudy.protocol.routing import Route
 from understudy.protocol.wire.watching import Here, NotFinite, Where
 
 WITH_OTHERS = (EdgePhase.OUTBOUND, EdgePhase.RETURNING)
@@ -28,8 +29,9 @@ SPOILERS_STEPS = 100
 class Watchman:
     """What S0 knows of the work of others, and what it does about it. Of one tenure of S0."""
 
-    def __init__(self, state: NodeState) -> None:
-        self._state = state
+    def __init__(self, state: NodeState, route: Callable[[int], Route]) -> None:
+        """``route``: of a microbatch, by its index."""
+        self._state, self._route = state, route
         self._standstill = Standstill(state.manifest, state.now)
         self._disputes = Disputes(state.me)
         self.culprits = Culprits(state.me, state.membership.serving_peers)
@@ -38,10 +40,6 @@ class Watchman:
         self._replaced_at: list[int] = []
         """The steps at which owners were to be replaced for their numbers."""
         self._suspected: set[Finding] = set()
-
-    def _route(self, index: int) -> Route:
-        manifest = self._state.manifest
-        return route(manifest.recovery.method, manifest.model.block_stages, index)
 
     # --- what happens on S0 ---
 

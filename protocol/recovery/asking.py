@@ -77,6 +77,7 @@ class Asking:
         if claim.asked_at is None:
             claim.asked_at = self._state.now
             claim.named_at.clear()
+        claim.repeated_at = self._state.now
         self._send_claims(claim, self._unheard(claim))
         return self.proceed(claim)
 
@@ -90,7 +91,6 @@ class Asking:
         return [s for s in survivors if s not in claim.witnesses] + claim.laggards(survivors, self._state.now)
 
     def _send_claims(self, claim: OpenClaim, stages: Collection[int]) -> None:
-        claim.repeated_at = self._state.now
         survivors = self.survivors(claim.stage, claim.gone)
         for stage, owner in self.owners(claim.stage).items():
             if stage in stages:
@@ -189,6 +189,7 @@ class Asking:
         """Ask whoever became a nearest survivor meanwhile."""
         new = [stage for stage in self._waited_for(claim) if stage not in claim.named_at]
         if new:
+            claim.repeated_at = self._state.now
             self._send_claims(claim, new)
 
     # --- time ---
@@ -207,9 +208,8 @@ class Asking:
             laggards = claim.laggards(self.survivors(claim.stage, claim.gone), now)
             unheard = self._unheard(claim)
             again = unheard if is_due else [stage for stage in unheard if stage in {*claim.refused, *laggards}]
-            repeated_at = claim.repeated_at
+            claim.repeated_at = now if is_due else claim.repeated_at
             self._send_claims(claim, again)
-            claim.repeated_at = now if is_due else repeated_at
         return outcome
 
     def _pass_over(self, claim: OpenClaim) -> None:

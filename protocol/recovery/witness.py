@@ -170,8 +170,7 @@ class Witness:
         is_recognised = is_seen and self._votes.get(claim.stage) == (claim.incarnation, peer)
         reason = None if is_recognised else self._objection(peer, claim)
         if reason is not None:
-            known = max(self._state.membership.known_incarnation(claim.stage), self._least_incarnation - 1)
-            self._state.send(peer, Refusal(claim.stage, claim.incarnation, known, reason))
+            self._state.send(peer, Refusal(claim.stage, claim.incarnation, self._spent(claim.stage), reason))
             return
         self._votes[claim.stage] = (claim.incarnation, peer)
         if not is_seen:
@@ -187,8 +186,7 @@ class Witness:
         return seat is not None and seat.is_tenure(peer, incarnation) and seat.state == "recovering" and seat.is_present
 
     def _objection(self, peer: PeerId, claim: Claim) -> RefusalReason | None:
-        seat = self._state.membership.seat(claim.stage)
-        known = max(self._state.membership.known_incarnation(claim.stage), self._least_incarnation - 1)
+        seat, spent = self._state.membership.seat(claim.stage), self._spent(claim.stage)
         if self._state.is_run_done:
             return "run is done"
         if claim.stage == self._state.stage or (seat is not None and seat.is_serving):
@@ -196,16 +194,15 @@ class Witness:
         if self._is_recognised(peer, claim.stage, claim.incarnation):  # we heard of it: others recognised it
             voted, _ = self._votes.get(claim.stage, (0, peer))
             return "superseded" if voted >= claim.incarnation else None
-        if not known < claim.incarnation <= known + INCARNATION_LEAP_MAX:
+        if not spent < claim.incarnation <= spent + INCARNATION_LEAP_MAX:
             return "superseded"
         if seat is not None and seat.is_present and seat.peer != peer:  # its own earlier claim it gives up by this one
             return "owner alive"
         return None if self._is_well_asked(claim) else "asks too few"
 
-    @property
-    def _least_incarnation(self) -> int:
-        """The first that can be claimed: in a swarm that committed a step every stage was served."""
-        return 2 if self._state.committed > 0 else 1
+    def _spent(self, stage: int) -> int:
+        """The last incarnation that cannot be claimed any more: in a swarm that committed a step each stage had one."""
+        return max(self._state.membership.known_incarnation(stage), 1 if self._state.committed > 0 else 0)
 
     def _is_well_asked(self, claim: Claim) -> bool:
         """Whether it asks us for our weights, if they are the nearest that there are."""
