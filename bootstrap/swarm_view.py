@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from understudy.protocol.observe.losses import loss_words
 from understudy.protocol.observe.swarm_status import StageView, SwarmView
 from understudy.protocol.wire.contact import is_private
 
@@ -46,10 +47,8 @@ def status_line(view: SwarmView) -> str:
 
 def _progress_of(view: SwarmView) -> str:
     told = [f"step {view.step}" + (f" of {view.total_steps}" if view.total_steps else "")]
-    if view.loss is not None:
-        told.append(f"loss {view.loss:.3f}")
-    elif view.why_no_loss:
-        told.append(f"loss not finite: {view.why_no_loss}")
+    if loss := loss_words(view.loss, view.why_no_loss):
+        told.append(loss)
     if view.tokens_per_second:
         told.append(f"{view.tokens_per_second:,.0f} tokens/s")
     if view.tokens:

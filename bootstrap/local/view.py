@@ -8,6 +8,7 @@ from rich.text import Text
 
 from understudy.bootstrap.local.monitor import Board, EventLine, Loss
 from understudy.bootstrap.swarm_view import stage_table, state_text
+from understudy.protocol.observe.losses import loss_words
 from understudy.protocol.printable import printable
 
 
@@ -22,7 +23,7 @@ def live_view(board: Board) -> Group:
 def _footer(board: Board) -> list[Text | ProgressBar]:
     last = board.commits.get(board.step)
     speed = f"{last['tokens'] / last['seconds']:,.0f} tokens/s" if last and last["seconds"] else "starting"
-    loss = f"loss {_loss_text(last)}" if last else "loss -"
+    loss = _loss_text(last) if last else "loss -"
     line = Text(f"step {board.step}/{board.total_steps}   {loss}   {speed}   spares waiting: {len(board.spares)}")
     footer: list[Text | ProgressBar] = [
         line,
@@ -41,9 +42,7 @@ def _footer(board: Board) -> list[Text | ProgressBar]:
 
 
 def _loss_text(commit: EventLine) -> str:
-    if commit["loss"] is not None:
-        return f"{commit['loss']:.3f}"
-    return f"not finite: {commit['why_no_loss']}" if commit.get("why_no_loss") else "not finite"
+    return loss_words(commit["loss"], commit.get("why_no_loss", "")) or "loss not finite"
 
 
 def progress_line(board: Board) -> str:
@@ -53,7 +52,7 @@ def progress_line(board: Board) -> str:
         serving = sum(row.state == "serving" for row in board.rows.values())
         return f"starting: {serving} of {board.stage_count} stages are served"
     speed = last["tokens"] / last["seconds"] if last["seconds"] else 0.0
-    line = f"step {board.step}/{board.total_steps}  loss {_loss_text(last)}  {speed:,.0f} tokens/s"
+    line = f"step {board.step}/{board.total_steps}  {_loss_text(last)}  {speed:,.0f} tokens/s"
     if board.text_failure:
         line += f"  S0 waits for somebody who can read the text: {printable(board.text_failure)}"
     elif board.waiting_for:

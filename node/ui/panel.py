@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from understudy.node.ui.history import StatusSample
+from understudy.protocol.observe.losses import loss_words
 from understudy.protocol.observe.node_status import Neighbour
 from understudy.protocol.printable import printable
 
@@ -56,10 +57,8 @@ def _standing(sample: StatusSample) -> Text:
 def _progress(sample: StatusSample) -> str:
     view = sample.view
     told = [f"step {view.step}" + (f" of {view.total_steps}" if view.total_steps else "")]
-    if view.loss is not None:
-        told.append(f"loss {view.loss:.3f}")
-    elif view.why_no_loss:
-        told.append(f"loss not finite: {view.why_no_loss}")
+    if loss := loss_words(view.loss, view.why_no_loss):
+        told.append(loss)
     if sample.microbatches_per_minute is not None and view.role == "owner":
         told.append(f"{sample.microbatches_per_minute:.0f} microbatches/min")
     return ", ".join(told)

@@ -10,23 +10,10 @@ import psutil
 
 from tests.swarm.nursery import Nursery
 from tests.swarm.processes import Brood
+from tests.swarm.small_run import small_run
 from understudy.protocol.ids import PeerId
 
-RUN = """
-name = "pestered"
-[model]
-hidden_size = 32
-intermediate_size = 48
-attention_heads = 2
-block_stages = 2
-context_length = 32
-[step]
-microbatches = 4
-microbatch_size = 2
-[timing]
-suspect_after_s = 3.0
-dead_after_s = 6.0
-"""
+RUN = small_run("pestered", 3.0, 6.0)
 STAGES = (0, 1, 2)
 START_TIMEOUT_S = 60.0
 GROWTH_BYTES_MAX = 100 << 20

@@ -7,27 +7,14 @@ from typing import Any
 
 from tests.swarm.nursery import Nursery, Sickness
 from tests.swarm.processes import Brood
+from tests.swarm.small_run import small_run
 
 START_TIMEOUT_S = 90.0
 RUN_TIMEOUT_S = 180.0
 STEPS = 100_000
 STEPS_AFTER = 5
 DEAD_AFTER_S = 5.0
-RUN = f"""
-name = "sick"
-[model]
-hidden_size = 32
-intermediate_size = 48
-attention_heads = 2
-block_stages = 3
-context_length = 32
-[step]
-microbatches = 4
-microbatch_size = 2
-[timing]
-suspect_after_s = 2.5
-dead_after_s = {DEAD_AFTER_S}
-"""
+RUN = small_run("sick", 2.5, DEAD_AFTER_S, block_stages=3)
 STAGES = (0, 1, 2, 3)
 
 Event = dict[str, Any]

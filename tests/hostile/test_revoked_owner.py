@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.swarm.nursery import Nursery
 from tests.swarm.processes import Brood
+from tests.swarm.small_run import small_run
 from understudy.bootstrap.inviting import Founded
 from understudy.node.p2p.identity import Identity
 
@@ -16,21 +17,7 @@ OUT_WITHIN_S = 10.0
 END_TIMEOUT_S = 40.0
 """A node's own deadlines for its streams, the DHT and the daemon."""
 
-RUN = """
-name = "revoking"
-[model]
-hidden_size = 32
-intermediate_size = 48
-attention_heads = 2
-block_stages = 2
-context_length = 32
-[step]
-microbatches = 4
-microbatch_size = 2
-[timing]
-suspect_after_s = 6.0
-dead_after_s = 12.0
-"""
+RUN = small_run("revoking", 6.0, 12.0)
 """It is not the silence of a peer that tells of its loss here: that would take longer than is promised."""
 
 

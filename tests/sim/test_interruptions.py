@@ -142,7 +142,7 @@ def test_a_claim_that_comes_too_early_costs_a_second(seed: int) -> None:
     simulation.check_outcome()
     recoveries = simulation.recoveries()
     assert sorted(line.fields["stage"] for line in recoveries) == [stage for stage in range(5) for _ in range(2)]
-    assert sum(line.fields["incarnation"] for line in recoveries) <= 5 * (2 + 3) + 5
+    assert sum(line.fields["incarnation"] for line in recoveries) <= 5 * (2 + 3) + 3
     killed = [line.time for line in simulation.named("(killed)")]
     assert max(back.time - lost for lost, back in zip(killed, recoveries, strict=True)) < 3.0
 

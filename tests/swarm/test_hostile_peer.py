@@ -19,6 +19,7 @@ import uvloop
 
 from tests.swarm.nursery import Nursery
 from tests.swarm.processes import Brood
+from tests.swarm.small_run import small_run
 from understudy.node.admission.door import Door
 from understudy.node.dht.config import SwarmConfig
 from understudy.node.dht.hivemind_dht import dht_time
@@ -70,23 +71,7 @@ STREAMS = 200
 STREAMS_MAX = 64
 HALF_OPEN = 24
 
-RUN = """
-name = "besieged"
-[model]
-hidden_size = 32
-intermediate_size = 48
-attention_heads = 2
-block_stages = 2
-context_length = 32
-[step]
-microbatches = 4
-microbatch_size = 2
-[wire]
-dtype = "float32"
-[timing]
-suspect_after_s = 6.0
-dead_after_s = 12.0
-"""
+RUN = small_run("besieged", 6.0, 12.0, more='[wire]\ndtype = "float32"')
 ACTIVATION = TensorHeader("float32", (2, 32, 32))
 STAGES = (0, 1, 2)
 FIRST = Attempt(1, 0)
