@@ -93,7 +93,7 @@ class Node:
         self._p2p, self._config = p2p, config
         self._run_id = manifest.run_id()
         able = {"can_drive": can_drive, "can_hold_blocks": config.can_hold_blocks}
-        self._core = Core(p2p.peer_id, manifest, signed_manifest, **able, check_every=check_every)
+        self._core = Core(p2p.identity, manifest, signed_manifest, **able, check_every=check_every)
         self._events = EventLog(config.events_path)
         self._loop = asyncio.get_running_loop()
         self._host = StageHost(manifest, config.device, config.text)

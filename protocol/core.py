@@ -42,6 +42,7 @@ from understudy.protocol.observe.ways import Ways
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery.lifecycle import Lifecycle
+from understudy.protocol.seal import Seal
 from understudy.protocol.wire.messages import (
     Alive,
     Announce,
@@ -78,7 +79,7 @@ class Core:
 
     def __init__(
         self,
-        me: PeerId,
+        seal: Seal,
         manifest: RunManifest,
         signed_manifest: ManifestRecord | None = None,
         *,
@@ -86,7 +87,8 @@ class Core:
         can_hold_blocks: bool = True,
         check_every: int = 0,
     ) -> None:
-        """``signed_manifest``: the founder's record of the manifest, to be published again by whoever drives.
+        """``seal``: this node's key. ``signed_manifest``: the founder's record of the manifest, to be published again by
+        whoever drives.
 
         ``can_drive`` False: never take S0, because this machine does not have the run's text, or no room for it;
         ``can_hold_blocks`` False: never take a block stage, for want of room.
@@ -95,7 +97,7 @@ class Core:
         """
         self._manifest = manifest
         membership = Membership(manifest.stage_count, manifest.timing)
-        self.state = NodeState(me, manifest, membership, can_drive=can_drive, can_hold_blocks=can_hold_blocks)
+        self.state = NodeState(seal, manifest, membership, can_drive=can_drive, can_hold_blocks=can_hold_blocks)
         self._detector = FailureDetector(self.state)
         self._lifecycle = Lifecycle(self.state, self._detector, signed_manifest)
         self._gossip = MembershipGossip(self.state, self._detector, self._lifecycle)
@@ -212,12 +214,14 @@ class Core:
         if isinstance(message, Heartbeat):
             self._detector.note_speaker(peer)
         tenure = Tenure(message.stage, message.incarnation, peer)
-        is_known = self._gossip.hear(tenure, message.state, message.step)
+        proof = message.proof if isinstance(message, Announce) else ()
+        is_known = self._gossip.hear(tenure, message.state, message.step, proof)
         host = self._lifecycle.host
         if not is_known or host is None or message.state != "serving":
             return
         if isinstance(host, BlockStage):
-            host.on_neighbour_step(message.step)
+            if message.stage == DRIVER_STAGE or not self.state.membership.is_serving(DRIVER_STAGE):
+                host.on_neighbour_step(message.step)
         elif self._lifecycle.coordinator is not None:
             self._lifecycle.coordinator.on_stage_step(message.stage, message.step)
 

@@ -18,6 +18,8 @@ STAGES_MAX = 1024
 STEPS_MAX = 2**53
 INDEX_MAX = 2**20
 INCARNATION_MAX = 2**53
+INCARNATION_LEAP_MAX = 64
+"""A witness recognises no claim that is further ahead of what it knows: else one word could use the numbers up."""
 ATTEMPTS_MAX = 2**53
 
 

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from understudy.protocol.ids import DRIVER_STAGE, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 UPDATES_MAX = 10**7
 """For what is counted in updates: longer than any run."""

@@ -14,11 +14,13 @@ from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.pace import Pace
 from understudy.protocol.routing import neighbours
+from understudy.protocol.seal import Seal
 from understudy.protocol.text_check import TextCheck
 from understudy.protocol.wire.contact import Reachability
 from understudy.protocol.wire.fields import StageState
 from understudy.protocol.wire.messages import Announce, AnyMessage, Heartbeat
-from understudy.protocol.wire.records import ProgressRecord
+from understudy.protocol.wire.records import ProgressRecord, StageRecord
+from understudy.protocol.wire.votes import Vote, vote_bytes
 
 
 @dataclass(slots=True)
@@ -36,7 +38,7 @@ class Sentence:
 class NodeState:
     """The state of one node. Only the core and its parts change it, within one `Core.handle`."""
 
-    me: PeerId
+    seal: Seal
     manifest: RunManifest
     membership: Membership
     now: float = 0.0
@@ -51,6 +53,8 @@ class NodeState:
     """A spare that others are ranked before: it publishes nothing, and reads little and seldom."""
     tenure: Tenure | None = None
     tenure_state: StageState = "recovering"
+    proof: tuple[Vote, ...] = ()
+    """The votes for our tenure that we show others."""
     is_recognised: bool = False
     """Our tenure is public: every witness recognised it, or there was none and it lies open in the DHT."""
     committed: int = 0
@@ -73,6 +77,13 @@ class NodeState:
     is_stopped: bool = False
     """We said goodbye; nothing happens any more."""
     actions: list[Action] = field(default_factory=list)
+    me: PeerId = field(init=False)
+    _run_digest: str = field(init=False)
+    """Whatever we sign is of this run alone."""
+
+    def __post_init__(self) -> None:
+        self.me = self.membership.me = self.seal.peer_id
+        self._run_digest = self.manifest.digest()
 
     @property
     def is_serving(self) -> bool:
@@ -123,6 +134,10 @@ class NodeState:
         """The stages we exchange activations with."""
         return neighbours(self.manifest.recovery.method, self.manifest.model.block_stages, self.stage)
 
+    def give_tenure_up(self) -> None:
+        """We hold no stage any more, or never came to."""
+        self.tenure, self.is_recognised, self.proof = None, False, ()
+
     def act(self, action: Action) -> None:
         self.actions.append(action)
 
@@ -154,7 +169,25 @@ class NodeState:
         return Heartbeat(self.stage, self.incarnation, self.tenure_state, self.committed)
 
     def my_announcement(self) -> Announce:
-        return Announce(self.stage, self.incarnation, self.tenure_state, self.committed)
+        return Announce(self.stage, self.incarnation, self.tenure_state, self.committed, self.proof)
+
+    def my_record(self) -> StageRecord:
+        """Our tenure as it lies in the DHT; the addresses are the shell's to add."""
+        pace = self.pace.microbatches_per_second
+        return StageRecord(
+            self.me, self.stage, self.incarnation, self.tenure_state, self.committed, pace, proof=self.proof
+        )
+
+    def vote_for(self, claim: Tenure) -> Vote:
+        """Our signature under a claim."""
+        assert self.tenure is not None
+        signature = self.seal.sign(vote_bytes(self._run_digest, claim, self.tenure))
+        return Vote(self.me, self.stage, self.incarnation, self.seal.public_key_bytes, signature)
+
+    def is_vote_for(self, claim: Tenure, vote: Vote) -> bool:
+        """Whether the voter signed it."""
+        signed = vote_bytes(self._run_digest, claim, vote.tenure)
+        return self.seal.is_of(vote.voter, vote.public_key, signed, vote.signature)
 
     def my_seat(self) -> Seat:
         """Our own tenure as others see it."""

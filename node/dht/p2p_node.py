@@ -56,6 +56,7 @@ class P2PNode:
             identity, keys, Guard(config.door), is_reader=config.is_reader, is_client=config.is_dht_client
         )
         self._config, self._door = config, config.door
+        self.identity = identity
         self.peer_id = identity.peer_id
         self.addresses: tuple[str, ...] = ()
         """Where other peers can dial this one, each with /p2p/<PeerID>. A private peer's change with its relays."""

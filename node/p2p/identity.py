@@ -84,6 +84,14 @@ class Identity:
         """RSA-PSS with SHA-256. `verify` is the inverse."""
         return self.private_key.sign(data, _PADDING, _HASH)
 
+    @staticmethod
+    def is_of(peer: PeerId, public_key: bytes, data: bytes, signature: bytes) -> bool:
+        """Whether the OpenSSH-encoded key is the peer's, and the signature the key's."""
+        try:
+            return peer_id_of(public_key) == peer and verify(public_key, data, signature)
+        except RemoteProtocolError:
+            return False
+
 
 def verify(public_key: bytes, data: bytes, signature: bytes) -> bool:
     """Whether ``signature`` over ``data`` was made by the holder of the OpenSSH-encoded key."""

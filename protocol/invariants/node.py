@@ -156,7 +156,9 @@ CLAIM: Mapping[str, Callable[[OpenClaim, NodeState], bool]] = {
     "the stage is built from what is here": lambda claim, _: (
         claim.phase is not ClaimPhase.BUILDING or all(key in claim.payloads for key in claim.wanted)
     ),
-    "who recognised the claim was told of it": lambda claim, _: set(claim.votes.values()) <= claim.told,
+    "who recognised the claim was told of it": lambda claim, _: (
+        {vote.voter for vote in claim.votes.values()} <= claim.told
+    ),
     "who gave weights recognised the claim": lambda claim, _: claim.witnesses.keys() <= claim.votes.keys(),
     "enough recognise a claim that gathers weights": lambda claim, _: (
         claim.is_settled or claim.phase not in _GATHERING or len(claim.votes) >= claim.needed

@@ -82,12 +82,17 @@ class DhtReader:
             self._state.progress = record
         membership, total = self._state.membership, self._state.manifest.step.total_steps
         is_end = 0 < total <= record.step
+        if is_end:
+            self._gossip.ending.note(PeerId(record.peer))
+        is_end = is_end and self._gossip.ending.is_credible
         is_recent = record.incarnation >= membership.known_incarnation(DRIVER_STAGE)
         is_drivers = membership.serving_peer(DRIVER_STAGE) == record.peer
         is_successors = not membership.is_serving(DRIVER_STAGE) or self._consequences.is_alone
         is_successors |= is_end and self._consequences.is_beaten_to(record)
         if is_end:
             self._consequences.take_over_end(record)
+        if is_drivers and record.step > 0:
+            membership.note_step(PeerId(record.peer), DRIVER_STAGE, record.step)
         if record.peer == self._state.me or not (is_drivers or (is_successors and (is_recent or is_end))):
             return
         if self._state.tenure is None:

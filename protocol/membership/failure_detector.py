@@ -12,7 +12,7 @@ from understudy.protocol.membership.placement import dead_stretch, jitter, neare
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.wire.messages import Alive, AnyMessage, Lost
-from understudy.protocol.wire.records import PROGRESS_KEY, SPARES_KEY, SpareRecord, StageRecord, stage_key, weights_key
+from understudy.protocol.wire.records import PROGRESS_KEY, SPARES_KEY, SpareRecord, stage_key, weights_key
 
 SPARE_READ_PERIOD_S = 1.0
 """How often a spare looks for work, and an owner next to a hole looks for whoever fills it."""
@@ -21,6 +21,8 @@ RESERVE_READ_MIN = 0.6
 RESERVE_STAGES_MAX = 14
 """Stages whose offers a spare in reserve looks for: with two keys more they are one question. If those in front take
 nothing, nobody else tells it."""
+LOOK_UP_S = 0.25
+"""Between two questions about tenures that we do not know: whoever makes some up shall not make us ask all the time."""
 SPARES_TOLD_MAX = 4
 """A death is told directly to this many spares; the others find it in the DHT."""
 
@@ -35,6 +37,7 @@ class FailureDetector:
         """Tenures (stage: incarnation) that we ourselves declared dead and that nobody replaced yet."""
         self._spares: list[PeerId] = []
         self._heartbeat_at = self._probe_at = self.stored_at = self._read_at = float("-inf")
+        self._looked_up_at = float("-inf")
 
     # --- whom we watch ---
 
@@ -112,6 +115,12 @@ class FailureDetector:
             keys.append(PROGRESS_KEY)
         self._state.act(Read(tuple(keys)))
 
+    def look_up(self, stages: set[int]) -> None:
+        """Somebody speaks for a stage that we know to be another's: what lies in the DHT tells, and nothing else."""
+        if self._state.now - self._looked_up_at >= LOOK_UP_S:
+            self._looked_up_at = self._state.now
+            self._state.act(Read(tuple(map(stage_key, sorted(stages)))))
+
     @property
     def _is_in_reserve(self) -> bool:
         return self._state.tenure is None and self._state.is_in_reserve
@@ -121,9 +130,7 @@ class FailureDetector:
         self.stored_at = self._state.now
         state = self._state
         if state.tenure is not None and state.is_recognised:
-            pace = state.pace.microbatches_per_second
-            record = StageRecord(state.me, state.stage, state.incarnation, state.tenure_state, state.committed, pace)
-            state.act(Store(record, state.manifest.timing.record_lifetime_s))
+            state.act(Store(state.my_record(), state.manifest.timing.record_lifetime_s))
 
     # --- heartbeats ---
 

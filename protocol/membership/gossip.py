@@ -6,14 +6,17 @@ from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
 from understudy.protocol.membership import reasons
 from understudy.protocol.membership.consequences import Consequences
+from understudy.protocol.membership.ending import Ending
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.groups import Group
 from understudy.protocol.membership.placement import Standing, supersedes
+from understudy.protocol.membership.proofs import Proofs
 from understudy.protocol.membership.seats import Observation, Seat, Status
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.wire.fields import StageState
 from understudy.protocol.wire.messages import Alive, Claim, Fenced, Lost, Refusal
 from understudy.protocol.wire.records import StageRecord
+from understudy.protocol.wire.votes import Vote
 
 
 class MembershipGossip:
@@ -21,19 +24,23 @@ class MembershipGossip:
 
     def __init__(self, state: NodeState, detector: FailureDetector, consequences: Consequences) -> None:
         self._state, self._detector, self._consequences = state, detector, consequences
+        self._proofs, self.ending = Proofs(state), Ending(state)
         self._accused_at: Tenure | None = None
         """The tenure of ours of which S0 said that it is to end."""
 
-    def hear(self, tenure: Tenure, state: StageState, step: int) -> bool:
-        """An owner spoke to us. False: its tenure is over, and it is told so."""
+    def hear(self, tenure: Tenure, state: StageState, step: int, proof: tuple[Vote, ...] = ()) -> bool:
+        """An owner spoke to us. False: its tenure is over, and it is told so; or we do not know it for an owner."""
         if tenure.stage >= self._state.manifest.stage_count:
             raise RemoteProtocolError(f"stage {tenure.stage} does not exist in this run")
-        match self._take_note(self._seat(tenure, state, step), is_direct=True):
+        match self._take_note(self._seat(tenure, state, step), proof, is_direct=True):
             case Observation.OUTDATED:
                 if state != "left":
                     self._fence(tenure)
                 return False
             case Observation.PREMATURE:
+                return False
+            case Observation.UNPROVEN:
+                self._detector.look_up({tenure.stage, *(vote.stage for vote in proof)})
                 return False
         return True
 
@@ -52,19 +59,22 @@ class MembershipGossip:
             return
         tenure = Tenure(record.stage, record.incarnation, PeerId(record.peer))
         if record.peer != self._state.me:
-            self._take_note(self._seat(tenure, record.state, record.step), is_direct=False)
+            self._take_note(self._seat(tenure, record.state, record.step), record.proof, is_direct=False)
         elif self._state.tenure != tenure:
             self._consequences.recall(record)
 
     def _seat(self, tenure: Tenure, state: StageState, step: int) -> Seat:
         return Seat(tenure.stage, tenure.peer, tenure.incarnation, state, step, Status.ALIVE, self._state.now)
 
-    def _take_note(self, seat: Seat, *, is_direct: bool) -> Observation:
+    def _take_note(self, seat: Seat, proof: tuple[Vote, ...], *, is_direct: bool) -> Observation:
         """Enter a tenure into the view and do what follows."""
         membership = self._state.membership
         before = membership.seat(seat.stage)
         if self._state.tenure is not None and before is not None and before.peer == self._state.me:
             before.step = max(before.step, self._state.committed)  # nobody tells us how far we are
+            if before.step > 0:
+                membership.titles.note_trained(before.stage)
+        self._proofs.weigh(seat.tenure, proof)
         observation = membership.observe(seat, is_direct=is_direct)
         match observation:
             case Observation.NEW_OWNER | Observation.SERVING:
@@ -87,7 +97,7 @@ class MembershipGossip:
             self._consequences.lose(reasons.held_after_us(left.stage, left.incarnation))
         self.on_seat_changed(left.stage)
         is_enough = left.stage == DRIVER_STAGE or self._state.tenure is None
-        if is_enough and 0 < self._state.manifest.step.total_steps <= left.step:
+        if is_enough and 0 < self._state.manifest.step.total_steps <= left.step and self.ending.is_credible:
             self._consequences.end_run()
 
     def _on_new_owner(self, stage: int) -> None:
@@ -144,8 +154,7 @@ class MembershipGossip:
             self._detector.read()
         elif isinstance(message, Fenced):
             if is_about_us and message.owner != self._state.me and self._is_beaten_by(message):
-                membership.raise_incarnation(message.stage, message.incarnation)
-                self._consequences.lose(reasons.held_by_another(message.stage, message.incarnation))
+                self._on_fenced(message)
         elif is_about_us:
             self._note_accusation(peer, message)
         elif isinstance(message, Lost):
@@ -155,6 +164,15 @@ class MembershipGossip:
                     self._detector.read()
         else:
             self.refute(message.stage, message.incarnation)
+
+    def _on_fenced(self, message: Fenced) -> None:
+        """Another serves our stage, we are told. A stage that was trained we give to nobody for a word."""
+        successor = Tenure(message.stage, message.incarnation, PeerId(message.owner))
+        if self._state.membership.is_entitled(successor, self._state.now):
+            self._state.membership.spend_incarnation(message.stage, message.incarnation)
+            self._consequences.lose(reasons.held_by_another(message.stage, message.incarnation))
+        else:
+            self._detector.look_up(set(range(self._state.manifest.stage_count)))
 
     def _note_accusation(self, peer: PeerId, message: Lost | Alive) -> None:
         """S0 wants our stage to go to another (sentencing.py). It is ours until then, but people must know."""

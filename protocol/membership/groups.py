@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from understudy.protocol.ids import PeerId
+from understudy.protocol.ids import INCARNATION_LEAP_MAX, PeerId
 from understudy.protocol.membership.placement import Standing
 from understudy.protocol.membership.seats import Seat
 
@@ -60,6 +60,10 @@ class Group:
         return next((seat for seat in self.members if seat.is_tenure(peer, incarnation)), None)
 
 
+WORD_LEAP_MAX = INCARNATION_LEAP_MAX // 2
+"""What one word, or many, can spend: less than a witness grants, so that the next claim is not beyond that."""
+
+
 class Groups:
     """The groups of a run, by stage."""
 
@@ -67,6 +71,8 @@ class Groups:
         self.stage_count = stage_count
         self.groups: dict[int, Group] = {}
         self._incarnation_floor: dict[int, int] = {}
+        self._accepted: dict[int, int] = {}
+        """The highest incarnation of each stage whose tenure we took for true, or claimed ourselves."""
 
     def seat(self, stage: int) -> Seat | None:
         """The first member of the stage's group: its only one, until groups have more."""
@@ -88,6 +94,13 @@ class Groups:
         group = self.groups.get(stage)
         return group is not None and group.is_present
 
+    def vacant_s(self, stage: int, now: float) -> float:
+        """How long we have known of nobody who owns the stage; 0 if somebody is there."""
+        group = self.groups.get(stage)
+        if group is None:
+            return float("inf")
+        return 0.0 if group.is_present else now - max(seat.died_at for seat in group.members)
+
     def is_serving(self, stage: int) -> bool:
         group = self.groups.get(stage)
         return group is not None and group.is_serving
@@ -107,8 +120,14 @@ class Groups:
         return max(group.incarnation if group else 0, self._incarnation_floor.get(stage, 0))
 
     def raise_incarnation(self, stage: int, incarnation: int) -> None:
-        """Somebody knows of this incarnation, though we do not know its owner."""
-        self._incarnation_floor[stage] = max(incarnation, self._incarnation_floor.get(stage, 0))
+        """Somebody knows of this incarnation, though we do not know its owner. It is a word, so it counts so far."""
+        credible = min(incarnation, self._accepted.get(stage, 0) + WORD_LEAP_MAX)
+        self._incarnation_floor[stage] = max(credible, self._incarnation_floor.get(stage, 0))
+
+    def spend_incarnation(self, stage: int, incarnation: int) -> None:
+        """We ourselves know that this incarnation was claimed."""
+        self._accepted[stage] = max(incarnation, self._accepted.get(stage, 0))
+        self.raise_incarnation(stage, incarnation)
 
     def lost_incarnation(self, stage: int) -> int:
         """The tenure that ended, 0 if there was none: a claimant still recovering has not begun one."""
@@ -122,12 +141,6 @@ class Groups:
     def holds_a_seat(self, peer: PeerId) -> bool:
         """The peer serves or recovers a stage, whatever its record as a spare still says."""
         return any(seat.is_present for seat in self.seats_of(peer))
-
-    def note_step(self, peer: PeerId, stage: int, step: int) -> None:
-        """How far the owner of a stage is, by what it said of something else."""
-        for seat in self.seats_of(peer):
-            if seat.stage == stage:
-                seat.step = max(seat.step, step)
 
     def missing(self, stages: Iterable[int]) -> list[int]:
         """Those of the stages that nobody serves."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from understudy.protocol.ids import PeerId
+from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.membership.placement import Standing
 from understudy.protocol.wire.fields import StageState
 
@@ -34,6 +34,8 @@ class Observation(Enum):
     """The known claim is void: whoever held the stage before it is as it was."""
     PREMATURE = auto()
     """A claim on a stage whose owner lives, as far as we know: it counts for us once it serves."""
+    UNPROVEN = auto()
+    """It says that it has a stage that another trained, and shows no votes for it: we know nothing more than before."""
     OUTDATED = auto()
     """A better tenure of this stage is known: the speaker must be fenced."""
 
@@ -70,6 +72,10 @@ class Seat:
     def standing(self) -> Standing:
         """What decides between this tenure and another of the stage."""
         return Standing(self.incarnation, self.state, self.peer, self.step)
+
+    @property
+    def tenure(self) -> Tenure:
+        return Tenure(self.stage, self.incarnation, self.peer)
 
     def is_tenure(self, peer: PeerId, incarnation: int) -> bool:
         return (self.peer, self.incarnation) == (peer, incarnation)

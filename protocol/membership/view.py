@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from understudy.protocol.ids import PeerId
+from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import TimingSettings
 from understudy.protocol.membership.groups import Group, Groups
 from understudy.protocol.membership.placement import supersedes
 from understudy.protocol.membership.seats import Observation, Seat, Status
-
-OWNERS_REMEMBERED = 8
-"""Former tenures of a stage: more than a split makes."""
+from understudy.protocol.membership.titles import Titles
 
 
 class Membership(Groups):
@@ -31,8 +29,9 @@ class Membership(Groups):
         self._timing = timing
         self._monitored: frozenset[int] = frozenset()
         self._last_tick: float | None = None
-        self._served: dict[int, list[tuple[PeerId, int]]] = {}
-        """The last tenures (peer, incarnation) of each stage that we knew to serve."""
+        self.titles = Titles()
+        self.me: PeerId | None = None
+        """Whose view it is."""
 
     def has_just_spoken(self, stage: int, now: float) -> bool:
         """Its owner spoke to us ourselves: what others say of its death is older."""
@@ -50,8 +49,9 @@ class Membership(Groups):
         if group is None or known is None:
             return self._observe_other(group, seat, is_direct=is_direct)
         known.step = max(known.step, seat.step)
+        self._note_training(known)
         if seat.state == "left":
-            return self._leave(known)
+            return self._leave(known, seat.heard)
         observation = self._advance(group, known, seat)
         if is_direct:
             known.heard = known.spoke_at = max(known.heard, seat.heard)
@@ -89,18 +89,37 @@ class Membership(Groups):
             spoken = waiting.member(seat.peer, seat.incarnation) if waiting is not None else None
             if seat.state == "serving" and waiting is not None and spoken is not None:
                 return self._hear_displaced(waiting, spoken, seat) if is_direct else Observation.KNOWN
-            is_outdated = not self._is_beaten_by(group, seat)
-            if is_outdated or (is_claim and group.is_serving):
+            if not self._is_beaten_by(group, seat):
                 self.raise_incarnation(seat.stage, seat.incarnation)
-                return Observation.OUTDATED if is_outdated else Observation.PREMATURE
+                return Observation.OUTDATED
+            if is_claim and group.is_serving:
+                self.raise_incarnation(seat.stage, seat.incarnation)
+                return Observation.PREMATURE
             if is_claim:
                 displaced = waiting if group.is_claim else group
-        self.raise_incarnation(seat.stage, self.known_incarnation(seat.stage))
+        if not self.is_entitled(seat.tenure, seat.heard):
+            return Observation.UNPROVEN
+        self.spend_incarnation(seat.stage, seat.incarnation)
         seat.status = Status.LEFT if seat.state == "left" else Status.ALIVE
         seat.spoke_at = seat.heard if is_direct else seat.spoke_at
         self.groups[seat.stage] = Group([seat], displaced)
         self._remember(seat)
+        self._note_training(seat)
         return Observation.LEFT if seat.state == "left" else Observation.NEW_OWNER
+
+    def is_entitled(self, tenure: Tenure, now: float) -> bool:
+        """Whether its word is enough for us to see it in the seat."""
+        stage, titles = tenure.stage, self.titles
+        group = self.groups.get(stage)
+        if titles.is_proven(tenure) or (group is None and not titles.is_known(stage)):
+            return True
+        if titles.is_trained(stage):
+            return False
+        vacant_s = self.vacant_s(stage, now)
+        if titles.is_run_trained:
+            return vacant_s > self._timing.record_lifetime_s
+        is_ours_to_yield = group is not None and group.first.peer == self.me
+        return is_ours_to_yield or vacant_s > 0.0
 
     def _is_beaten_by(self, group: Group, seat: Seat) -> bool:
         """How far a tenure came decides only while it goes on; of one that is void nothing is left to compare.
@@ -111,18 +130,17 @@ class Membership(Groups):
             return True
         challenger = seat.standing
         holder = group.standing if group.is_present else group.standing._replace(step=seat.step)
-        if seat.incarnation <= group.incarnation and not self._has_served(seat):
+        if seat.incarnation <= group.incarnation and not self.titles.has_served(seat.tenure):
             challenger = challenger._replace(step=min(seat.step, holder.step))
         return supersedes(challenger, holder)
 
-    def _has_served(self, seat: Seat) -> bool:
-        return (seat.peer, seat.incarnation) in self._served.get(seat.stage, [])
-
     def _remember(self, seat: Seat) -> None:
-        if seat.state == "serving" and not self._has_served(seat):
-            served = self._served.setdefault(seat.stage, [])
-            served.append((seat.peer, seat.incarnation))
-            del served[:-OWNERS_REMEMBERED]
+        if seat.state == "serving":
+            self.titles.note_served(seat.tenure)
+
+    def _note_training(self, seat: Seat) -> None:
+        if seat.step > 0 and seat.state == "serving":
+            self.titles.note_trained(seat.stage)
 
     def _hear_displaced(self, waiting: Group, known: Seat, seat: Seat) -> Observation:
         """The owner whom a claim displaced speaks. Whom others still accuse they do not hear: then the claim stands."""
@@ -139,10 +157,10 @@ class Membership(Groups):
         self.groups[seat.stage] = group
 
     @staticmethod
-    def _leave(known: Seat) -> Observation:
+    def _leave(known: Seat, now: float) -> Observation:
         if known.status is Status.LEFT:
             return Observation.KNOWN
-        known.state, known.status = "left", Status.LEFT
+        known.state, known.status, known.died_at = "left", Status.LEFT, now
         return Observation.LEFT
 
     def _void(self, known: Seat | None, seat: Seat) -> Observation:
@@ -157,6 +175,13 @@ class Membership(Groups):
             return Observation.KNOWN
         known.state, known.status, known.died_at = "withdrawn", Status.DEAD, seat.heard
         return Observation.OVER
+
+    def note_step(self, peer: PeerId, stage: int, step: int) -> None:
+        """How far the owner of a stage is, by what it said of something else."""
+        for seat in self.seats_of(peer):
+            if seat.stage == stage:
+                seat.step = max(seat.step, step)
+                self._note_training(seat)
 
     def _advance(self, group: Group, known: Seat, seat: Seat) -> Observation:
         if known.state == "recovering" and seat.state == "serving":

@@ -48,6 +48,11 @@ class StageLedger:
         """A driver after this one works on our step: what this one decided or issued is over."""
         return driver_incarnation < self._driver_incarnation
 
+    def recognise_driver(self, incarnation: int) -> None:
+        """This is the run's driver. Attempts in the name of a later one were of nobody."""
+        if self._driver_incarnation > incarnation:
+            self._driver_incarnation, self._entries = incarnation, {}
+
     @property
     def is_full(self) -> bool:
         """Every microbatch of the step is counted here."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from understudy.protocol.actions import Discard, Run
 from understudy.protocol.events import JobDone, SendFailed
-from understudy.protocol.ids import DRIVER_STAGE, Microbatch, PeerId
+from understudy.protocol.ids import DRIVER_STAGE, Attempt, Microbatch, PeerId
 from understudy.protocol.jobs import ApplyJob, BackwardJob, ForwardJob, Job, Payload
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.dropping import dropped
@@ -40,6 +40,8 @@ class BlockStage(Host):
         super().__init__(state, queue, observers)
         self._ledger = StageLedger(state.committed + 1, state.manifest.step.microbatches)
         self._first_step = self._ledger.step
+        self._early: dict[int, tuple[Forward, Payload]] = {}
+        """By index, activations of the next step that came before the driver said that ours is decided."""
 
     @property
     def has_counted_all(self) -> bool:
@@ -58,10 +60,19 @@ class BlockStage(Host):
         """
         return self._ledger.is_full or self._ledger.step == self._first_step
 
+    def owner_changed(self, stage: int) -> None:
+        super().owner_changed(stage)
+        driver = self._state.membership.groups.get(DRIVER_STAGE)
+        if stage == DRIVER_STAGE and driver is not None:
+            self._ledger.recognise_driver(driver.incarnation)
+
     # --- messages ---
 
     def on_forward(self, message: Forward, payload: Payload) -> None:
-        if self._ledger.is_outdated(message.attempt.driver_incarnation):
+        if self._ledger.is_outdated(message.attempt.driver_incarnation) or not self._is_of_driver(message.attempt):
+            return
+        if self._is_early(message):
+            self._early[message.index] = (message, payload)
             return
         self._reach(message.step)
         if message.step == self._state.committed:
@@ -75,6 +86,24 @@ class BlockStage(Host):
             self._state.act(Discard(Microbatch(message.step, index), attempt))
         self.io.queue.push(ForwardJob(message.microbatch, message.attempt, payload, self.origin_of(message)))
         self.pump()
+
+    def _is_of_driver(self, attempt: Attempt) -> bool:
+        """Whether the driver that we know could have issued it. While none is there, its successor may be at work."""
+        driver = self._state.membership.groups.get(DRIVER_STAGE)
+        return driver is None or not driver.is_serving or attempt.driver_incarnation <= driver.incarnation
+
+    def _is_early(self, message: Forward) -> bool:
+        """It is of the next step, and not from the driver, whose commit it overtook: it waits here for that.
+
+        That ours is decided we take from the driver alone, as long as there is one.
+        """
+        is_next = message.step == self._ledger.step + 1 and message.stage != DRIVER_STAGE
+        return is_next and self._state.membership.is_serving(DRIVER_STAGE)
+
+    def _take_early(self) -> None:
+        early, self._early = self._early, {}
+        for message, payload in early.values():
+            self.on_forward(message, payload)
 
     def on_backward(self, message: Backward, payload: Payload) -> None:
         if message.step != self._ledger.step or not self._ledger.accept_backward(message.index, message.attempt):
@@ -131,6 +160,7 @@ class BlockStage(Host):
         counted = self._ledger.advance()
         self.io.forget_before(self._ledger.step)
         self._close(ApplyJob(closing, counted))
+        self._take_early()
         self.pump()
 
     def _tell_driver(self) -> None:

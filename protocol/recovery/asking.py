@@ -12,13 +12,14 @@ from collections.abc import Collection
 from enum import Enum, auto
 
 from understudy.protocol.actions import Read
+from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.membership.placement import nearest_survivors
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.recovery.claim import OpenClaim
 from understudy.protocol.recovery.driver_backup import holding_stages
 from understudy.protocol.recovery.ladder import GrantedDonations
-from understudy.protocol.recovery.quorum import INCARNATION_LEAP_MAX, TWO_STAGES, majority_of
+from understudy.protocol.recovery.quorum import TWO_STAGES, majority_of
 from understudy.protocol.wire.fields import RefusalReason
 from understudy.protocol.wire.messages import Claim, Grant, Refusal
 from understudy.protocol.wire.records import stage_key
@@ -114,7 +115,10 @@ class Asking:
         stage = self._stage_of(claim, peer)
         if stage is None:
             return False
-        claim.votes[stage] = peer
+        vote = grant.vote
+        if vote is None or vote.tenure.peer != peer or not self._state.is_vote_for(claim.tenure(self._state.me), vote):
+            raise RemoteProtocolError("a grant without a vote that its sender signed")
+        claim.votes[stage] = vote
         claim.refused.pop(stage, None)
         if claim.is_new and grant.step > 0:
             claim.is_new, claim.needed = False, majority_of(self._state.manifest.stage_count)
@@ -126,9 +130,8 @@ class Asking:
         """It holds nothing of ours: to withdraw the claim there would spend its incarnation."""
         stage = self._stage_of(claim, peer)
         claim.told.discard(peer)
-        known = min(refusal.known_incarnation, claim.incarnation + INCARNATION_LEAP_MAX // 2)
-        self._state.membership.raise_incarnation(claim.stage, known)
-        claim.votes = {s: voter for s, voter in claim.votes.items() if voter != peer}
+        self._state.membership.raise_incarnation(claim.stage, refusal.known_incarnation)
+        claim.votes = {s: vote for s, vote in claim.votes.items() if vote.voter != peer}
         claim.witnesses = {s: witness for s, witness in claim.witnesses.items() if witness.peer != peer}
         if stage is not None:
             claim.refused[stage] = refusal.reason
@@ -160,7 +163,7 @@ class Asking:
     def _forget_succeeded(self, claim: OpenClaim) -> None:
         """Whoever took a voter's stage since knows nothing of its vote. The vote of one that only died still stands."""
         owners = self.owners(claim.stage)
-        claim.votes = {s: peer for s, peer in claim.votes.items() if owners.get(s, peer) == peer}
+        claim.votes = {s: vote for s, vote in claim.votes.items() if owners.get(s, vote.voter) == vote.voter}
         claim.witnesses = {s: known for s, known in claim.witnesses.items() if owners.get(s) == known.peer}
 
     def _is_by_majority(self, claim: OpenClaim) -> bool:

@@ -7,11 +7,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from understudy.protocol.errors import LocalProtocolError
-from understudy.protocol.ids import PeerId
+from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
 from understudy.protocol.jobs import Payload
 from understudy.protocol.recovery.ladder import GrantedDonations, Plan
 from understudy.protocol.recovery.phases import ClaimPhase, ClaimStep, next_phase
 from understudy.protocol.wire.fields import RefusalReason
+from understudy.protocol.wire.votes import VOTES_SHOWN_MAX, Vote
 
 CATCH_UP_S = 5.0
 """How long a claim waits for a witness that is a step behind the others, asking again with every tick."""
@@ -42,7 +43,7 @@ class OpenClaim:
     repeated_at: float = 0.0
     told: set[PeerId] = field(default_factory=set)
     """Whom we sent the claim: they must know if it ends, whether their grant reached us or not."""
-    votes: dict[int, PeerId] = field(default_factory=dict)
+    votes: dict[int, Vote] = field(default_factory=dict)
     """Who recognised us, by stage. Invariant: we told each of them of the claim."""
     refused: dict[int, RefusalReason] = field(default_factory=dict)
     """What the others last said, by stage."""
@@ -62,6 +63,15 @@ class OpenClaim:
     @property
     def name(self) -> tuple[int, int]:
         return (self.stage, self.incarnation)
+
+    def tenure(self, me: PeerId) -> Tenure:
+        """What we want to hold."""
+        return Tenure(self.stage, self.incarnation, me)
+
+    def proof(self, survivors: Collection[int]) -> tuple[Vote, ...]:
+        """The votes to show others: of those first whom most of them know, S0 and the stages next to ours."""
+        order = sorted(self.votes, key=lambda stage: (stage != DRIVER_STAGE, stage not in survivors, stage))
+        return tuple(self.votes[stage] for stage in order[:VOTES_SHOWN_MAX])
 
     def enter(self, step: ClaimStep, now: float) -> None:
         """Go on to the phase that the step leads to. Raises `LocalProtocolError` if it leads to none."""

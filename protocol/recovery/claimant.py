@@ -19,7 +19,7 @@ from understudy.protocol.recovery.phases import ClaimPhase, ClaimStep, next_phas
 from understudy.protocol.recovery.quorum import majority_of, too_few
 from understudy.protocol.recovery.spare import SparePolicy
 from understudy.protocol.wire.messages import Grant, Refusal, Withdraw
-from understudy.protocol.wire.records import StageRecord, stage_key
+from understudy.protocol.wire.records import stage_key
 
 SETTLE_S = 1.0
 """How long a claim without witnesses lies open in the DHT before it counts."""
@@ -123,7 +123,7 @@ class Claimant:
         self._close(claim, ClaimStep.ABANDONED)
         self.policy.note_refusal(claim.stage, claim.incarnation)
         if claim.told:  # somebody may have recognised it
-            self._state.membership.raise_incarnation(claim.stage, claim.incarnation)
+            self._state.membership.spend_incarnation(claim.stage, claim.incarnation)
         self._state.act(CancelFetches(claim.name))
         if claim.phase is ClaimPhase.BUILDING:
             self._state.act(ReleaseStage())
@@ -134,7 +134,7 @@ class Claimant:
                 self._state.tenure_state = "withdrawn"
                 self._store_tenure()
             self._state.emit("claim.withdrawn", reason=reason)
-            self._state.tenure, self._state.is_recognised = None, False
+            self._state.give_tenure_up()
             self._state.membership.withdraw(claim.stage, self._state.me, claim.incarnation)
             self._state.act(Store(self.policy.my_record(), self._state.manifest.timing.record_lifetime_s))
 
@@ -149,6 +149,7 @@ class Claimant:
             self._state.membership.mark_dead(claim.stage, claim.incarnation - 1, self._state.now)
         self._state.tenure = Tenure(claim.stage, claim.incarnation, self._state.me)
         self._state.tenure_state = "recovering"
+        self._state.membership.titles.note_proven(self._state.tenure)
         self._state.membership.observe(self._state.my_seat(), is_direct=True)
 
     def _publish_tenure(self) -> None:
@@ -157,9 +158,7 @@ class Claimant:
         self._store_tenure()
 
     def _store_tenure(self) -> None:
-        state = self._state
-        record = StageRecord(state.me, state.stage, state.incarnation, state.tenure_state, state.committed)
-        state.act(Store(record, state.manifest.timing.record_lifetime_s))
+        self._state.act(Store(self._state.my_record(), self._state.manifest.timing.record_lifetime_s))
 
     # --- asking and settling ---
 
@@ -179,6 +178,7 @@ class Claimant:
         self._unanswered.discard(claim.stage)
         if not self._state.is_recognised:
             claim.recognised_at = self._state.now
+            self._state.proof = claim.proof(self._asking.survivors(claim.stage, claim.gone))
             self._publish_tenure()
             survivors = self._asking.survivors(claim.stage, claim.gone)
             votes, passed = sorted(claim.votes), self._asking.passed_over(claim)

@@ -238,7 +238,7 @@ class Lifecycle(Consequences):
         stage = self._state.stage
         if self._state.membership.serving_peer(stage) == self._state.me:
             self._state.membership.give_up(stage)
-        self._state.tenure, self._state.is_recognised = None, False
+        self._state.give_tenure_up()
         self._state.orphans = 0 if self._owned is None or reason == reasons.TEXT_UNREADABLE else self._owned.running
         self._owned = None
         self._state.act(ReleaseStage())
@@ -260,7 +260,7 @@ class Lifecycle(Consequences):
         Others must know at once; and we: the stage was owned, and fresh weights are none of its.
         """
         state = self._state
-        state.membership.raise_incarnation(record.stage, record.incarnation)
+        state.membership.spend_incarnation(record.stage, record.incarnation)
         if record.state in ("left", "withdrawn"):
             return
         if record.step == 0:

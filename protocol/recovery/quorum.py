@@ -8,8 +8,6 @@ nothing to count, and the other owner's word is enough.
 
 from __future__ import annotations
 
-INCARNATION_LEAP_MAX = 64
-"""A witness recognises no claim that is further ahead of what it knows: else one word could use the numbers up."""
 TWO_STAGES = 2
 
 

@@ -12,17 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from understudy.protocol.actions import ReleaseSnapshot, Store
-from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.ids import DRIVER_STAGE, INCARNATION_LEAP_MAX, PeerId, Tenure
 from understudy.protocol.jobs import SnapshotJob
 from understudy.protocol.membership.placement import dead_stretch, nearest_survivors
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.queue import WorkQueue
 from understudy.protocol.recovery.driver_backup import DriverBackupHolder, holding_stages
-from understudy.protocol.recovery.quorum import INCARNATION_LEAP_MAX
 from understudy.protocol.wire.fields import RefusalReason
 from understudy.protocol.wire.messages import Claim, Donation, FetchRequest, Grant, Refusal
 from understudy.protocol.wire.records import OfferRecord
+from understudy.protocol.wire.votes import Vote
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class Witness:
         """Per lost stage: (lost incarnation, step of the weights) of the offer that stands."""
         self._unanswered: dict[int, tuple[PeerId, int]] = {}
         """Per lost stage: the recognised claimant whose grant waits for the snapshot."""
-        self._votes: dict[int, tuple[int, PeerId]] = {}
-        """Per stage: the last claim that we recognised, by incarnation and peer."""
+        self._votes: dict[int, tuple[Tenure, Vote]] = {}
+        """Per stage: the last claim that we recognised, and our signature under it."""
         self._named: dict[int, tuple[PeerId, int]] = {}
         """Per lost stage: the recognised claimant that wants our weights, though another is nearer."""
 
@@ -167,18 +167,28 @@ class Witness:
     def on_claim(self, peer: PeerId, claim: Claim) -> None:
         """Recognise the claimant, or say why not. It asks again while it hears nothing."""
         is_seen = self._is_recognised(peer, claim.stage, claim.incarnation)
-        is_recognised = is_seen and self._votes.get(claim.stage) == (claim.incarnation, peer)
+        tenure = Tenure(claim.stage, claim.incarnation, peer)
+        is_recognised = is_seen and self._has_voted_for(tenure)
         reason = None if is_recognised else self._objection(peer, claim)
         if reason is not None:
             self._state.send(peer, Refusal(claim.stage, claim.incarnation, self._spent(claim.stage), reason))
             return
-        self._votes[claim.stage] = (claim.incarnation, peer)
+        if not self._has_voted_for(tenure):
+            self._votes[claim.stage] = (tenure, self._state.vote_for(tenure))
+        self._state.membership.titles.note_proven(tenure)
         if not is_seen:
             claimed = Seat(claim.stage, peer, claim.incarnation, "recovering", 0, Status.ALIVE, self._state.now)
             self._state.membership.observe(claimed, is_direct=True)
         if self._state.stage in claim.witnesses and not self._is_witness_of(claim.stage):
             self._named[claim.stage] = (peer, claim.incarnation)
         self._grant(peer, claim.stage, claim.incarnation)
+
+    def _has_voted_for(self, tenure: Tenure) -> bool:
+        return tenure.stage in self._votes and self._votes[tenure.stage][0] == tenure
+
+    def _voted(self, stage: int) -> int:
+        """The last incarnation of the stage that we voted for."""
+        return self._votes[stage][0].incarnation if stage in self._votes else 0
 
     def _is_recognised(self, peer: PeerId, stage: int, incarnation: int) -> bool:
         """It is a claim, for all that we see: who serves already has nothing to claim."""
@@ -192,8 +202,7 @@ class Witness:
         if claim.stage == self._state.stage or (seat is not None and seat.is_serving):
             return "owner alive"
         if self._is_recognised(peer, claim.stage, claim.incarnation):  # we heard of it: others recognised it
-            voted, _ = self._votes.get(claim.stage, (0, peer))
-            return "superseded" if voted >= claim.incarnation else None
+            return "superseded" if self._voted(claim.stage) >= claim.incarnation else None
         if not spent < claim.incarnation <= spent + INCARNATION_LEAP_MAX:
             return "superseded"
         if seat is not None and seat.is_present and seat.peer != peer:  # its own earlier claim it gives up by this one
@@ -218,14 +227,15 @@ class Witness:
         return stage in dead_stretch(self._state.stage, membership.stage_count, membership.is_serving)
 
     def _grant(self, peer: PeerId, stage: int, incarnation: int) -> None:
+        _, vote = self._votes[stage]
         step, is_donor = self._state.committed, self._is_witness_of(stage) or stage in self._named
         if is_donor and not self._is_ready_for(stage):
             self._unanswered[stage] = (peer, incarnation)
             self._hold_weights()
-            self._state.send(peer, Grant(stage, incarnation, step, (), is_preparing=True))
+            self._state.send(peer, Grant(stage, incarnation, step, (), is_preparing=True, vote=vote))
             return
         donations = self._donations_for(stage) if is_donor else ()
-        self._state.send(peer, Grant(stage, incarnation, step, donations))
+        self._state.send(peer, Grant(stage, incarnation, step, donations, vote=vote))
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
         """Whether the peer is the claimant that we recognise, asking for the weights that we hold."""

@@ -30,6 +30,7 @@ from understudy.protocol.wire.fields import (
     StepNumber,
 )
 from understudy.protocol.wire.tensors import TensorSpec
+from understudy.protocol.wire.votes import Proof, Vote
 from understudy.protocol.wire.watching import WatchMessage
 
 
@@ -65,6 +66,7 @@ class Announce(Message, frozen=True, tag="announce"):
     incarnation: Incarnation
     state: StageState
     step: StepNumber
+    proof: Proof = ()
 
 
 class Lost(Message, frozen=True, tag="lost"):
@@ -130,6 +132,8 @@ class Grant(Message, frozen=True, tag="grant"):
     donations: Annotated[tuple[Donation, ...], Meta(max_length=DONATIONS_MAX)]
     is_preparing: bool = False
     """Another grant follows, with my weights."""
+    vote: Vote | None = None
+    """For all others to see. Without it the grant is none."""
 
 
 class Refusal(Message, frozen=True, tag="refusal"):

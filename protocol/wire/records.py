@@ -26,8 +26,11 @@ from understudy.protocol.wire.fields import (
     StageState,
     StepNumber,
 )
+from understudy.protocol.wire.votes import Proof
 
 RECORD_BYTES_MAX = 4096
+STAGE_RECORD_BYTES_MAX = 8 * 1024
+"""With the votes that it shows (`VOTES_SHOWN_MAX`)."""
 MANIFEST_RECORD_BYTES_MAX = 24 * 1024
 RECORDS_PER_KEY_MAX = 256
 """Owners with a record under one key at most; a key flooded beyond it is cut off, never our memory."""
@@ -52,6 +55,7 @@ class StageRecord(Record, frozen=True, tag="stage"):
     microbatches_per_second: Annotated[float, Meta(ge=0)] = 0.0
     """What the owner's compute thread can do, measured at work; 0 if it is not known yet. For people."""
     contact: Contact = Contact()
+    proof: Proof = ()
 
 
 CAPACITY_MAX = 1e7
@@ -114,9 +118,12 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyRecord)
 
 
+STAGE_KEYS = "stage/"
+
+
 def stage_key(stage: int) -> str:
     """Key, below the run's prefix, of the tenures of one stage."""
-    return f"stage/{stage}"
+    return f"{STAGE_KEYS}{stage}"
 
 
 def weights_key(stage: int) -> str:
@@ -132,8 +139,9 @@ MANIFEST_KEY = "manifest"
 def run_keys(stage_count: int = STAGES_MAX) -> dict[str, int]:
     """Every key, below the run's prefix, that there can be, and how many bytes a record under it may have."""
     stages = range(stage_count)
-    keys = [*map(stage_key, stages), *map(weights_key, stages), SPARES_KEY, PROGRESS_KEY]
-    return {**dict.fromkeys(keys, RECORD_BYTES_MAX), MANIFEST_KEY: MANIFEST_RECORD_BYTES_MAX}
+    small = dict.fromkeys([*map(weights_key, stages), SPARES_KEY, PROGRESS_KEY], RECORD_BYTES_MAX)
+    tenures = dict.fromkeys(map(stage_key, stages), STAGE_RECORD_BYTES_MAX)
+    return {**tenures, **small, MANIFEST_KEY: MANIFEST_RECORD_BYTES_MAX}
 
 
 def key_of(record: AnyRecord) -> str:
@@ -156,9 +164,15 @@ def encode_record(record: AnyRecord) -> bytes:
     return _encoder.encode(record)
 
 
+def _bytes_max(key: str) -> int:
+    if key == MANIFEST_KEY:
+        return MANIFEST_RECORD_BYTES_MAX
+    return STAGE_RECORD_BYTES_MAX if key.startswith(STAGE_KEYS) else RECORD_BYTES_MAX
+
+
 def decode_record(key: str, owner: PeerId, value: bytes) -> AnyRecord:
     """Decode what ``owner`` signed under ``key``. Raises `RemoteProtocolError` if it does not fit."""
-    limit = MANIFEST_RECORD_BYTES_MAX if key == MANIFEST_KEY else RECORD_BYTES_MAX
+    limit = _bytes_max(key)
     if len(value) > limit:
         raise RemoteProtocolError(f"a record of {len(value)} bytes under {key}; at most {limit} are allowed")
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, TypeVar
 
+from tests.seals import NamedSeal
 from tests.sim.edges import EdgeJudge
 from tests.sim.faults import (
     CALM,
@@ -173,7 +174,7 @@ class Simulation:
 
     def add_node(self, name: str, wanted_stage: int | None = None, at: float = 0.0) -> None:
         peer = PeerId(name)
-        node = SimNode(peer, Core(peer, self.manifest, check_every=CHECK_EVERY))
+        node = SimNode(peer, Core(NamedSeal(peer), self.manifest, check_every=CHECK_EVERY))
         self.nodes[peer] = node
         self.at(at, lambda: self.feed(node, Started(wanted_stage)))
         self.at(at, lambda: self._timer(node, node.timer_serial))

@@ -11,9 +11,8 @@ from tests.sim.faults import Fault, Hinder, Kill, Trigger
 from tests.sim.node import Violation
 from tests.sim.sides import run_sides
 from tests.sim.simulation import WITHOUT_MAJORITY_S, LogLine, Simulation, build, small_manifest
-from understudy.protocol.ids import PeerId
+from understudy.protocol.ids import INCARNATION_LEAP_MAX, PeerId
 from understudy.protocol.recovery.asking import Asking
-from understudy.protocol.recovery.quorum import INCARNATION_LEAP_MAX
 from understudy.protocol.recovery.witness import Witness
 from understudy.protocol.wire.fields import RefusalReason
 from understudy.protocol.wire.messages import Claim, Refusal

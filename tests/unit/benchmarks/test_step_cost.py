@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.seals import NamedSeal
 from understudy.protocol.actions import Action, Run, Send
 from understudy.protocol.events import JobDone
 from understudy.protocol.ids import Attempt, PeerId, Tenure
@@ -57,7 +58,7 @@ def node(stage: int, microbatches: int) -> NodeState:
     run = RunManifest(
         name="counted", model=ModelSettings(block_stages=2), step=StepSettings(microbatches=microbatches, window=8)
     )
-    state = NodeState(ME, run, Membership(run.stage_count, run.timing), now=10.0)
+    state = NodeState(NamedSeal(ME), run, Membership(run.stage_count, run.timing), now=10.0)
     state.tenure, state.tenure_state = Tenure(stage, 1, ME), "serving"
     for other in {0, 1, 2} - {stage}:
         state.membership.groups[other] = Group([Seat(other, PeerId(f"{other}"), 1, "serving", 0, Status.ALIVE, 10.0)])

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from tests.fakes import until
+from tests.seals import NamedSeal
 from understudy.bootstrap.local import screen as show
 from understudy.bootstrap.local.monitor import Board
 from understudy.node.links.metering import Counters
@@ -233,7 +234,7 @@ def test_the_progress_is_read_for_whoever_looks(
     async def main() -> None:
         display = Display(console)
         monkeypatch.setattr(display, "show", lambda *_: happened.append("look"))
-        watch = Watch(Core(PeerId("QmMe"), preset("tiny"), check_every=1), Counters(), display, read)
+        watch = Watch(Core(NamedSeal(PeerId("QmMe")), preset("tiny"), check_every=1), Counters(), display, read)
         async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
             watching_task = tasks.create_task(watch.run())
             await until(lambda: len(happened) > len(expected))
@@ -277,7 +278,9 @@ def test_a_bug_in_the_picture_costs_the_picture_only(
 
     async def main() -> None:
         with Display(console) as display:
-            watch = Watch(Core(PeerId("QmMe"), preset("tiny"), check_every=1), Counters(), display, lambda read: None)
+            watch = Watch(
+                Core(NamedSeal(PeerId("QmMe")), preset("tiny"), check_every=1), Counters(), display, lambda read: None
+            )
             async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
                 task = tasks.create_task(watch.run())
                 await until(screen.getvalue if display.is_live else lambda: display._has_looked)

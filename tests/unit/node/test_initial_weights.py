@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import torch
 
+from tests.seals import NamedSeal
 from understudy.bootstrap.begin import Founding, begin
 from understudy.bootstrap.founding import keep_founding, load_manifest
 from understudy.node.compute.model import UnsplitModel
@@ -160,7 +161,7 @@ class Newcomer:
         self.digests = tuple(f"{stage:064x}" for stage in range(3))
         initial = InitialSettings(digests=self.digests, peer=FOUNDER)
         self.manifest = RunManifest(name="later", model=MODEL, initial=initial)
-        self.core = Core(PeerId("me"), self.manifest, check_every=1)
+        self.core = Core(NamedSeal(PeerId("me")), self.manifest, check_every=1)
         self.now = 100.0
         self.actions: list[Any] = []
         self.do(Started(1))

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import pytest
 
+from tests.seals import NamedSeal
 from understudy.protocol.actions import Emit, Run, Send
 from understudy.protocol.events import JobDone, SendFailed
 from understudy.protocol.ids import Attempt, PeerId, Tenure
@@ -36,7 +37,7 @@ class Swarm:
     """A driver whose one microbatch travels at our word; every step takes a second."""
 
     def __init__(self, run: RunManifest = RUN, incarnation: int = 1) -> None:
-        self.state = NodeState(ME, run, Membership(run.stage_count, run.timing), now=10.0)
+        self.state = NodeState(NamedSeal(ME), run, Membership(run.stage_count, run.timing), now=10.0)
         self.state.tenure, self.state.tenure_state = Tenure(0, incarnation, ME), "serving"
         for stage in (1, 2):
             self.state.membership.groups[stage] = Group(

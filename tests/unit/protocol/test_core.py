@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.seals import NamedSeal, signed
 from tests.sim.simulation import small_manifest
 from understudy.protocol.actions import (
     Action,
@@ -36,7 +37,7 @@ from understudy.protocol.events import (
     TextRead,
     TimerFired,
 )
-from understudy.protocol.ids import Attempt, PeerId
+from understudy.protocol.ids import Attempt, PeerId, Tenure
 from understudy.protocol.jobs import Applied, ApplyJob, BlendJob, InitialiseJob, Job
 from understudy.protocol.membership.failure_detector import RESERVE_READ_MIN
 from understudy.protocol.membership.placement import FRONT_MAX
@@ -87,14 +88,21 @@ class Node:
     """A core with a clock of its own."""
 
     def __init__(self) -> None:
-        self.core = Core(ME, MANIFEST, signed_manifest=SIGNED_MANIFEST, check_every=1)
+        self.core = Core(NamedSeal(ME), MANIFEST, signed_manifest=SIGNED_MANIFEST, check_every=1)
         self.now = 100.0
 
     def do(self, event: Any) -> list[Action]:
         return self.core.handle(event, self.now)
 
     def hear(self, sender: PeerId, message: AnyMessage, payload: Any = None) -> list[Action]:
+        """A grant comes with its sender's vote."""
+        if isinstance(message, Grant) and message.vote is None:
+            message = signed(message, self.tenure_of(sender), ME, MANIFEST.digest())
         return self.do(MessageReceived(sender, message, payload))
+
+    def tenure_of(self, sender: PeerId) -> Tenure:
+        seats = self.core.state.membership.seats_of(sender)
+        return Tenure(seats[0].stage, seats[0].incarnation, sender) if seats else Tenure(0, 1, sender)
 
     def read(self, records: Sequence[AnyRecord]) -> list[Action]:
         """Read every key of the run, as found with these records."""

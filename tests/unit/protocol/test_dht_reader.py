@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from tests.seals import NamedSeal
 from understudy.protocol.actions import Run
 from understudy.protocol.core import Core
 from understudy.protocol.events import JobDone, RecordsRead, Started, TimerFired
@@ -20,7 +21,7 @@ def offer_by(peer: PeerId) -> OfferRecord:
 
 
 def spare() -> Core:
-    core = Core(ME, preset("tiny"), check_every=1)
+    core = Core(NamedSeal(ME), preset("tiny"), check_every=1)
     core.handle(Started(None), 0.0)
     core.handle(RecordsRead(stage_key(1), (StageRecord(OWNER, 1, 1, "serving", 3),)), 0.1)
     core.handle(RecordsRead(stage_key(2), (StageRecord(WITNESS, 2, 1, "serving", 3),)), 0.1)
@@ -55,7 +56,7 @@ def test_of_two_witnesses_the_one_that_hears_nothing_counts() -> None:
 
 def test_an_owner_does_not_take_itself_for_dead_when_its_own_record_is_missing() -> None:
     """A machine that slept for longer than its record lives reads the stage's key before it stored the next one."""
-    core = Core(ME, preset("tiny"), check_every=1)
+    core = Core(NamedSeal(ME), preset("tiny"), check_every=1)
     core.handle(Started(1), 0.0)
     for stage in range(preset("tiny").stage_count):
         core.handle(RecordsRead(stage_key(stage), ()), 0.1)

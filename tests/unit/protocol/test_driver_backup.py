@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.seals import NamedSeal
 from understudy.protocol.actions import CancelFetches, Emit, Fetch, ReleaseSnapshot, Send
 from understudy.protocol.events import Fetched, FetchFailed
 from understudy.protocol.ids import PeerId, Tenure
@@ -64,7 +65,7 @@ class Copying:
 
     def __init__(self) -> None:
         run = run_of(3)
-        self.state = NodeState(peer(0), run, Membership(run.stage_count, run.timing), now=10.0)
+        self.state = NodeState(NamedSeal(peer(0)), run, Membership(run.stage_count, run.timing), now=10.0)
         self.state.tenure, self.state.tenure_state = Tenure(0, 1, peer(0)), "serving"
         for stage in (1, 2, 3):
             self.serve(stage, peer(stage))
@@ -184,7 +185,7 @@ class Keeping:
 
     def __init__(self) -> None:
         run = run_of(3)
-        self.state = NodeState(peer(1), run, Membership(run.stage_count, run.timing))
+        self.state = NodeState(NamedSeal(peer(1)), run, Membership(run.stage_count, run.timing))
         self.state.tenure = Tenure(1, 1, peer(1))
         self.holder = DriverBackupHolder(self.state, lambda: None)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.seals import NamedSeal
 from understudy.protocol.actions import Run, Send
 from understudy.protocol.events import JobDone, SendFailed
 from understudy.protocol.ids import Attempt, PeerId, Tenure
@@ -30,7 +31,7 @@ class Middle:
     """S2, which has passed microbatch 0 on, on its way out and back, and can be told what became of it."""
 
     def __init__(self) -> None:
-        self.state = NodeState(ME, RUN, Membership(RUN.stage_count, RUN.timing), now=10.0)
+        self.state = NodeState(NamedSeal(ME), RUN, Membership(RUN.stage_count, RUN.timing), now=10.0)
         self.state.tenure, self.state.tenure_state = Tenure(2, 1, ME), "serving"
         for stage in (0, 1, 3):
             self.set_owner(stage, f"{stage}")

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from tests.seals import NamedSeal
 from tests.sim.simulation import small_manifest
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.membership.consequences import Consequences
@@ -37,7 +38,9 @@ class Node:
 
     def __init__(self) -> None:
         membership = Membership(MANIFEST.stage_count, MANIFEST.timing)
-        self.state = NodeState(ME, MANIFEST, membership, now=10.0, tenure=Tenure(1, 1, ME), tenure_state="serving")
+        self.state = NodeState(
+            NamedSeal(ME), MANIFEST, membership, now=10.0, tenure=Tenure(1, 1, ME), tenure_state="serving"
+        )
         for stage, peer in ((1, ME), (2, OLD), (3, WITNESS)):
             membership.observe(Seat(stage, peer, 1, "serving", 0, Status.ALIVE, 10.0), is_direct=True)
         told = Told()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.seals import NamedSeal
 from tests.sim.simulation import small_manifest
 from understudy.protocol.actions import Action, Fetch, ReadText, Run
 from understudy.protocol.core import Core
@@ -114,7 +115,7 @@ class Node:
     """A core whose compute thread and whose fetches are done at once."""
 
     def __init__(self, wanted: int | None) -> None:
-        self.core = Core(ME, MANIFEST, check_every=1)
+        self.core = Core(NamedSeal(ME), MANIFEST, check_every=1)
         self.now = 100.0
         self.do(Started(wanted))
         for stage in range(MANIFEST.stage_count):

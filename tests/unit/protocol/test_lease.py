@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.seals import NamedSeal
 from tests.sim.simulation import small_manifest
 from understudy.protocol.actions import ReleaseLease, Send
 from understudy.protocol.core import Core
@@ -38,7 +39,9 @@ class Owner:
 
     def __init__(self, manifest: RunManifest = MANIFEST) -> None:
         membership = Membership(manifest.stage_count, manifest.timing)
-        self.state = NodeState(ME, manifest, membership, now=100.0, tenure=Tenure(2, 3, ME), tenure_state="serving")
+        self.state = NodeState(
+            NamedSeal(ME), manifest, membership, now=100.0, tenure=Tenure(2, 3, ME), tenure_state="serving"
+        )
         self.queue = WorkQueue()
         self.leases = SnapshotLeases(self.state, self.queue)
 
@@ -277,7 +280,7 @@ def test_the_end_of_the_run_waits_for_exporters_that_speak_and_can_be_served() -
 
 
 def test_a_spare_holds_nothing() -> None:
-    core = Core(ME, MANIFEST, check_every=1)
+    core = Core(NamedSeal(ME), MANIFEST, check_every=1)
     asked = [MessageReceived(EXPORTER, LeaseRequest(2, 3, 5)), MessageReceived(EXPORTER, LeaseRelease(5))]
     sends = [action for event in asked for action in core.handle(event, 100.0) if isinstance(action, Send)]
     assert sends == [Send(EXPORTER, LeaseStatus(2, 3, 5, "not mine", 0))]

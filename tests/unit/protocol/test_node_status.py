@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.seals import NamedSeal
 from understudy.protocol.core import Core
 from understudy.protocol.events import RecordsRead
 from understudy.protocol.ids import PeerId, Tenure
@@ -34,7 +35,7 @@ def peer(stage: int) -> PeerId:
 
 def state_of(*present: int) -> NodeState:
     """A node that knows the owners of these stages, heard two seconds ago."""
-    state = NodeState(ME, RUN, Membership(RUN.stage_count, RUN.timing), now=10.0, committed=5)
+    state = NodeState(NamedSeal(ME), RUN, Membership(RUN.stage_count, RUN.timing), now=10.0, committed=5)
     for stage in present:
         state.membership.groups[stage] = Group([Seat(stage, peer(stage), 1, "serving", 5, Status.ALIVE, 8.0)])
     return state
@@ -123,7 +124,7 @@ def test_a_node_that_said_goodbye_is_gone() -> None:
 
 
 def test_the_loss_is_the_drivers_last_word() -> None:
-    core = Core(ME, RUN, check_every=1)
+    core = Core(NamedSeal(ME), RUN, check_every=1)
     for step, loss in ((4, 3.0), (5, 2.5), (3, 9.0)):
         record = ProgressRecord(peer(0), 1, step, loss, step * 10, 1.0)
         assert core.handle(RecordsRead(PROGRESS_KEY, (record,)), 1.0) == []

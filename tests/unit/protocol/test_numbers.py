@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from tests.seals import NamedSeal
 from understudy.protocol.actions import Emit
 from understudy.protocol.events import JobDone
 from understudy.protocol.ids import Attempt, Microbatch, PeerId, Tenure
@@ -22,7 +23,7 @@ BEFORE, AFTER = Tenure(1, 3, PeerId("before")), Tenure(3, 1, PeerId("after"))
 
 @pytest.fixture
 def state() -> NodeState:
-    found = NodeState(PeerId("me"), RUN, Membership(RUN.stage_count, RUN.timing))
+    found = NodeState(NamedSeal(PeerId("me")), RUN, Membership(RUN.stage_count, RUN.timing))
     found.tenure = Tenure(2, 1, found.me)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.seals import NamedSeal
 from understudy.protocol.actions import Run
 from understudy.protocol.events import JobDone
 from understudy.protocol.ids import PeerId, Tenure
@@ -26,7 +27,7 @@ RUN = RunManifest(name="observed", model=ModelSettings(block_stages=2), step=Ste
 
 def node(stage: int) -> NodeState:
     """The second owner of its stage, at the first step: whatever is said of it is believed."""
-    state = NodeState(ME, RUN, Membership(RUN.stage_count, RUN.timing), now=10.0)
+    state = NodeState(NamedSeal(ME), RUN, Membership(RUN.stage_count, RUN.timing), now=10.0)
     state.tenure, state.tenure_state = Tenure(stage, 2, ME), "serving"
     for other in {0, 1, 2} - {stage}:
         state.membership.groups[other] = Group([Seat(other, PEER, 1, "serving", 0, Status.ALIVE, 10.0)])

@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 
+from tests.seals import NamedSeal
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import RunManifest, StepSettings
 from understudy.protocol.membership.view import Membership
@@ -22,7 +23,7 @@ END = ProgressRecord("other", 3, 10, 1.0, 1, 1.0)
 
 def asked(kind: type[BlockStage | EdgeHost], stage: int, incarnation: int, step: int) -> bool:
     """Of an owner that works on ``step``, when another driver's last word is read."""
-    state = NodeState(ME, RUN, Membership(RUN.stage_count, RUN.timing))
+    state = NodeState(NamedSeal(ME), RUN, Membership(RUN.stage_count, RUN.timing))
     state.tenure = Tenure(stage, incarnation, ME)
 
     class Host(kind):  # type: ignore[misc, valid-type]

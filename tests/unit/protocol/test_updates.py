@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.seals import NamedSeal
 from understudy.protocol.actions import Emit
 from understudy.protocol.ids import Microbatch, PeerId, Tenure
 from understudy.protocol.jobs import Applied
@@ -18,7 +19,7 @@ RUN = RunManifest(name="updated")
 
 @pytest.fixture
 def state() -> NodeState:
-    found = NodeState(PeerId("me"), RUN, Membership(RUN.stage_count, RUN.timing))
+    found = NodeState(NamedSeal(PeerId("me")), RUN, Membership(RUN.stage_count, RUN.timing))
     found.tenure = Tenure(2, 1, found.me)
     return found
 

@@ -1,0 +1,240 @@
+"""What one member that lies can do to a swarm: a peer that holds no stage, or one owner gone bad.
+
+Each of these ended a run once, or left it standing for good.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from tests.sim.faults import Fault, Kill, Trigger
+from tests.sim.liars import LIAR, LyingSimulation, Tales
+from tests.sim.schedules import LIMIT_S
+from tests.sim.simulation import build, small_manifest
+from understudy.protocol.ids import INCARNATION_MAX, Attempt, PeerId
+from understudy.protocol.wire.messages import (
+    Announce,
+    Claim,
+    Commit,
+    CommitAck,
+    Fenced,
+    Forward,
+    Heartbeat,
+    Withdraw,
+)
+from understudy.protocol.wire.records import OfferRecord, ProgressRecord, StageRecord
+
+STAGES, STEPS = 5, 20
+ATTACK_AT_S = 2.6
+"""A few steps are committed then; a step takes 0.4 s."""
+
+Attack = Callable[[LyingSimulation], None]
+
+
+def swarm(faults: list[Fault] | None = None, seed: int = 1, spares: int = 2) -> LyingSimulation:
+    manifest = small_manifest(stages=STAGES, steps=STEPS, microbatches=2)
+    return build(seed, faults or [], manifest=manifest, spares=spares, kind=LyingSimulation)
+
+
+def attacked(attack: Attack, faults: list[Fault] | None = None, seed: int = 1) -> LyingSimulation:
+    """A run to its end, with an attack in its first steps."""
+    simulation = swarm(faults, seed)
+    simulation.at(ATTACK_AT_S, lambda: attack(simulation))
+    simulation.run(LIMIT_S)
+    simulation.check_outcome()
+    return simulation
+
+
+# --- a peer that holds nothing ---
+
+
+def heartbeats(swarm: LyingSimulation) -> None:
+    for stage in range(STAGES):
+        swarm.lie(LIAR, Heartbeat(stage, INCARNATION_MAX, "serving", swarm.last_step))
+
+
+def records(swarm: LyingSimulation) -> None:
+    """All that the liar may store: one record under each key."""
+    for stage in range(STAGES):
+        swarm.publish(StageRecord(LIAR, stage, INCARNATION_MAX, "serving", swarm.last_step))
+
+
+def withdrawals(swarm: LyingSimulation) -> None:
+    for stage in range(STAGES):
+        swarm.lie(LIAR, Withdraw(stage, INCARNATION_MAX), Announce(stage, INCARNATION_MAX, "withdrawn", 0))
+
+
+def claims(swarm: LyingSimulation) -> None:
+    for stage in range(STAGES):
+        swarm.lie(LIAR, Claim(stage, INCARNATION_MAX, tuple(range(4))))
+
+
+def offers(swarm: LyingSimulation) -> None:
+    for stage in range(STAGES):
+        swarm.publish(OfferRecord(LIAR, stage, INCARNATION_MAX, (stage + 1) % STAGES, swarm.last_step, 1.0, 8, "lie"))
+
+
+def ties(swarm: LyingSimulation) -> None:
+    """The liar's PeerID comes before all others."""
+    for stage in range(STAGES):
+        swarm.lie(LIAR, Heartbeat(stage, 1, "serving", swarm.last_step))
+        swarm.publish(StageRecord(LIAR, stage, 1, "serving", swarm.last_step))
+
+
+def goodbyes(swarm: LyingSimulation) -> None:
+    """The run is over, says somebody."""
+    swarm.lie(LIAR, Announce(0, 99, "left", STEPS), Announce(0, 1, "left", STEPS), Announce(0, 2, "left", STEPS))
+
+
+def progress(swarm: LyingSimulation) -> None:
+    swarm.publish(ProgressRecord(LIAR, 99, STEPS, None, 0, 0.0))
+
+
+def fences(swarm: LyingSimulation) -> None:
+    """One heartbeat for a place among the owners, at a stage whose number nobody believes, then the fences."""
+    for stage in range(STAGES):
+        swarm.lie(LIAR, Heartbeat(stage, INCARNATION_MAX, "serving", swarm.last_step))
+        swarm.lie(LIAR, Heartbeat(stage, 1, "serving", swarm.last_step))
+    for stage in range(STAGES):
+        for incarnation in (1, 2, INCARNATION_MAX):
+            swarm.lie(LIAR, Fenced(stage, incarnation, "nobody", STEPS))
+
+
+def commits(swarm: LyingSimulation) -> None:
+    for step in range(swarm.last_step, swarm.last_step + 7):
+        swarm.lie(LIAR, Commit(1, step), Commit(INCARNATION_MAX, step))
+
+
+def attempts(swarm: LyingSimulation) -> None:
+    attempt = Attempt(INCARNATION_MAX, 0)
+    for stage in range(1, STAGES):
+        swarm.lie(LIAR, Forward(swarm.last_step + 1, 0, attempt, stage - 1, 1), to=stage)
+
+
+BY_NOBODY: dict[str, Attack] = {
+    attack.__name__: attack
+    for attack in (
+        heartbeats,
+        records,
+        withdrawals,
+        claims,
+        offers,
+        ties,
+        goodbyes,
+        progress,
+        fences,
+        commits,
+        attempts,
+    )
+}
+
+
+@pytest.mark.parametrize("attack", BY_NOBODY)
+def test_who_holds_nothing_takes_nothing(attack: str) -> None:
+    simulation = attacked(BY_NOBODY[attack])
+    assert simulation.named("peer.retired") == []
+    assert simulation.recoveries() == []
+    steps = [line.fields["step"] for line in simulation.named("step.committed")]
+    assert steps == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("attack", BY_NOBODY)
+def test_a_stage_that_is_lost_afterwards_is_taken_in_seconds(attack: str) -> None:
+    simulation = attacked(BY_NOBODY[attack], [Kill(Trigger(2, 8, "forward"), 2)])
+    (killed,) = simulation.named("(killed)")
+    (line,) = simulation.recoveries()
+    assert line.fields["stage"] == 2
+    assert line.time - killed.time < 10.0
+
+
+# --- an owner gone bad ---
+
+
+def lying_gradient(swarm: LyingSimulation) -> None:
+    """Forward of a step that S0 did not begin: it implies a commit that was none."""
+    liar = swarm.peer_of(1)
+    attempt = Attempt(1, 0)
+
+    def once_more() -> None:
+        step = swarm.last_step + 2
+        swarm.lie(liar, Forward(step, 0, attempt, 1, 1), Heartbeat(1, 1, "serving", step - 1), to=2)
+
+    swarm.again(0.01, swarm.now + 2.0, once_more)
+
+
+def attempts_of_nobody(swarm: LyingSimulation) -> None:
+    liar = swarm.peer_of(1)
+    swarm.lie(liar, Forward(swarm.last_step + 1, 0, Attempt(INCARNATION_MAX, 0), 1, 1), to=2)
+
+
+def false_steps(swarm: LyingSimulation) -> None:
+    liar = swarm.peer_of(2)
+
+    def once_more() -> None:
+        for step in (swarm.last_step + 1, swarm.last_step + 2, STEPS):
+            swarm.lie(liar, Heartbeat(2, 1, "serving", step), CommitAck(2, 1, step))
+
+    swarm.again(0.1, swarm.now + 2.0, once_more)
+
+
+def false_fences(swarm: LyingSimulation) -> None:
+    liar = swarm.peer_of(2)
+
+    def once_more() -> None:
+        for stage in (0, 1, 3, 4):
+            for owner in (LIAR, PeerId("nobody"), liar):
+                swarm.lie(liar, Fenced(stage, 2, owner, STEPS), to=stage)
+
+    swarm.again(0.5, swarm.now + 5.0, once_more)
+
+
+def false_end(swarm: LyingSimulation) -> None:
+    """A block stage says that the run is over."""
+    liar = swarm.peer_of(3)
+    swarm.publish(ProgressRecord(liar, 1, STEPS, None, 0, 0.0))
+    swarm.lie(liar, Announce(0, 1, "left", STEPS), Announce(0, 2, "left", STEPS))
+
+
+BY_AN_OWNER: dict[str, Attack] = {
+    attack.__name__: attack for attack in (lying_gradient, attempts_of_nobody, false_steps, false_fences, false_end)
+}
+
+
+@pytest.mark.parametrize("attack", BY_AN_OWNER)
+def test_one_owner_gone_bad_costs_no_other_its_stage(attack: str) -> None:
+    simulation = attacked(BY_AN_OWNER[attack])
+    assert simulation.named("peer.retired") == []
+    steps = [line.fields["step"] for line in simulation.named("step.committed")]
+    assert sorted(set(steps)) == list(range(1, STEPS + 1))
+    assert simulation.log[-1].time < 60.0
+
+
+# --- at random ---
+
+
+def run_tales(seed: int) -> LyingSimulation:
+    """Lies of all kinds of a peer that holds nothing, for four seconds; every second time a stage is lost meanwhile."""
+    rng = random.Random(seed)
+    faults: list[Fault] = [Kill(Trigger(2, 6, "forward"), 2)] if seed % 2 else []
+    simulation = swarm(faults, seed)
+    tales = Tales(rng, simulation, LIAR)
+
+    def tell() -> None:
+        simulation.lie(LIAR, tales.message(), to=rng.choice([None, *range(STAGES)]))
+        if rng.random() < 0.2:
+            simulation.publish(tales.record())
+
+    simulation.at(ATTACK_AT_S, lambda: simulation.again(0.05, simulation.now + 4.0, tell))
+    simulation.run(LIMIT_S)
+    simulation.check_outcome()
+    return simulation
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_lies_at_random_of_who_holds_nothing_cost_nobody_a_stage(seed: int) -> None:
+    simulation = run_tales(seed)
+    assert simulation.named("peer.retired") == []
+    assert len(simulation.recoveries()) == seed % 2
