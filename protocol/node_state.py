@@ -178,6 +178,10 @@ class NodeState:
             self.me, self.stage, self.incarnation, self.tenure_state, self.committed, pace, proof=self.proof
         )
 
+    def is_entitled(self, tenure: Tenure) -> bool:
+        """Whether we would see the tenure in the seat, if it said that it has it."""
+        return self.membership.is_entitled(tenure, self.now, self.manifest.timing.record_lifetime_s)
+
     def vote_for(self, claim: Tenure) -> Vote:
         """Our signature under a claim."""
         assert self.tenure is not None

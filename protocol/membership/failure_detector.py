@@ -164,7 +164,7 @@ class FailureDetector:
         self._state.act(CloseLinks(seat.peer))
         if self._state.is_serving and seat.stage in self._near():
             self._accused[seat.stage] = seat.incarnation
-            self._spread(Lost(seat.stage, seat.incarnation))
+            self._spread(Lost(seat.stage, seat.incarnation, seat.peer))
 
     def _repeat_accusations(self) -> None:
         """Go on accusing whom we should hear and do not. Two who only believe each other would never stop."""
@@ -175,7 +175,7 @@ class FailureDetector:
             if not is_ours_to_judge or seat is None or seat.status is not Status.DEAD or seat.heard > horizon:
                 del self._accused[stage]
             else:
-                self.tell(Lost(stage, incarnation))
+                self.tell(Lost(stage, incarnation, seat.peer))
 
     def take_back(self, seat: Seat) -> None:
         """An owner that was taken for dead speaks again: those who do not hear it themselves must know."""

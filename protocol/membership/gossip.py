@@ -158,6 +158,9 @@ class MembershipGossip:
         elif is_about_us:
             self._note_accusation(peer, message)
         elif isinstance(message, Lost):
+            accused = membership.tenure_or_displaced(message.stage, message.incarnation)
+            if accused is not None and message.owner not in (None, accused.peer):
+                return
             if membership.suspect_by(message.stage, message.incarnation, peer, self._state.now):
                 self.on_seat_changed(message.stage)
                 if self._state.tenure is None:
@@ -168,7 +171,7 @@ class MembershipGossip:
     def _on_fenced(self, message: Fenced) -> None:
         """Another serves our stage, we are told. A stage that was trained we give to nobody for a word."""
         successor = Tenure(message.stage, message.incarnation, PeerId(message.owner))
-        if self._state.membership.is_entitled(successor, self._state.now):
+        if self._state.is_entitled(successor):
             self._state.membership.spend_incarnation(message.stage, message.incarnation)
             self._consequences.lose(reasons.held_by_another(message.stage, message.incarnation))
         else:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from understudy.protocol.ids import INCARNATION_LEAP_MAX, PeerId
+from understudy.protocol.ids import INCARNATION_LEAP_MAX, PeerId, Tenure
 from understudy.protocol.membership.placement import Standing
 from understudy.protocol.membership.seats import Seat
+from understudy.protocol.membership.titles import Titles
 
 
 @dataclass(slots=True)
@@ -70,6 +71,9 @@ class Groups:
     def __init__(self, stage_count: int) -> None:
         self.stage_count = stage_count
         self.groups: dict[int, Group] = {}
+        self.titles = Titles()
+        self.me: PeerId | None = None
+        """Whose view it is."""
         self._incarnation_floor: dict[int, int] = {}
         self._accepted: dict[int, int] = {}
         """The highest incarnation of each stage whose tenure we took for true, or claimed ourselves."""
@@ -141,6 +145,36 @@ class Groups:
     def holds_a_seat(self, peer: PeerId) -> bool:
         """The peer serves or recovers a stage, whatever its record as a spare still says."""
         return any(seat.is_present for seat in self.seats_of(peer))
+
+    # --- who trained them, and who may take them ---
+
+    def note_training(self, seat: Seat) -> None:
+        """Who serves at a later step than the first has trained the stage."""
+        if seat.step > 0 and seat.state == "serving":
+            self.titles.note_trained(seat.stage)
+
+    def note_step(self, peer: PeerId, stage: int, step: int) -> None:
+        """How far the owner of a stage is, by what it said of something else."""
+        for seat in self.seats_of(peer):
+            if seat.stage == stage:
+                seat.step = max(seat.step, step)
+                self.note_training(seat)
+
+    def is_entitled(self, tenure: Tenure, now: float, record_lifetime_s: float) -> bool:
+        """Whether the tenure's word is enough for us to see it in the seat."""
+        stage, titles = tenure.stage, self.titles
+        group = self.groups.get(stage)
+        if titles.is_proven(tenure) or (group is None and not titles.is_known(stage)):
+            return True
+        if titles.is_trained(stage):
+            return False
+        vacant_s = self.vacant_s(stage, now)
+        if titles.is_run_trained:
+            return vacant_s > record_lifetime_s
+        is_ours_to_yield = group is not None and group.first.peer == self.me
+        return is_ours_to_yield or vacant_s > 0.0
+
+    # --- all of them ---
 
     def missing(self, stages: Iterable[int]) -> list[int]:
         """Those of the stages that nobody serves."""

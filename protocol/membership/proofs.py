@@ -24,9 +24,8 @@ class Proofs:
 
     def weigh(self, tenure: Tenure, proof: tuple[Vote, ...]) -> None:
         """Remember the tenure as proven, if these votes are enough for that. They are looked at if there is need."""
-        membership = self._state.membership
-        if proof and not membership.is_entitled(tenure, self._state.now) and self._is_enough(tenure, proof):
-            membership.titles.note_proven(tenure)
+        if proof and not self._state.is_entitled(tenure) and self._is_enough(tenure, proof):
+            self._state.membership.titles.note_proven(tenure)
 
     def _is_enough(self, tenure: Tenure, proof: tuple[Vote, ...]) -> bool:
         state, titles = self._state, self._state.membership.titles

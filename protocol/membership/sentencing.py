@@ -49,5 +49,5 @@ class Sentencing:
         if state.membership.suspect_by(seat.stage, seat.incarnation, state.me, state.now) is not None:
             self._gossip.declare_dead(seat)
         if is_due:
-            self._detector.tell(Lost(seat.stage, seat.incarnation))
-            state.send(seat.peer, Lost(seat.stage, seat.incarnation))
+            self._detector.tell(Lost(seat.stage, seat.incarnation, seat.peer))
+            state.send(seat.peer, Lost(seat.stage, seat.incarnation, seat.peer))

@@ -7,18 +7,19 @@ accuses nobody, because it cannot know who spoke meanwhile.
 
 A claim takes only a stage whose owner is not there; the owner waits behind it (`Group.displaced`), and comes back
 with its next word unless the claimant serves first. So an owner that was only silent for a while keeps its stage.
+A little above 300 lines, because all that a node hears changes the same groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.manifest import TimingSettings
+from understudy.protocol.membership.credit import Credit
 from understudy.protocol.membership.groups import Group, Groups
 from understudy.protocol.membership.placement import supersedes
 from understudy.protocol.membership.seats import Observation, Seat, Status
-from understudy.protocol.membership.titles import Titles
 
 
 class Membership(Groups):
@@ -29,9 +30,7 @@ class Membership(Groups):
         self._timing = timing
         self._monitored: frozenset[int] = frozenset()
         self._last_tick: float | None = None
-        self.titles = Titles()
-        self.me: PeerId | None = None
-        """Whose view it is."""
+        self._credit = Credit()
 
     def has_just_spoken(self, stage: int, now: float) -> bool:
         """Its owner spoke to us ourselves: what others say of its death is older."""
@@ -49,7 +48,7 @@ class Membership(Groups):
         if group is None or known is None:
             return self._observe_other(group, seat, is_direct=is_direct)
         known.step = max(known.step, seat.step)
-        self._note_training(known)
+        self.note_training(known)
         if seat.state == "left":
             return self._leave(known, seat.heard)
         observation = self._advance(group, known, seat)
@@ -97,29 +96,15 @@ class Membership(Groups):
                 return Observation.PREMATURE
             if is_claim:
                 displaced = waiting if group.is_claim else group
-        if not self.is_entitled(seat.tenure, seat.heard):
+        if not self.is_entitled(seat.tenure, seat.heard, self._timing.record_lifetime_s):
             return Observation.UNPROVEN
         self.spend_incarnation(seat.stage, seat.incarnation)
         seat.status = Status.LEFT if seat.state == "left" else Status.ALIVE
         seat.spoke_at = seat.heard if is_direct else seat.spoke_at
         self.groups[seat.stage] = Group([seat], displaced)
         self._remember(seat)
-        self._note_training(seat)
+        self.note_training(seat)
         return Observation.LEFT if seat.state == "left" else Observation.NEW_OWNER
-
-    def is_entitled(self, tenure: Tenure, now: float) -> bool:
-        """Whether its word is enough for us to see it in the seat."""
-        stage, titles = tenure.stage, self.titles
-        group = self.groups.get(stage)
-        if titles.is_proven(tenure) or (group is None and not titles.is_known(stage)):
-            return True
-        if titles.is_trained(stage):
-            return False
-        vacant_s = self.vacant_s(stage, now)
-        if titles.is_run_trained:
-            return vacant_s > self._timing.record_lifetime_s
-        is_ours_to_yield = group is not None and group.first.peer == self.me
-        return is_ours_to_yield or vacant_s > 0.0
 
     def _is_beaten_by(self, group: Group, seat: Seat) -> bool:
         """How far a tenure came decides only while it goes on; of one that is void nothing is left to compare.
@@ -137,10 +122,6 @@ class Membership(Groups):
     def _remember(self, seat: Seat) -> None:
         if seat.state == "serving":
             self.titles.note_served(seat.tenure)
-
-    def _note_training(self, seat: Seat) -> None:
-        if seat.step > 0 and seat.state == "serving":
-            self.titles.note_trained(seat.stage)
 
     def _hear_displaced(self, waiting: Group, known: Seat, seat: Seat) -> Observation:
         """The owner whom a claim displaced speaks. Whom others still accuse they do not hear: then the claim stands."""
@@ -175,13 +156,6 @@ class Membership(Groups):
             return Observation.KNOWN
         known.state, known.status, known.died_at = "withdrawn", Status.DEAD, seat.heard
         return Observation.OVER
-
-    def note_step(self, peer: PeerId, stage: int, step: int) -> None:
-        """How far the owner of a stage is, by what it said of something else."""
-        for seat in self.seats_of(peer):
-            if seat.stage == stage:
-                seat.step = max(seat.step, step)
-                self._note_training(seat)
 
     def _advance(self, group: Group, known: Seat, seat: Seat) -> Observation:
         if known.state == "recovering" and seat.state == "serving":
@@ -244,7 +218,9 @@ class Membership(Groups):
         is given up, where each neighbour trusting its own ears alone would leave the swarm standing.
         """
         accused = self.tenure_or_displaced(stage, incarnation)
-        if accused is not None and self._is_cut_off(accuser, accused.peer, now):
+        if accused is not None and (
+            self._is_cut_off(accuser, accused.peer, now) or not self._has_credit(accuser, accused, now)
+        ):
             return None
         if accused is not None:
             accused.accused_until[accuser] = now + self._timing.suspect_after_s
@@ -252,6 +228,13 @@ class Membership(Groups):
             self.raise_incarnation(stage, incarnation)
             return None
         return self.mark_dead(stage, incarnation, now)
+
+    def _has_credit(self, accuser: PeerId, accused: Seat, now: float) -> bool:
+        """Whether its word outweighs what we hear. The driver's does: it knows who keeps the work."""
+        is_heard = now - accused.spoke_at <= self._timing.suspect_after_s
+        if not is_heard or accuser == self.serving_peer(DRIVER_STAGE):
+            return True
+        return self._credit.is_good(accuser, accused.tenure, now)
 
     def _is_cut_off(self, accuser: PeerId, accused: PeerId, now: float) -> bool:
         """Others than the accused take the accuser for dead: then it is the accuser who hears nobody.
@@ -268,6 +251,8 @@ class Membership(Groups):
         seat = self.tenure_or_displaced(stage, incarnation)
         if seat is None or seat.status is not Status.DEAD or seat.state == "withdrawn":
             return False
+        if stage in self._monitored and now - seat.spoke_at > self._timing.dead_after_s:
+            return False  # we listen ourselves, and hear nothing
         seat.accused_until.clear()
         group = self.groups[stage]
         behind = group.displaced if group.incarnation != incarnation else None

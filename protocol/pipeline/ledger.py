@@ -3,6 +3,7 @@
 One ledger for a block stage, one for an edge host, and the coordinator's of the whole step. They decide and
 remember; they neither send nor compute. The rule that they keep: **the gradient of (step, index) is counted at most
 once, whatever the attempt**, and nothing of an older attempt changes anything.
+A little above 300 lines, because the two keep one rule.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class StageLedger:
         return driver_incarnation < self._driver_incarnation
 
     def recognise_driver(self, incarnation: int) -> None:
-        """This is the run's driver. Attempts in the name of a later one were of nobody."""
+        """This is the run's driver: attempts in the name of a later one were of nobody."""
         if self._driver_incarnation > incarnation:
             self._driver_incarnation, self._entries = incarnation, {}
 
@@ -59,8 +60,7 @@ class StageLedger:
         return len(self.counted) == self._microbatches
 
     def attempt_of(self, index: int) -> Attempt | None:
-        entry = self._entries.get(index)
-        return entry.attempt if entry else None
+        return entry.attempt if (entry := self._entries.get(index)) else None
 
     def path_of(self, index: int) -> Path:
         return self._entries[index].path

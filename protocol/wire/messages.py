@@ -21,6 +21,7 @@ from understudy.protocol.wire.fields import (
     Incarnation,
     Index,
     LeaseState,
+    NamedPeer,
     Part,
     PathOfPeers,
     PeerText,
@@ -70,10 +71,11 @@ class Announce(Message, frozen=True, tag="announce"):
 
 
 class Lost(Message, frozen=True, tag="lost"):
-    """I declare this tenure dead."""
+    """I declare this tenure dead. ``owner``: whose it is, as far as I know; after a split not all know the same."""
 
     stage: StageNumber
     incarnation: Incarnation
+    owner: NamedPeer | None = None
 
 
 class Alive(Message, frozen=True, tag="alive"):

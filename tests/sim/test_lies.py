@@ -16,6 +16,7 @@ from tests.sim.schedules import LIMIT_S
 from tests.sim.simulation import build, small_manifest
 from understudy.protocol.ids import INCARNATION_MAX, Attempt, PeerId
 from understudy.protocol.wire.messages import (
+    Alive,
     Announce,
     Claim,
     Commit,
@@ -23,6 +24,7 @@ from understudy.protocol.wire.messages import (
     Fenced,
     Forward,
     Heartbeat,
+    Lost,
     Withdraw,
 )
 from understudy.protocol.wire.records import OfferRecord, ProgressRecord, StageRecord
@@ -198,6 +200,17 @@ def false_end(swarm: LyingSimulation) -> None:
     swarm.lie(liar, Announce(0, 1, "left", STEPS), Announce(0, 2, "left", STEPS))
 
 
+def false_deaths(swarm: LyingSimulation) -> None:
+    """Lost, of every other owner, again and again."""
+    liar = swarm.peer_of(2)
+
+    def once_more() -> None:
+        for stage in (0, 1, 3, 4):
+            swarm.lie(liar, Lost(stage, 1, swarm.holders()[stage]))
+
+    swarm.again(0.5, swarm.now + 10.0, once_more)
+
+
 BY_AN_OWNER: dict[str, Attack] = {
     attack.__name__: attack for attack in (lying_gradient, attempts_of_nobody, false_steps, false_fences, false_end)
 }
@@ -210,6 +223,27 @@ def test_one_owner_gone_bad_costs_no_other_its_stage(attack: str) -> None:
     steps = [line.fields["step"] for line in simulation.named("step.committed")]
     assert sorted(set(steps)) == list(range(1, STEPS + 1))
     assert simulation.log[-1].time < 60.0
+
+
+def test_who_accuses_everybody_is_believed_once() -> None:
+    """One stage changes hands at most, and the run goes on while it goes on accusing."""
+    simulation = attacked(false_deaths)
+    assert len(simulation.recoveries()) <= 1
+    assert simulation.log[-1].time < 20.0
+
+
+@pytest.mark.parametrize("liar", [1, 4])
+def test_who_says_that_the_dead_live_holds_nothing_up(liar: int) -> None:
+    """Be it next to the lost stage, or not."""
+
+    def attack(swarm: LyingSimulation) -> None:
+        peer = swarm.peer_of(liar)
+        swarm.again(0.2, swarm.now + 30.0, lambda: swarm.lie(peer, Alive(2, 1)))
+
+    simulation = attacked(attack, [Kill(Trigger(2, 8, "forward"), 2)])
+    (killed,) = simulation.named("(killed)")
+    (line,) = simulation.recoveries()
+    assert line.time - killed.time < 10.0
 
 
 # --- at random ---

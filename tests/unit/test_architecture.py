@@ -101,15 +101,20 @@ LAYERS: dict[str, set[str]] = {
     "reach": {"events", "ids", "wire"},
     "actions": {"ids", "jobs", "wire"},
     "pace": {"events", "ids", "jobs"},
+    "seal": {"ids"},
     # Whom the view of the swarm consists of, and what follows from it: pure, so the shared board may hold it.
     "membership/placement": {"ids", "wire"},
     "membership/seats": {"ids", "membership/placement", "wire"},
-    "membership/groups": {"ids", "membership/placement", "membership/seats"},
-    "membership/view": {"ids", "manifest", "membership/groups", "membership/placement", "membership/seats"},
+    "membership/titles": {"ids"},
+    "membership/credit": {"ids"},
+    "membership/groups": {"ids", "membership/placement", "membership/seats", "membership/titles"},
+    "membership/view": {
+        "ids", "manifest", "membership/credit", "membership/groups", "membership/placement", "membership/seats",
+    },
     # The shared board of one node: all parts below read and write it.
     "node_state": {
         "actions", "errors", "ids", "jobs", "manifest", "membership/seats", "membership/view", "pace", "routing",
-        "text_check", "wire",
+        "seal", "text_check", "wire",
     },
     "membership": {
         "actions", "errors", "ids", "membership/groups", "membership/placement", "membership/seats", "node_state",
@@ -142,7 +147,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "core": {
         "actions", "errors", "events", "ids", "invariants", "jobs", "manifest", "membership", "membership/view",
-        "node_state", "observe", "pipeline", "recovery", "wire",
+        "node_state", "observe", "pipeline", "recovery", "seal", "wire",
     },
 }  # fmt: skip
 """What each part of protocol/ imports of the others: all that it may, and all above it. The most exact name counts."""
