@@ -111,7 +111,7 @@ RUNS: dict[str, str] = {
     "heartbeat_s < suspect_after_s < dead_after_s": 'name = "x"\n[timing]\nheartbeat_s = 9.0\n',
     "record_lifetime_s must be at least twice": 'name = "x"\n[timing]\nrecord_refresh_s = 9.0\n',
     "data.source = 'text' needs data.paths": 'name = "x"\n[data]\nsource = "text"\n',
-    "protocol version 7, this node speaks 3: install": 'name = "x"\nprotocol_version = 7\n',
+    "protocol version 7, this node speaks 4: install": 'name = "x"\nprotocol_version = 7\n',
 }
 
 

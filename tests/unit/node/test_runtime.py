@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from tests.fakes import MemoryWriter, as_writer, reader_of, until
+from tests.seals import NamedSeal
 from understudy.node import runtime
 from understudy.node.config import NodeConfig
 from understudy.node.data.data_check import DriverText
@@ -69,6 +70,7 @@ RUN = preset("tiny")
 class LonelySwarm:
     """A swarm of one, whose DHT takes records in unless it ``is_stuck``."""
 
+    identity: NamedSeal = field(default_factory=lambda: NamedSeal(ME))
     peer_id: PeerId = ME
     stored: list[AnyRecord] = field(default_factory=list)
     read: set[str] = field(default_factory=set)

@@ -6,18 +6,20 @@ from typing import Any, cast
 
 import pytest
 
-from tests.seals import NamedSeal
+from tests.seals import NamedSeal, vote_of
 from tests.sim.simulation import small_manifest
+from understudy.protocol.actions import Read
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.membership.consequences import Consequences
 from understudy.protocol.membership.dht_reader import DhtReader
-from understudy.protocol.membership.failure_detector import FailureDetector
+from understudy.protocol.membership.failure_detector import LOOK_UP_S, FailureDetector
 from understudy.protocol.membership.gossip import MembershipGossip
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.wire.messages import Alive, Fenced, Lost
-from understudy.protocol.wire.records import PROGRESS_KEY, ProgressRecord, StageRecord
+from understudy.protocol.wire.records import PROGRESS_KEY, ProgressRecord, StageRecord, stage_key
+from understudy.protocol.wire.votes import Vote
 
 ME, OLD, NEW, WITNESS = PeerId("me"), PeerId("old"), PeerId("new"), PeerId("witness")
 MANIFEST = small_manifest(stages=4, steps=10)
@@ -49,6 +51,9 @@ class Node:
         self.gossip = MembershipGossip(self.state, detector, consequences)
         self.reader = DhtReader(self.state, detector, consequences, self.gossip)
 
+    def proof(self, claim: Tenure, *voters: Tenure) -> tuple[Vote, ...]:
+        return tuple(vote_of(voter, claim, MANIFEST.digest()) for voter in voters)
+
 
 @pytest.fixture
 def node() -> Node:
@@ -56,12 +61,39 @@ def node() -> Node:
 
 
 def test_a_new_owner_of_another_stage(node: Node) -> None:
-    assert node.gossip.hear(Tenure(2, 2, NEW), "serving", 0)
+    successor = Tenure(2, 2, NEW)
+    assert node.gossip.hear(successor, "serving", 0, node.proof(successor, Tenure(3, 1, WITNESS)))
+    assert node.told == [("owner_changed", 2), ("seat_changed", 2)]
+
+
+@pytest.mark.parametrize("is_direct", [True, False])
+def test_a_word_without_votes_makes_us_look_and_nothing_else(node: Node, is_direct: bool) -> None:
+    forged = node.proof(Tenure(2, 2, OLD), Tenure(3, 1, WITNESS))  # votes for another's claim
+    if is_direct:
+        assert not node.gossip.hear(Tenure(2, 2, NEW), "serving", 0, forged)
+        assert node.state.actions == [Read((stage_key(2), stage_key(3)))], "its own stage's key, and the voters'"
+    else:
+        node.gossip.read(StageRecord(NEW, 2, 2, "serving", 0, proof=forged))
+        assert node.state.actions == []
+    assert node.told == []
+    assert (node.state.membership.serving_peer(2), node.state.membership.known_incarnation(2)) == (OLD, 1)
+
+
+def test_many_words_without_votes_make_us_look_now_and_then(node: Node) -> None:
+    for _ in range(9):
+        node.gossip.hear(Tenure(2, 2, NEW), "serving", 0)
+        node.state.now += LOOK_UP_S / 4
+    assert node.state.actions == [Read((stage_key(2),))] * 3
+
+
+def test_a_record_with_votes_is_a_new_owner(node: Node) -> None:
+    successor = Tenure(2, 2, NEW)
+    node.gossip.read(StageRecord(NEW, 2, 2, "serving", 0, proof=node.proof(successor, Tenure(3, 1, WITNESS))))
     assert node.told == [("owner_changed", 2), ("seat_changed", 2)]
 
 
 def test_a_claimant_owns_nothing_yet(node: Node) -> None:
-    node.state.membership.mark_dead(2, 1, 10.0)
+    node.state.membership.mark_dead(2, 1, 9.5)
     assert node.gossip.hear(Tenure(2, 2, NEW), "recovering", 0)
     assert node.told == [("seat_changed", 2)]
 
@@ -74,6 +106,21 @@ def test_an_owner_of_our_stage_after_us(node: Node) -> None:
 def test_a_fence_of_one_that_is_ahead(node: Node) -> None:
     node.gossip.on_gossip(WITNESS, Fenced(1, 2, NEW, 0))
     assert node.told == [("lose", "S1 is held by another peer under 2")]
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_fence_of_a_trained_stage_makes_us_look_everywhere_and_deposes_nobody(node: Node, is_trained: bool) -> None:
+    """The successor's record shows votes, if there is one."""
+    node.state.committed = 5 if is_trained else 0
+    node.gossip.hear(Tenure(1, 1, OLD), "serving", 0)  # whatever reminds the view of our own step
+    node.told.clear()
+    node.gossip.on_gossip(WITNESS, Fenced(1, 2, NEW, 5))
+    reads = [action for action in node.state.actions if isinstance(action, Read)]
+    if is_trained:
+        assert node.told == []
+        assert reads == [Read(tuple(stage_key(stage) for stage in range(MANIFEST.stage_count)))]
+    else:
+        assert node.told == [("lose", "S1 is held by another peer under 2")]
 
 
 def test_a_fence_of_a_stranger_is_ignored(node: Node) -> None:
@@ -94,9 +141,26 @@ def test_a_record_of_ours_from_before(node: Node) -> None:
 
 
 def test_the_driver_leaves_with_the_last_step_decided(node: Node) -> None:
+    """Who is at the last step knows that it was all: nobody else has to say it."""
+    node.state.committed = 9
     node.gossip.hear(Tenure(0, 1, OLD), "serving", 10)
     node.told.clear()
     node.gossip.hear(Tenure(0, 1, OLD), "left", 10)
+    assert node.told == [("seat_changed", 0), ("end_run",)]
+
+
+def test_far_from_the_end_the_driver_alone_ends_no_run(node: Node) -> None:
+    node.gossip.hear(Tenure(0, 1, OLD), "serving", 10)
+    node.told.clear()
+    node.gossip.hear(Tenure(0, 1, OLD), "left", 10)
+    assert node.told == [("seat_changed", 0)]
+
+
+def test_far_from_the_end_two_owners_end_the_run(node: Node) -> None:
+    node.gossip.hear(Tenure(0, 1, PeerId("driver")), "serving", 10)
+    node.gossip.hear(Tenure(3, 1, WITNESS), "serving", 10)
+    node.told.clear()
+    node.gossip.hear(Tenure(0, 1, PeerId("driver")), "left", 10)
     assert node.told == [("seat_changed", 0), ("end_run",)]
 
 

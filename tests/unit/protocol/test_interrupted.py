@@ -18,6 +18,7 @@ from tests.unit.protocol.test_core import (
     said,
     served,
     spare,
+    votes,
 )
 from understudy.protocol.actions import Fetch, Send, Store
 from understudy.protocol.events import JobDone, RecordsRead
@@ -119,8 +120,8 @@ def test_an_owner_that_cannot_catch_up_gives_its_stage_up() -> None:
     node.hear(peer(3), Heartbeat(3, 1, "serving", 7))
     actions = node.wait(0.25)
     assert "peer.retired" in names(actions)
-    assert stage_records(actions) == [StageRecord(ME, 2, 2, "withdrawn", 5)]
-    assert set(said(Announce, actions)) == {Announce(2, 2, "withdrawn", 5)}
+    assert stage_records(actions) == [StageRecord(ME, 2, 2, "withdrawn", 5, proof=votes())]
+    assert set(said(Announce, actions)) == {Announce(2, 2, "withdrawn", 5, votes())}
     assert node.core.state.membership.known_incarnation(2) == 2
 
 

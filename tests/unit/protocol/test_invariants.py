@@ -443,7 +443,11 @@ MUTANTS = {
         "to stop is the last that it does",
     ),
     "spent incarnations are forgotten": Mutant(
-        Membership, "raise_incarnation", lambda view, stage, incarnation: None, fenced, "known incarnations never fall"
+        Membership,
+        "raise_incarnation",
+        lambda view, stage, incarnation: None,
+        fenced,
+        "known incarnations never fall",
     ),
     "the compute thread is given too much": Mutant(
         queues, "JOBS_AHEAD", 3, full_hands, "at most two jobs are at the compute thread"

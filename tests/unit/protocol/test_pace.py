@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.protocol.test_core import owner
+from tests.unit.protocol.test_core import owner, votes
 from understudy.protocol.actions import Store
 from understudy.protocol.events import JobDone
 from understudy.protocol.ids import Attempt, Microbatch, PeerId, Tenure
@@ -59,4 +59,4 @@ def test_an_owner_publishes_it_with_its_tenure() -> None:
     node.core._detector.store_tenure()
     store = node.core.state.actions[-1]
     assert isinstance(store, Store)
-    assert store.record == StageRecord(ME, 2, 2, "serving", 5, 4.0)
+    assert store.record == StageRecord(ME, 2, 2, "serving", 5, 4.0, proof=votes())

@@ -23,9 +23,12 @@ from tests.unit.protocol.test_core import (
     reserve,
     served,
     spare,
+    successor,
+    votes,
 )
 from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.events import Fetched, FetchFailed, JobDone, RecordsRead, Started, StopRequested, TimerFired
+from understudy.protocol.ids import Tenure
 from understudy.protocol.jobs import BlendJob
 from understudy.protocol.recovery.gathering import INITIAL_RETRY_S
 from understudy.protocol.recovery.phases import CLAIM_TRANSITIONS, ClaimPhase, ClaimStep
@@ -82,8 +85,9 @@ def refused(node: Node) -> None:
 
 
 def superseded(node: Node) -> None:
-    """Somebody else has claimed S2 later, for all to see."""
-    node.do(RecordsRead(stage_key(2), (StageRecord(OTHER, 2, 9, "recovering", 5),)))
+    """Somebody else has claimed S2 later, for all to see, and shows votes."""
+    shown = votes(1, 3, claim=Tenure(2, 9, OTHER))
+    node.do(RecordsRead(stage_key(2), (StageRecord(OTHER, 2, 9, "recovering", 5, proof=shown),)))
 
 
 def superseded_where_others_wait(node: Node) -> None:
@@ -121,7 +125,11 @@ def back_from_reserve() -> None:
 
 
 def fenced() -> None:
-    owner().hear(peer(1), Fenced(2, 9, OTHER, 9))
+    """Somebody else claimed S2 with votes, and now serves it, we are told."""
+    node = owner()
+    node.do(RecordsRead(stage_key(2), (successor("recovering", 0),)))
+    node.hear(peer(1), Fenced(2, 3, OTHER, 5))
+    assert node.core.state.tenure is None
 
 
 P, S, R = ClaimPhase, ClaimStep, Role

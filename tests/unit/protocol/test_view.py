@@ -22,19 +22,26 @@ def seat(
     return Seat(2, peer, incarnation, state, step, Status.ALIVE, now)
 
 
+def proven(view: Membership, known: Seat) -> Seat:
+    """Enough votes for this tenure were seen, or one was ours (test_proofs.py)."""
+    view.titles.note_proven(known.tenure)
+    return known
+
+
 def claimed_view(*claims: Seat) -> Membership:
-    """S2's owner was silent for too long, and somebody claimed its stage."""
+    """S2's owner was silent for too long, and somebody claimed its stage, as we recognised."""
     view = view_of(seat())
     view.mark_dead(2, 1, now=0.0)
     for claim in claims or (seat(NEW, 2, "recovering"),):
-        view.observe(claim, is_direct=True)
+        view.observe(proven(view, claim), is_direct=True)
     return view
 
 
 def view_of(*seats: Seat, is_monitored: bool = True) -> Membership:
+    """What is known for certain."""
     view = Membership(5, TIMING)
     for known in seats:
-        view.observe(known, is_direct=True)
+        view.observe(proven(view, known), is_direct=True)
     if is_monitored:
         view.monitor({2}, 0.0)
     return view
@@ -62,9 +69,13 @@ def test_the_same_word_again_is_no_news() -> None:
     assert view_of(seat()).observe(seat(step=3), is_direct=True) is Observation.KNOWN
 
 
-def test_a_higher_incarnation_takes_the_seat() -> None:
-    view = view_of(seat())
-    assert view.observe(seat(NEW, 2), is_direct=True) is Observation.NEW_OWNER
+@pytest.mark.parametrize("step", [0, 5])
+@pytest.mark.parametrize("is_direct", [True, False])
+def test_a_higher_incarnation_takes_the_seat_once_it_is_proven(step: int, is_direct: bool) -> None:
+    view = view_of(seat(step=step))
+    assert view.observe(seat(NEW, 2, step=step), is_direct=is_direct) is Observation.UNPROVEN
+    assert (view.serving_peer(2), view.known_incarnation(2)) == (OLD, 1)
+    assert view.observe(proven(view, seat(NEW, 2, step=step)), is_direct=is_direct) is Observation.NEW_OWNER
     assert view.serving_peer(2) == NEW
 
 
@@ -97,7 +108,8 @@ def test_a_claim_takes_no_seat_from_an_owner_that_is_there(is_direct: bool) -> N
     view = view_of(seat())
     assert view.observe(seat(NEW, 2, "recovering"), is_direct=is_direct) is Observation.PREMATURE
     assert (view.serving_peer(2), view.known_incarnation(2)) == (OLD, 2)
-    assert view.observe(seat(NEW, 2), is_direct=is_direct) is Observation.NEW_OWNER
+    assert view.observe(seat(NEW, 2), is_direct=is_direct) is Observation.UNPROVEN
+    assert view.observe(proven(view, seat(NEW, 2)), is_direct=is_direct) is Observation.NEW_OWNER
 
 
 def test_an_owner_that_speaks_again_has_its_seat_back_from_a_claim() -> None:
@@ -126,16 +138,17 @@ def test_once_it_serves_the_owner_of_before_is_outdated() -> None:
 def test_a_dead_tenure_that_was_ahead_keeps_nobody_out() -> None:
     view = view_of(seat(step=67))
     view.mark_dead(2, 1, now=1.0)
-    assert view.observe(seat(NEW, 2, step=14), is_direct=True) is Observation.NEW_OWNER
+    assert view.observe(proven(view, seat(NEW, 2, step=14)), is_direct=True) is Observation.NEW_OWNER
 
 
 def test_a_void_tenure_does_not_come_back_by_an_older_word_and_keeps_nobody_out() -> None:
     """Announcements travel on another link than tensors: the last word need not come last."""
-    view = view_of(seat(NEW, 2, step=14))
+    view = view_of(seat(step=13), seat(NEW, 2, step=14))
     view.observe(seat(NEW, 2, "withdrawn"), is_direct=True)
     assert view.observe(seat(NEW, 2, step=14, now=1.0), is_direct=True) is Observation.KNOWN
     assert not view.refute(2, 2, now=1.0)
     assert not view.is_present(2)
+    assert view.observe(seat(OTHER, 3, step=14, now=1.0), is_direct=True) is Observation.UNPROVEN
     assert view.observe(seat(step=14, now=1.0), is_direct=True) is Observation.NEW_OWNER
     assert view.known_incarnation(2) == 2
 
@@ -169,7 +182,8 @@ def test_even_a_dead_owner_is_not_replaced_by_an_older_one() -> None:
 
 def test_who_serves_beats_who_recovers_under_one_incarnation() -> None:
     view = view_of(seat(PeerId("a"), 2, "recovering"))
-    assert view.observe(seat(PeerId("b"), 2), is_direct=True) is Observation.NEW_OWNER
+    assert view.observe(seat(PeerId("b"), 2), is_direct=True) is Observation.UNPROVEN
+    assert view.observe(proven(view, seat(PeerId("b"), 2)), is_direct=True) is Observation.NEW_OWNER
 
 
 def test_a_claimant_becomes_the_owner() -> None:
@@ -199,9 +213,11 @@ def test_a_goodbye_is_news_once() -> None:
     assert view.observe(seat(state="left"), is_direct=False) is Observation.KNOWN
 
 
-def test_a_goodbye_of_an_owner_that_we_did_not_know_takes_the_seat() -> None:
+def test_a_goodbye_of_an_owner_that_we_did_not_know_takes_the_seat_if_it_is_proven() -> None:
     view = view_of(seat())
-    assert view.observe(seat(NEW, 2, "left"), is_direct=False) is Observation.LEFT
+    assert view.observe(seat(NEW, 2, "left"), is_direct=False) is Observation.UNPROVEN
+    assert view.serving_peer(2) == OLD
+    assert view.observe(proven(view, seat(NEW, 2, "left")), is_direct=False) is Observation.LEFT
     assert (view.known_incarnation(2), view.is_present(2)) == (2, False)
 
 
@@ -392,11 +408,19 @@ def test_two_who_only_cannot_hear_each_other_are_both_believed() -> None:
 
 
 def test_an_accuser_takes_it_back() -> None:
-    view = judged_view(seat())
+    view = judged_view(seat(now=9.0))
     view.suspect_by(2, 1, ACCUSER, now=10.0)
     assert view.refute(2, 1, now=11.0)
     assert view.is_serving(2)
     assert pass_time(view, 11.0, 12.75) == [], "its silence begins anew"
+
+
+def test_of_whom_we_should_hear_ourselves_and_do_not_nobody_says_that_it_lives() -> None:
+    view = judged_view(seat(now=9.0))
+    view.suspect_by(2, 1, ACCUSER, now=10.0)
+    assert not view.refute(2, 1, now=9.1 + TIMING.dead_after_s)
+    view.monitor((), 10.0)
+    assert view.refute(2, 1, now=9.1 + TIMING.dead_after_s), "others hear it, whom we do not listen to"
 
 
 def test_nobody_is_absolved_for_another() -> None:
@@ -440,7 +464,7 @@ def test_who_serves_or_recovers_holds_a_seat(peer: PeerId, holds: bool) -> None:
 def test_a_withdrawn_claim_brings_the_owner_of_before_back() -> None:
     view = view_of(seat())
     view.mark_dead(2, 1, now=1.0)
-    view.observe(seat(NEW, 2, "recovering"), is_direct=True)
+    view.observe(seat(NEW, 2, "recovering", now=1.5), is_direct=True)
     assert view.withdraw(2, NEW, 2)
     assert (view.groups[2].first.peer, view.groups[2].first.status) == (OLD, Status.DEAD)
     assert view.observe(seat(now=2.0), is_direct=True) is Observation.REVIVED
@@ -496,6 +520,6 @@ def test_an_owner_that_gave_its_tenure_up_does_not_come_back_from_behind_a_claim
     """A late heartbeat of before it said so."""
     view = view_of(seat(OLD, 1))
     view.observe(seat(OLD, 1, "withdrawn"), is_direct=True)
-    view.observe(seat(NEW, 2, "recovering"), is_direct=True)
+    view.observe(seat(NEW, 2, "recovering", now=0.5), is_direct=True)
     assert view.observe(seat(OLD, 1), is_direct=True) is Observation.KNOWN
     assert view.groups[2].first.peer == NEW
