@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.protocol.errors import LocalProtocolError, RemoteProtocolError
-from understudy.protocol.ids import INCARNATION_MAX, INDEX_MAX, STAGES_MAX, STEPS_MAX, Attempt, Microbatch
+from understudy.protocol.ids import (
+    INCARNATION_MAX,
+    INDEX_MAX,
+    PEER_ID_CHARS_MAX,
+    STAGES_MAX,
+    STEPS_MAX,
+    Attempt,
+    Microbatch,
+    PeerId,
+)
 from understudy.protocol.wire import frames as wire
 from understudy.protocol.wire.frames import FETCH_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, PREFIX
 from understudy.protocol.wire.messages import (
@@ -45,19 +54,24 @@ from understudy.protocol.wire.messages import (
     Withdraw,
 )
 from understudy.protocol.wire.tensors import TensorHeader, TensorSpec
+from understudy.protocol.wire.votes import KEY_BYTES_MAX, SIGNATURE_BYTES_MAX, VOTES_SHOWN_MAX, Vote
 from understudy.protocol.wire.watching import Here, NotFinite, Where
 
+VOTE = Vote(PeerId("voter"), 3, 1, b"key", b"signature")
 SPEC = TensorSpec("weight", "float32", (2, 3), "0" * 64)
 ONE_OF_EACH: tuple[AnyMessage, ...] = (
     Hello(1, "d" * 64),
     Filler(),
     Heartbeat(1, 2, "serving", 3),
     Announce(1, 2, "left", 3),
+    Announce(1, 2, "serving", 3, (VOTE, VOTE)),
     Lost(1, 2),
+    Lost(1, 2, PeerId("peer")),
     Alive(1, 2),
     Fenced(1, 2, "peer", 7),
     Claim(2, 3, (1, 3)),
     Grant(2, 3, 4, (Donation("stage", 1, 4, 0.5, 100, "digest"),)),
+    Grant(2, 3, 4, (), is_preparing=True, vote=VOTE),
     Refusal(2, 3, 4, "superseded"),
     Withdraw(2, 3),
     Commit(1, 2),
@@ -124,6 +138,31 @@ def test_a_tensor_is_described_by_its_header() -> None:
         2 * 3 * bytes_per_row for bytes_per_row in (10 + 2, 32 + 2, 33 + 4, 512 + 32)
     ]
     assert wire.tensor_bytes(TensorHeader("int8", ())) == 3
+
+
+@pytest.mark.parametrize(
+    "vote",
+    [
+        msgspec.structs.replace(VOTE, public_key=b"k" * (KEY_BYTES_MAX + 1)),
+        msgspec.structs.replace(VOTE, signature=b"s" * (SIGNATURE_BYTES_MAX + 1)),
+        msgspec.structs.replace(VOTE, voter=PeerId("")),
+        msgspec.structs.replace(VOTE, stage=STAGES_MAX),
+        msgspec.structs.replace(VOTE, incarnation=0),
+    ],
+    ids=["key", "signature", "voter", "stage", "incarnation"],
+)
+def test_a_vote_beyond_its_limits_is_refused(vote: Vote) -> None:
+    refuse(body_of(Grant(2, 3, 4, (), vote=vote)))
+    refuse(body_of(Announce(1, 2, "serving", 3, (VOTE, vote))))
+
+
+def test_as_many_votes_are_shown_as_may_be() -> None:
+    largest = Vote(
+        PeerId("p" * PEER_ID_CHARS_MAX), 1023, INCARNATION_MAX, b"k" * KEY_BYTES_MAX, b"s" * SIGNATURE_BYTES_MAX
+    )
+    announcement = Announce(1, 2, "serving", 3, (largest,) * VOTES_SHOWN_MAX)
+    assert travel(announcement).message == announcement
+    refuse(body_of(msgspec.structs.replace(announcement, proof=(VOTE,) * (VOTES_SHOWN_MAX + 1))))
 
 
 def test_data_messages_name_their_microbatch() -> None:

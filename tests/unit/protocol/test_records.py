@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from understudy.protocol.errors import RemoteProtocolError
 from understudy.protocol.ids import INCARNATION_MAX, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX, PeerId
 from understudy.protocol.presets import PRESETS, preset
+from understudy.protocol.wire.contact import ADDRESS_CHARS_MAX, ADDRESSES_MAX, Contact
 from understudy.protocol.wire.records import (
     MANIFEST_KEY,
     MANIFEST_RECORD_BYTES_MAX,
     PROGRESS_KEY,
     RECORD_BYTES_MAX,
     SPARES_KEY,
+    STAGE_RECORD_BYTES_MAX,
     AnyRecord,
     ManifestRecord,
     OfferRecord,
@@ -26,13 +28,16 @@ from understudy.protocol.wire.records import (
     decode_record,
     encode_record,
     key_of,
+    run_keys,
     stage_key,
     weights_key,
 )
+from understudy.protocol.wire.votes import VOTES_SHOWN_MAX, Vote
 
 ME = PeerId("peer")
+VOTE = Vote(PeerId("voter"), 2, 1, b"key", b"signature")
 BY_KEY: dict[str, AnyRecord] = {
-    "stage/3": StageRecord(ME, 3, 2, "serving", 7),
+    "stage/3": StageRecord(ME, 3, 2, "serving", 7, 2.5, Contact(("/ip4/1.2.3.4/tcp/5",)), (VOTE, VOTE)),
     "weights/3": OfferRecord(ME, 3, 1, 2, 7, 0.5, 100, "digest"),
     SPARES_KEY: SpareRecord(ME, 2.5),
     PROGRESS_KEY: ProgressRecord(ME, 1, 7, 3.25, 7000, 12.5),
@@ -85,6 +90,8 @@ def test_a_record_under_another_key_is_refused(key: str, record: AnyRecord) -> N
         StageRecord(ME, 3, INCARNATION_MAX + 1, "serving", 0),
         StageRecord(ME, 3, 1, "dreaming", 0),  # type: ignore[arg-type]
         StageRecord(ME, 3, 1, "serving", STEPS_MAX + 1),
+        StageRecord(ME, 3, 1, "serving", 0, proof=(VOTE,) * (VOTES_SHOWN_MAX + 1)),
+        StageRecord(ME, 3, 1, "serving", 0, proof=(msgspec.structs.replace(VOTE, signature=b"s" * 513),)),
         SpareRecord(ME, -1.0),
         SpareRecord(ME, 1.0, "busy"),  # type: ignore[arg-type]
         OfferRecord(ME, 3, 1, 2, 7, 0.5, -1, "digest"),
@@ -111,6 +118,25 @@ def test_records_are_bounded_before_they_are_decoded() -> None:
         decode_record(SPARES_KEY, ME, b"\x80" * (RECORD_BYTES_MAX + 1))
     with pytest.raises(RemoteProtocolError, match=f"at most {MANIFEST_RECORD_BYTES_MAX} are allowed"):
         decode_record(MANIFEST_KEY, ME, b"\x80" * (MANIFEST_RECORD_BYTES_MAX + 1))
+    with pytest.raises(RemoteProtocolError, match=f"at most {STAGE_RECORD_BYTES_MAX} are allowed"):
+        decode_record("stage/3", ME, b"\x80" * (STAGE_RECORD_BYTES_MAX + 1))
+
+
+def test_each_key_bounds_its_records_as_they_are_decoded() -> None:
+    """The DHT bounds them by `run_keys`, before this node decodes them."""
+    for key, limit in run_keys(4).items():
+        with pytest.raises(RemoteProtocolError, match=f"at most {limit} are allowed"):
+            decode_record(key, ME, b"\x80" * (limit + 1))
+
+
+def test_a_tenure_with_all_its_votes_and_addresses_fits() -> None:
+    """Of keys of 4096 bits: 724 bytes as OpenSSH writes them, and signatures of 512."""
+    peer = PeerId("Q" * 46)
+    votes = (Vote(peer, 1023, INCARNATION_MAX, b"k" * 724, b"s" * 512),) * VOTES_SHOWN_MAX
+    contact = Contact(("a" * ADDRESS_CHARS_MAX,) * ADDRESSES_MAX, relays=True, reachability="punchable")
+    record = StageRecord(peer, 1023, INCARNATION_MAX, "withdrawn", STEPS_MAX, 1e308, contact, votes)
+    assert len(encode_record(record)) < STAGE_RECORD_BYTES_MAX
+    assert decode_record(stage_key(1023), peer, encode_record(record)) == record
 
 
 def test_the_largest_records_fit() -> None:
