@@ -16,6 +16,7 @@ from understudy.bootstrap.swarm_view import status_line, status_view
 from understudy.node.dht.config import guest_config
 from understudy.node.dht.hivemind_dht import dht_time
 from understudy.node.dht.p2p_node import P2PNode
+from understudy.node.dht.votes import with_valid_votes
 from understudy.node.join_file import read_join
 from understudy.node.joining import obtain_manifest
 from understudy.node.p2p.identity import Identity
@@ -61,7 +62,7 @@ async def read_view(p2p: P2PNode, manifest: RunManifest) -> SwarmView:
     for key in keys:
         for stored in found[f"{prefix}/{key}"]:
             with contextlib.suppress(RemoteProtocolError):  # whoever stored nonsense is not part of the picture
-                record = decode_record(key, stored.owner, stored.value)
+                record = with_valid_votes(decode_record(key, stored.owner, stored.value), manifest.digest())
                 posted.append(Posted(record, stored.expiration - dht_time()))
     return overview(manifest, posted)
 

@@ -105,7 +105,7 @@ class Node:
         self._fetch_protocol = fetch_protocol(rules.run_id)
         self._fetches = Fetches(Fetcher(streams, rules, manifest.model, self._worker), self.feed)
         self._weights = WeightsServer(self._core.may_fetch, self._host.find_held)
-        self._records = Records(p2p, self._run_id, self.feed)
+        self._records = Records(p2p, manifest, self.feed)
         self._watch = Watch(self._core, self._counters, display, self._records.add) if display is not None else None
         self._text_reading: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None

@@ -87,7 +87,7 @@ class Core:
         can_hold_blocks: bool = True,
         check_every: int = 0,
     ) -> None:
-        """``seal``: this node's key. ``signed_manifest``: the founder's record of it, to be published by whoever drives.
+        """``seal``: this node's key. ``signed_manifest``: the founder's record of it; whoever drives publishes it.
 
         ``can_drive`` False: never take S0, because this machine does not have the run's text, or no room for it;
         ``can_hold_blocks`` False: never take a block stage, for want of room.

@@ -11,9 +11,11 @@ import msgspec
 
 from understudy.node.dht.hivemind_dht import dht_time
 from understudy.node.dht.p2p_node import P2PNode
+from understudy.node.dht.votes import with_valid_votes
 from understudy.protocol.actions import Read, Store
 from understudy.protocol.errors import NetworkError, RemoteProtocolError
 from understudy.protocol.events import RecordsRead
+from understudy.protocol.manifest import RunManifest
 from understudy.protocol.wire.records import (
     RECORDS_PER_KEY_MAX,
     AnyRecord,
@@ -30,8 +32,9 @@ logger = logging.getLogger(__name__)
 class Records:
     """The core's reads and stores, done one batch at a time; a later store of a key replaces an earlier."""
 
-    def __init__(self, p2p: P2PNode, run_id: str, feed: Any) -> None:
-        self._p2p, self._prefix, self._feed = p2p, run_id, feed
+    def __init__(self, p2p: P2PNode, manifest: RunManifest, feed: Any) -> None:
+        self._p2p, self._feed = p2p, feed
+        self._prefix, self._digest = manifest.run_id(), manifest.digest()
         self._stores: dict[str, Store] = {}
         self._reads: dict[str, None] = {}
         self._is_due = asyncio.Event()
@@ -91,7 +94,7 @@ class Records:
         records = []
         for entry in stored:
             try:
-                record = decode_record(key, entry.owner, entry.value)
+                record = with_valid_votes(decode_record(key, entry.owner, entry.value), self._digest)
             except RemoteProtocolError as error:
                 logger.debug("ignored: %s", error)
                 continue

@@ -44,7 +44,7 @@ class ExportRun:
         self._network = Network(p2p, rules, Listener(self._message_came, on_contact=p2p.note_contact))
         self._fetcher = Fetcher(p2p, rules, manifest.model, self._thread)
         self._fetcher.on_bytes = self._bytes_came
-        self._records = Records(p2p, manifest.run_id(), self._feed)
+        self._records = Records(p2p, manifest, self._feed)
         self._fetches: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None

@@ -6,6 +6,7 @@ from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.membership.consequences import Consequences
 from understudy.protocol.membership.failure_detector import FailureDetector
 from understudy.protocol.membership.gossip import MembershipGossip
+from understudy.protocol.membership.placement import in_order
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.wire.records import (
     SPARES_KEY,
@@ -29,7 +30,7 @@ class DhtReader:
 
     def on_records(self, key: str, records: tuple[AnyRecord, ...]) -> None:
         tenures = [record for record in records if isinstance(record, StageRecord)]
-        for record in tenures:
+        for record in in_order(tenures):
             if not self._state.is_stopped:
                 self._gossip.read(record)
         self._note_missing(key, tenures)

@@ -22,8 +22,8 @@ class Ending:
         """Owners, of now or before, who left word that the last step is committed."""
 
     def note(self, peer: PeerId) -> None:
-        """It says that the last step is committed."""
-        if self._state.membership.titles.is_owners(peer):
+        """It says that the last step is committed. Whoever is alone asks nobody whose word it was."""
+        if self._state.membership.titles.is_owners(peer) or not self._company():
             self._witnesses.add(peer)
 
     @property
@@ -35,12 +35,10 @@ class Ending:
             return True
         seats = state.membership.seats()
         known = self._witnesses | {seat.peer for seat in seats if seat.step >= total}
-        return len(known - {state.me}) >= min(WORDS_NEEDED, max(1, self._others()))
+        return len(known - {state.me}) >= (WORDS_NEEDED if self._company() - {DRIVER_STAGE} else 1)
 
-    def _others(self) -> int:
-        """Owners who are there besides us and the driver, and as many as may have to agree."""
+    def _company(self) -> set[int]:
+        """The stages of others who are there."""
         state = self._state
-        stages = set(range(state.manifest.stage_count)) - {DRIVER_STAGE}
-        if state.tenure is not None:
-            stages.discard(state.stage)
-        return 1 + sum(map(state.membership.is_present, stages))
+        own = {state.stage} if state.tenure is not None else set()
+        return set(filter(state.membership.is_present, range(state.manifest.stage_count))) - own

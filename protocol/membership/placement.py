@@ -61,15 +61,27 @@ def _precedence(tenure: Standing) -> tuple[int, int, PeerId]:
 def best_tenure(records: Iterable[StageRecord]) -> StageRecord | None:
     """The tenure that wins among those of one stage, for onlookers; None if there is none but void ones.
 
-    By incarnation alone: who cannot judge a step by its own must not believe one, and an owner that was left behind
-    withdraws its record by itself.
+    By votes, then by incarnation: who cannot judge a step by its own must not believe one, and an owner that was left
+    behind withdraws its record by itself.
     """
     valid = [record for record in records if record.state != "withdrawn"]
-    return min(valid, key=_precedence_of, default=None)
+    return min(valid, key=_credibility, default=None)
 
 
-def _precedence_of(record: StageRecord) -> tuple[int, int, PeerId]:
-    return _precedence(Standing(record.incarnation, record.state, PeerId(record.peer), record.step))
+VOTES_OF_A_CLAIM = 2
+"""Shown by every tenure that followed another, where more than one owner can vote."""
+
+
+def _credibility(record: StageRecord) -> tuple[int, int, int, PeerId]:
+    """The lower the better. Votes were checked; without any, a stage's first owner is likelier than a later one."""
+    votes = min(len({vote.voter for vote in record.proof}), VOTES_OF_A_CLAIM)
+    incarnation = -record.incarnation if votes else record.incarnation
+    return (-votes, incarnation, _STATE_ORDER[record.state], PeerId(record.peer))
+
+
+def in_order(records: Iterable[StageRecord]) -> list[StageRecord]:
+    """Those of one stage, the likeliest first: a reader that knows nobody believes who comes first."""
+    return sorted(records, key=_credibility)
 
 
 def ring_walk(stage: int, stage_count: int, direction: int) -> Iterable[int]:

@@ -28,7 +28,8 @@ class Membership(Groups):
     def __init__(self, stage_count: int, timing: TimingSettings) -> None:
         super().__init__(stage_count)
         self._timing = timing
-        self._monitored: frozenset[int] = frozenset()
+        self._monitored: dict[int, float] = {}
+        """The stages that we listen to, and since when."""
         self._last_tick: float | None = None
         self._credit = Credit()
 
@@ -207,6 +208,7 @@ class Membership(Groups):
 
     def forget_deaths(self) -> None:
         """We were cut off: what we believed to be dead may well live. Incarnations are remembered."""
+        self._monitored = {}
         for stage, group in list(self.groups.items()):
             if group.is_claim or all(seat.status is Status.DEAD for seat in group.members):
                 self.give_up(stage)
@@ -251,7 +253,8 @@ class Membership(Groups):
         seat = self.tenure_or_displaced(stage, incarnation)
         if seat is None or seat.status is not Status.DEAD or seat.state == "withdrawn":
             return False
-        if stage in self._monitored and now - seat.spoke_at > self._timing.dead_after_s:
+        silent_since = max(seat.spoke_at, self._monitored.get(stage, now))
+        if now - silent_since > self._timing.dead_after_s:
             return False  # we listen ourselves, and hear nothing
         seat.accused_until.clear()
         group = self.groups[stage]
@@ -272,11 +275,11 @@ class Membership(Groups):
 
     def monitor(self, stages: Collection[int], now: float) -> None:
         """Listen to the owners of these stages from now on."""
-        for stage in set(stages) - self._monitored:
+        for stage in set(stages) - self._monitored.keys():
             if stage in self.groups:
                 for seat in self.groups[stage].members:
                     seat.heard = max(seat.heard, now)
-        self._monitored = frozenset(stages)
+        self._monitored = {stage: self._monitored.get(stage, now) for stage in stages}
 
     def tick(self, now: float) -> list[Seat]:
         """Seats whose status became SUSPECT or DEAD by silence."""

@@ -24,7 +24,8 @@ class Coordinator:
         edge.coordinator = self
         self._ledger = self._open_step()
         self._first_step = edge.step
-        self._unacknowledged: set[int] = set()
+        self._unacknowledged: set[int] = set(self._block_stages) if edge.step > 1 else set()
+        """Who has not said that it closed the last step. Our predecessor may have died before it told everybody."""
         self._waiting_for: list[int] | None = None
         self._window = Window(state.manifest)
         self._is_disturbed = True
