@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -38,10 +39,12 @@ from understudy.protocol.wire.records import (
     key_of,
 )
 
+logger = logging.getLogger(__name__)
+
 ATTACK_TIMEOUT_S = 240.0
 STANDSTILL_S_MAX = 15.0
 LAST_STEP = 10**6
-STEPS_AFTER_EACH = 20
+STEPS_AFTER_EACH = 10
 RECORD_S = 600.0
 HIGH = (2, 40, INCARNATION_MAX)
 
@@ -131,9 +134,7 @@ async def publish(intruder: Intruder, step: int) -> None:
     assert all(await intruder.store(entries))
 
 
-def test_a_member_that_claims_to_be_everybody(
-    brood: Brood, nursery: Nursery, record_property: Callable[[str, object], None]
-) -> None:
+def test_a_member_that_claims_to_be_everybody(brood: Brood, nursery: Nursery) -> None:
     swarm = Swarm(brood, nursery)
     peers = swarm.peers()
     standstill_s: dict[str, float] = {}
@@ -158,7 +159,7 @@ def test_a_member_that_claims_to_be_everybody(
                 await train_on("a stage is lost", lost_at)
 
     uvloop.run(main())
-    record_property("standstill_s", {name: round(seconds, 2) for name, seconds in standstill_s.items()})
+    logger.info("standstill, in seconds: %s", {name: round(seconds, 2) for name, seconds in standstill_s.items()})
     assert max(standstill_s.values()) < STANDSTILL_S_MAX, standstill_s
     recoveries = [event for event in nursery.events("spare-0") if event["event"] == "stage.recovered"]
     assert [(event["stage"], event["incarnation"] < INCARNATION_MAX) for event in recoveries] == [(1, True)]
