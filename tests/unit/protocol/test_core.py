@@ -39,7 +39,7 @@ from understudy.protocol.events import (
     TimerFired,
 )
 from understudy.protocol.ids import Attempt, Microbatch, PeerId, Tenure
-from understudy.protocol.jobs import Applied, ApplyJob, BlendJob, ForwardJob, InitialiseJob, Job
+from understudy.protocol.jobs import Applied, ApplyJob, BackwardJob, BlendJob, ForwardJob, InitialiseJob, Job
 from understudy.protocol.membership.failure_detector import RESERVE_READ_MIN
 from understudy.protocol.membership.placement import FRONT_MAX
 from understudy.protocol.text_check import TEXT_RETRY_S
@@ -568,6 +568,91 @@ def test_a_message_of_the_next_step_implies_the_commit_while_nobody_drives() -> 
     node.do(PeerUnreachable(peer(0)))
     actions = node.hear(peer(1), forward(step=7), "tokens")
     assert jobs(ApplyJob, actions) == [ApplyJob(6, 0)]
+
+
+def counted() -> Node:
+    """An owner that counted every microbatch of its step, and was not told that it is decided."""
+    node = owner()
+    for index in range(2):
+        (job,) = jobs(ForwardJob, node.hear(peer(1), forward(index), "tokens"))
+        node.do(JobDone(job, "activation"))
+        (back,) = jobs(BackwardJob, node.hear(peer(3), backward(index), "gradient"))
+        node.do(JobDone(back, "gradient"))
+    return node
+
+
+@pytest.mark.parametrize("is_driver_there", [True, False])
+@pytest.mark.parametrize("word", [Heartbeat(1, 1, "serving", 6), Announce(3, 1, "serving", 6)])
+def test_a_neighbour_closes_our_step_only_while_nobody_drives(
+    word: Heartbeat | Announce, is_driver_there: bool
+) -> None:
+    """Its word may be a lie, and the driver repeats its own."""
+    node = counted()
+    if not is_driver_there:
+        node.do(PeerUnreachable(peer(0)))
+    closed = jobs(ApplyJob, node.hear(peer(word.stage), word))
+    assert closed == ([] if is_driver_there else [ApplyJob(6, 2)])
+
+
+def test_the_drivers_own_step_closes_ours() -> None:
+    node = counted()
+    assert jobs(ApplyJob, node.hear(peer(0), Heartbeat(0, 1, "serving", 6))) == [ApplyJob(6, 2)]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_an_attempt_of_a_driver_that_nobody_knows_is_no_work_and_outdates_none(is_known: bool) -> None:
+    node = owner()
+    if not is_known:
+        node.do(PeerUnreachable(peer(0)))
+    made_up = node.hear(peer(1), forward(attempt=Attempt(2**53, 0)), "tokens")
+    assert len(jobs(ForwardJob, made_up)) == (0 if is_known else 1)
+    if not is_known:
+        shown = votes(1, 3, claim=Tenure(0, 2, OTHER))
+        node.hear(OTHER, Announce(0, 2, "serving", 5, shown))
+    honest = Attempt(1 if is_known else 2, 0)
+    assert [job.attempt for job in jobs(ForwardJob, node.hear(peer(1), forward(attempt=honest), "tokens"))] == [honest]
+
+
+def test_how_far_the_driver_is_by_its_progress_tells_that_the_run_is_trained() -> None:
+    """Its heartbeats reach its neighbours alone; a spare knows it by what it leaves in the DHT."""
+    node = spare()
+    node.read([StageRecord(peer(0), 0, 1, "serving", 0)])
+    assert not node.core.state.membership.titles.is_trained(0)
+    node.do(RecordsRead(PROGRESS_KEY, (ProgressRecord(peer(0), 1, 3, 1.0, 1, 1.0),)))
+    assert node.core.state.membership.titles.is_trained(0)
+
+
+def test_whom_we_recognised_needs_no_votes_of_others() -> None:
+    """Ours is one of those that it has."""
+    node = owner()
+    lose_a_neighbour(node)
+    node.hear(OTHER, Claim(3, 2, (2, 4)))
+    node.hear(OTHER, Heartbeat(3, 2, "serving", 5))
+    assert node.core.state.membership.serving_peer(3) == OTHER
+    node.hear(peer(3), Heartbeat(3, 1, "serving", 5))
+    node.hear(PeerId("third"), Heartbeat(3, 3, "serving", 5))
+    assert node.core.state.membership.serving_peer(3) == OTHER
+
+
+@pytest.mark.xfail(strict=True, reason="who served before is believed at whichever step it says it is")
+def test_an_owner_of_before_deposes_nobody_by_claiming_to_be_far_ahead() -> None:
+    """It was replaced, perhaps because it lies: one word shall not give it the stage back."""
+    node = owner()
+    node.hear(OTHER, Announce(3, 2, "serving", 6, votes(0, 1, claim=Tenure(3, 2, OTHER))))
+    assert node.core.state.membership.serving_peer(3) == OTHER
+    node.hear(peer(3), Heartbeat(3, 1, "serving", 2**52))
+    assert node.core.state.membership.serving_peer(3) == OTHER
+    assert said(Fenced, node.hear(OTHER, Heartbeat(3, 2, "serving", 6))) == []
+
+
+def test_a_claim_that_we_recognised_and_lost_sight_of_is_still_proven() -> None:
+    """Withdrawn, as we were told; served all the same, as others know."""
+    node = owner()
+    lose_a_neighbour(node)
+    node.hear(OTHER, Claim(3, 2, (2, 4)))
+    node.hear(OTHER, Withdraw(3, 2))
+    node.hear(OTHER, Heartbeat(3, 2, "serving", 5))
+    assert node.core.state.membership.serving_peer(3) == OTHER
 
 
 def test_a_commit_is_acknowledged_when_it_is_applied() -> None:

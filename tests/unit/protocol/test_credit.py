@@ -1,0 +1,83 @@
+"""How much an accuser's word is worth to somebody who hears the accused."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.protocol.test_core import OTHER, Node, owner, peer
+from understudy.protocol.ids import PeerId, Tenure
+from understudy.protocol.membership.credit import BELIEVED_S, CREDIT_S, Credit
+from understudy.protocol.wire.messages import Heartbeat, Lost
+
+ACCUSER = PeerId("accuser")
+ONE, SECOND, ANOTHER = Tenure(2, 1, PeerId("old")), Tenure(2, 2, PeerId("new")), Tenure(3, 1, PeerId("another"))
+
+
+def test_one_accusation_is_believed_for_a_while() -> None:
+    credit = Credit()
+    assert credit.is_good(ACCUSER, ONE, 10.0)
+    assert credit.is_good(ACCUSER, ONE, 10.0 + BELIEVED_S)
+    assert not credit.is_good(ACCUSER, ONE, 10.1 + BELIEVED_S)
+
+
+@pytest.mark.parametrize("other", [SECOND, ANOTHER])
+def test_a_second_is_not_be_it_of_a_successor(other: Tenure) -> None:
+    credit = Credit()
+    assert credit.is_good(ACCUSER, ONE, 10.0)
+    assert not credit.is_good(ACCUSER, other, 10.0)
+    assert not credit.is_good(ACCUSER, other, 10.0 + CREDIT_S)
+    assert credit.is_good(ACCUSER, other, 10.1 + CREDIT_S)
+    assert not credit.is_good(ACCUSER, ONE, 10.2 + CREDIT_S)
+
+
+def test_each_accuser_has_credit_of_its_own() -> None:
+    credit = Credit()
+    assert credit.is_good(ACCUSER, ONE, 10.0)
+    assert credit.is_good(PeerId("another accuser"), ANOTHER, 10.0)
+
+
+# --- one who hears them all ---
+
+
+def hearing() -> Node:
+    """The owner of S2, to whom all others have just spoken."""
+    node = owner()
+    for stage in (0, 1, 3, 4):
+        node.hear(peer(stage), Heartbeat(stage, 1, "serving", 5))
+    return node
+
+
+def is_there(node: Node, stage: int) -> bool:
+    return node.core.state.membership.is_present(stage)
+
+
+def test_who_accuses_all_others_brings_one_of_them_down() -> None:
+    node = hearing()
+    for stage in (3, 0, 4):
+        node.hear(peer(1), Lost(stage, 1, peer(stage)))
+    assert [is_there(node, stage) for stage in (3, 0, 4)] == [False, True, True]
+
+
+def test_of_those_whom_we_do_not_hear_it_is_believed() -> None:
+    node = owner()
+    for stage in (3, 0, 4):
+        node.hear(peer(1), Lost(stage, 1, peer(stage)))
+    assert [is_there(node, stage) for stage in (3, 0, 4)] == [False, False, False]
+
+
+def test_the_driver_is_believed_of_whomever_it_accuses() -> None:
+    """It knows who keeps the work."""
+    node = hearing()
+    for stage in (1, 3):
+        node.hear(peer(0), Lost(stage, 1, peer(stage)))
+    assert [is_there(node, stage) for stage in (1, 3)] == [False, False]
+
+
+@pytest.mark.parametrize(("named", "is_believed"), [(OTHER, False), (peer(3), True), (None, True)])
+def test_who_means_another_owner_of_the_same_incarnation_says_nothing_of_ours(
+    named: PeerId | None, is_believed: bool
+) -> None:
+    """After a split there may be two."""
+    node = hearing()
+    node.hear(peer(1), Lost(3, 1, named))
+    assert is_there(node, 3) is not is_believed
