@@ -40,9 +40,12 @@ class DhtReader:
             self._consequences.note_spares(spares)
         if self._state.tenure is None:
             self._note_offers([record for record in records if isinstance(record, OfferRecord)])
-        for found in records:
-            if isinstance(found, ProgressRecord) and not self._state.is_stopped:
-                self._note_progress(found)
+        news = [record for record in records if isinstance(record, ProgressRecord)]
+        for word in news:
+            self._note_end(word)
+        for word in news:
+            if not self._state.is_stopped:
+                self._note_progress(word)
         self._consequences.note_read(key)
         if self._state.tenure is None and not self._state.is_stopped:
             self._consequences.look_for_work()
@@ -77,15 +80,16 @@ class DhtReader:
         for stage, incarnation in sorted({(r.for_stage, r.lost_incarnation) for r in said if r.is_taken_back} - lost):
             self._gossip.refute(stage, incarnation)
 
+    def _note_end(self, record: ProgressRecord) -> None:
+        if 0 < self._state.manifest.step.total_steps <= record.step:
+            self._gossip.ending.note(PeerId(record.peer))
+
     def _note_progress(self, record: ProgressRecord) -> None:
         """The driver's news: how far the run is, for spares, and that it is done, for all who missed the end."""
         if self._state.progress is None or record.step > self._state.progress.step:
             self._state.progress = record
         membership, total = self._state.membership, self._state.manifest.step.total_steps
-        is_end = 0 < total <= record.step
-        if is_end:
-            self._gossip.ending.note(PeerId(record.peer))
-        is_end = is_end and self._gossip.ending.is_credible
+        is_end = 0 < total <= record.step and self._gossip.ending.is_credible
         is_recent = record.incarnation >= membership.known_incarnation(DRIVER_STAGE)
         is_drivers = membership.serving_peer(DRIVER_STAGE) == record.peer
         is_successors = not membership.is_serving(DRIVER_STAGE) or self._consequences.is_alone

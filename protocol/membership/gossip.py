@@ -199,5 +199,6 @@ class MembershipGossip:
             self._on_revived(seat.stage, before, is_news=True)
 
     def _is_beaten_by(self, fence: Fenced) -> bool:
+        """By a later incarnation alone: that an owner of before is ahead of us it has to say itself."""
         challenger = Standing(fence.incarnation, "serving", PeerId(fence.owner), fence.step)
-        return supersedes(challenger, self._state.my_seat().standing)
+        return fence.incarnation > self._state.incarnation and supersedes(challenger, self._state.my_seat().standing)

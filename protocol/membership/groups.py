@@ -76,7 +76,7 @@ class Groups:
         """Whose view it is."""
         self._incarnation_floor: dict[int, int] = {}
         self._accepted: dict[int, int] = {}
-        """The highest incarnation of each stage whose tenure we took for true, or claimed ourselves."""
+        """The highest incarnation of each stage whose tenure we took for true."""
 
     def seat(self, stage: int) -> Seat | None:
         """The first member of the stage's group: its only one, until groups have more."""
@@ -129,9 +129,18 @@ class Groups:
         self._incarnation_floor[stage] = max(credible, self._incarnation_floor.get(stage, 0))
 
     def spend_incarnation(self, stage: int, incarnation: int) -> None:
-        """We ourselves know that this incarnation was claimed."""
+        """We took a tenure under this incarnation for true."""
         self._accepted[stage] = max(incarnation, self._accepted.get(stage, 0))
-        self.raise_incarnation(stage, incarnation)
+        self.note_claimed(stage, incarnation)
+
+    def note_claimed(self, stage: int, incarnation: int) -> None:
+        """We claimed the stage ourselves under this incarnation."""
+        self._incarnation_floor[stage] = max(incarnation, self._incarnation_floor.get(stage, 0))
+
+    def lower_incarnation(self, stage: int, incarnation: int) -> None:
+        """We are further ahead than others grant: what we only heard, or claimed in vain, is taken back."""
+        known = self._incarnation_floor.get(stage, 0)
+        self._incarnation_floor[stage] = max(self._accepted.get(stage, 0), min(known, incarnation))
 
     def lost_incarnation(self, stage: int) -> int:
         """The tenure that ended, 0 if there was none: a claimant still recovering has not begun one."""
@@ -168,11 +177,10 @@ class Groups:
             return True
         if titles.is_trained(stage):
             return False
-        vacant_s = self.vacant_s(stage, now)
         if titles.is_run_trained:
-            return vacant_s > record_lifetime_s
+            return self.vacant_s(stage, now) > record_lifetime_s
         is_ours_to_yield = group is not None and group.first.peer == self.me
-        return is_ours_to_yield or vacant_s > 0.0
+        return is_ours_to_yield or not self.is_present(stage)
 
     # --- all of them ---
 

@@ -20,6 +20,8 @@ class Titles:
         self._served: dict[int, list[Tenure]] = {}
         self._proven: dict[int, list[Tenure]] = {}
         self._trained: set[int] = set()
+        self._ahead: dict[int, tuple[Tenure, int, float]] = {}
+        """Of each stage, the last owner of before who said that it is ahead of who has it now: its step, and when."""
         self.is_run_trained = False
         """Somebody committed a step of the run."""
 
@@ -35,6 +37,15 @@ class Titles:
         """Somebody committed a step of the stage."""
         self._trained.add(stage)
         self.is_run_trained = True
+
+    def note_ahead(self, tenure: Tenure, step: int, now: float) -> None:
+        """An owner of before says that it went on, after a split."""
+        self._ahead[tenure.stage] = (tenure, step, now)
+
+    def is_credibly_ahead(self, tenure: Tenure, step: int, since: float) -> bool:
+        """Whether another one, of another stage, says that it came further than this step, too."""
+        said = [word for stage, word in self._ahead.items() if stage != tenure.stage]
+        return any(other.peer != tenure.peer and at > step and when >= since for other, at, when in said)
 
     def is_trained(self, stage: int) -> bool:
         return stage in self._trained

@@ -99,7 +99,8 @@ class Membership(Groups):
                 displaced = waiting if group.is_claim else group
         if not self.is_entitled(seat.tenure, seat.heard, self._timing.record_lifetime_s):
             return Observation.UNPROVEN
-        self.spend_incarnation(seat.stage, seat.incarnation)
+        if seat.peer != self.me:
+            self.spend_incarnation(seat.stage, seat.incarnation)
         seat.status = Status.LEFT if seat.state == "left" else Status.ALIVE
         seat.spoke_at = seat.heard if is_direct else seat.spoke_at
         self.groups[seat.stage] = Group([seat], displaced)
@@ -110,15 +111,22 @@ class Membership(Groups):
     def _is_beaten_by(self, group: Group, seat: Seat) -> bool:
         """How far a tenure came decides only while it goes on; of one that is void nothing is left to compare.
 
-        A stranger's step is worth nothing under an incarnation that others serve: it has to be an owner of before.
+        A stranger's step is worth nothing under an incarnation that others serve: it has to be an owner of before, and
+        not the only one who got so far.
         """
         if group.first.state == "withdrawn":
             return True
         challenger = seat.standing
         holder = group.standing if group.is_present else group.standing._replace(step=seat.step)
-        if seat.incarnation <= group.incarnation and not self.titles.has_served(seat.tenure):
+        if seat.incarnation <= group.incarnation and not self._is_ahead(seat, holder.step):
             challenger = challenger._replace(step=min(seat.step, holder.step))
         return supersedes(challenger, holder)
+
+    def _is_ahead(self, seat: Seat, step: int) -> bool:
+        if not self.titles.has_served(seat.tenure) or seat.step <= step:
+            return False
+        self.titles.note_ahead(seat.tenure, seat.step, seat.heard)
+        return self.titles.is_credibly_ahead(seat.tenure, step, seat.heard - self._timing.record_lifetime_s)
 
     def _remember(self, seat: Seat) -> None:
         if seat.state == "serving":
@@ -161,6 +169,7 @@ class Membership(Groups):
     def _advance(self, group: Group, known: Seat, seat: Seat) -> Observation:
         if known.state == "recovering" and seat.state == "serving":
             known.state, group.displaced = "serving", None
+            self.spend_incarnation(known.stage, known.incarnation)
             self._remember(known)
             return Observation.SERVING
         return Observation.KNOWN

@@ -62,8 +62,16 @@ class BlockStage(Host):
 
     def owner_changed(self, stage: int) -> None:
         super().owner_changed(stage)
+        self._recognise_driver()
+
+    def owner_revived(self, stage: int) -> None:
+        super().owner_revived(stage)
+        self._recognise_driver()
+
+    def _recognise_driver(self) -> None:
+        """While there was none, attempts in the name of any could come."""
         driver = self._state.membership.groups.get(DRIVER_STAGE)
-        if stage == DRIVER_STAGE and driver is not None:
+        if driver is not None and driver.is_serving:
             self._ledger.recognise_driver(driver.incarnation)
 
     # --- messages ---
@@ -72,7 +80,9 @@ class BlockStage(Host):
         if self._ledger.is_outdated(message.attempt.driver_incarnation) or not self._is_of_driver(message.attempt):
             return
         if self._is_early(message):
-            self._early[message.index] = (message, payload)
+            known = self._early.get(message.index)
+            if known is None or known[0].attempt < message.attempt:
+                self._early[message.index] = (message, payload)
             return
         self._reach(message.step)
         if message.step == self._state.committed:

@@ -13,7 +13,7 @@ from enum import Enum, auto
 
 from understudy.protocol.actions import Read
 from understudy.protocol.errors import RemoteProtocolError
-from understudy.protocol.ids import DRIVER_STAGE, PeerId
+from understudy.protocol.ids import DRIVER_STAGE, INCARNATION_LEAP_MAX, PeerId
 from understudy.protocol.membership.placement import nearest_survivors
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.recovery.claim import OpenClaim
@@ -116,7 +116,11 @@ class Asking:
         if stage is None:
             return False
         vote = grant.vote
-        if vote is None or vote.tenure.peer != peer or not self._state.is_vote_for(claim.tenure(self._state.me), vote):
+        if (
+            vote is None
+            or (vote.voter, vote.stage) != (peer, stage)
+            or not self._state.is_vote_for(claim.tenure(self._state.me), vote)
+        ):
             raise RemoteProtocolError("a grant without a vote that its sender signed")
         claim.votes[stage] = vote
         claim.refused.pop(stage, None)
@@ -130,13 +134,20 @@ class Asking:
         """It holds nothing of ours: to withdraw the claim there would spend its incarnation."""
         stage = self._stage_of(claim, peer)
         claim.told.discard(peer)
-        self._state.membership.raise_incarnation(claim.stage, refusal.known_incarnation)
+        self._note_incarnation(claim, refusal)
         claim.votes = {s: vote for s, vote in claim.votes.items() if vote.voter != peer}
         claim.witnesses = {s: witness for s, witness in claim.witnesses.items() if witness.peer != peer}
         if stage is not None:
             claim.refused[stage] = refusal.reason
         if refusal.reason == "asks too few":  # it knows of an owner that we have not read of
             self._state.act(Read(tuple(stage_key(s) for s in range(self._state.manifest.stage_count))))
+
+    def _note_incarnation(self, claim: OpenClaim, refusal: Refusal) -> None:
+        """What the witness knows of the stage. Is our claim too far ahead for it, then we come down."""
+        membership = self._state.membership
+        membership.raise_incarnation(claim.stage, refusal.known_incarnation)
+        if refusal.reason == "superseded" and refusal.known_incarnation + INCARNATION_LEAP_MAX < claim.incarnation:
+            membership.lower_incarnation(claim.stage, refusal.known_incarnation)
 
     def _stage_of(self, claim: OpenClaim, peer: PeerId) -> int | None:
         owners = self.owners(claim.stage)

@@ -123,7 +123,7 @@ class Claimant:
         self._close(claim, ClaimStep.ABANDONED)
         self.policy.note_refusal(claim.stage, claim.incarnation)
         if claim.told:  # somebody may have recognised it
-            self._state.membership.spend_incarnation(claim.stage, claim.incarnation)
+            self._state.membership.note_claimed(claim.stage, claim.incarnation)
         self._state.act(CancelFetches(claim.name))
         if claim.phase is ClaimPhase.BUILDING:
             self._state.act(ReleaseStage())

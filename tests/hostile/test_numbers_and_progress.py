@@ -89,10 +89,19 @@ def test_an_owner_that_sends_nan_is_named_by_those_who_get_it_and_loses_its_stag
     told = nursery.events("stage-0")
     lossless = [commit for commit in commits(nursery) if commit["loss"] is None]
     assert lossless[0]["step"] >= step
-    assert all(commit["why_no_loss"].startswith("what S2 (") for commit in lossless)
+    # A word that comes after the commit is counted, and too late for its message: that names who passed it on.
+    assert all(commit["why_no_loss"].startswith("what S") for commit in lossless)
+    assert any(commit["why_no_loss"].startswith("what S2 (") for commit in lossless)
     assert all(commit["loss"] is not None for commit in commits(nursery) if commit["time"] > recovered["time"] + 1.0)
     (sentenced,) = says(told, "peer.sentenced")
     assert (sentenced["stage"], sentenced["peer"]) == (2, nursery.events("stage-2")[0]["peer"])
-    skipped = says(nursery.events("stage-3"), "update.skipped")
-    assert skipped
-    assert {(event["sender"], event["sender_stage"]) for event in skipped} == {(sentenced["peer"], 2)}
+    # S1 gets NaN from S2 alone, on the swapped route before any other stage. S3 gets what S1 passes on there, too.
+    senders = {stage: {event["sender_stage"] for event in skips(nursery, stage)} for stage in (1, 3)}
+    assert senders[1] == {2}
+    assert senders[3]
+    assert senders[3] <= {1, 2}
+    assert {event["sender"] for event in skips(nursery, 1)} == {sentenced["peer"]}
+
+
+def skips(nursery: Nursery, stage: int) -> list[Event]:
+    return says(nursery.events(f"stage-{stage}"), "update.skipped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass
 
@@ -35,6 +36,15 @@ WEATHERS = (
     Weather(duplication=0.1, is_reordered=True),
     Weather(latency_s=(0.01, 0.2), loss=0.01, duplication=0.05, is_reordered=True),
 )
+
+
+MORE = int(os.environ.get("SIM_SEEDS", "1"))
+"""Times as many random schedules of each kind as with the other tests: SIM_SEEDS=20 make test TESTS=tests/sim."""
+
+
+def seeds(first: int, count: int) -> range:
+    """The seeds of one kind of schedule."""
+    return range(first, first + count * MORE)
 
 
 @dataclass(frozen=True)

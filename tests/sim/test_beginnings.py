@@ -9,10 +9,10 @@ import pytest
 from tests.sim.beginnings import BegunSimulation, begun
 from tests.sim.faults import Kill, Trigger
 from tests.sim.node import Violation
-from tests.sim.schedules import LIMIT_S, schedule
+from tests.sim.schedules import LIMIT_S, schedule, seeds
 from tests.sim.simulation import build, small_manifest
 
-SEEDS = range(30_000, 30_020)
+SEEDS = seeds(30_000, 10)
 AWAY_S = 9.0
 """Longer than a claimant asks a donor that does not deliver."""
 

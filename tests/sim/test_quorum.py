@@ -9,6 +9,7 @@ import pytest
 
 from tests.sim.faults import Fault, Hinder, Kill, Trigger
 from tests.sim.node import Violation
+from tests.sim.schedules import seeds
 from tests.sim.sides import run_sides
 from tests.sim.simulation import WITHOUT_MAJORITY_S, LogLine, Simulation, build, small_manifest
 from understudy.protocol.ids import INCARNATION_LEAP_MAX, PeerId
@@ -17,7 +18,7 @@ from understudy.protocol.recovery.witness import Witness
 from understudy.protocol.wire.fields import RefusalReason
 from understudy.protocol.wire.messages import Claim, Refusal
 
-SEEDS = {"checkfree": range(60_000, 60_012), "checkfree+": range(60_012, 60_024)}
+SEEDS = {"checkfree": seeds(60_000, 6), "checkfree+": seeds(62_000, 6)}
 PASSED_OVER_S = 8.0
 """Within this time a claim does without an owner that does not vote: it waits `dead_after_s`, 4 s, for it."""
 

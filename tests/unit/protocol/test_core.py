@@ -634,7 +634,6 @@ def test_whom_we_recognised_needs_no_votes_of_others() -> None:
     assert node.core.state.membership.serving_peer(3) == OTHER
 
 
-@pytest.mark.xfail(strict=True, reason="who served before is believed at whichever step it says it is")
 def test_an_owner_of_before_deposes_nobody_by_claiming_to_be_far_ahead() -> None:
     """It was replaced, perhaps because it lies: one word shall not give it the stage back."""
     node = owner()

@@ -128,9 +128,7 @@ def test_while_nobody_drives_a_successors_attempts_are_taken() -> None:
     assert works_on(owner.forward(attempt=Attempt(2, 0))) == [(6, 0, Attempt(2, 0), "in")]
 
 
-@pytest.mark.parametrize(
-    "is_same", [False, pytest.param(True, marks=pytest.mark.xfail(strict=True, reason="a driver that is revived"))]
-)
+@pytest.mark.parametrize("is_same", [False, True])
 def test_a_driver_that_is_known_again_outdates_attempts_of_nobody(is_same: bool) -> None:
     """Made up while nobody drove: they must not keep the driver's own out, be it a new one or the one of before."""
     owner = Owner()

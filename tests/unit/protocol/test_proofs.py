@@ -277,16 +277,7 @@ NO_GRANTS: dict[str, Any] = {
 }
 
 
-ANOTHER_STAGES = pytest.mark.xfail(strict=True, reason="the stage in whose name it votes is not looked at")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[ANOTHER_STAGES] if name == "as the owner of another stage" else [])
-        for name in NO_GRANTS
-    ],
-)
+@pytest.mark.parametrize("name", NO_GRANTS)
 def test_a_grant_without_a_vote_of_its_sender_costs_it_the_link_and_is_none(name: str) -> None:
     node, _ = claimant()
     actions = node.do(MessageReceived(peer_of_core(1), NO_GRANTS[name], None))

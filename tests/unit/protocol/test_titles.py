@@ -243,7 +243,6 @@ def test_no_offer_uses_the_incarnations_of_a_stage_up() -> None:
         assert node.core.state.membership.known_incarnation(2) == 1 + WORD_LEAP_MAX
 
 
-@pytest.mark.xfail(strict=True, reason="a claim that comes to nothing counts as accepted")
 def test_false_offers_and_claims_that_come_to_nothing_do_not_use_them_up_together() -> None:
     """Each offer drives a claim, which the others refuse; the liar says nothing to it."""
     node = spare()
