@@ -174,7 +174,7 @@ CLAIM: Mapping[str, Callable[[OpenClaim, NodeState], bool]] = {
 
 
 def _knows_no_less(node: Inside) -> bool:
-    known = node.state.membership.known_incarnation
+    known = node.state.membership.accepted_incarnation
     return all(known(stage) >= before for stage, before in enumerate(node.before.incarnations))
 
 
@@ -184,7 +184,7 @@ def _is_nowhere_else(node: Inside) -> bool:
 
 
 VIEW: Mapping[str, Callable[[Inside], bool]] = {
-    "known incarnations never fall": _knows_no_less,
+    "accepted incarnations never fall": _knows_no_less,
     "it sees itself nowhere else": _is_nowhere_else,
 }
 
@@ -289,7 +289,7 @@ class Invariants:
         owned = node.lifecycle._owned
         if owned is not None:
             self._check_stage(owned)
-        known = state.membership.known_incarnation
+        known = state.membership.accepted_incarnation
         node.before.incarnations = [known(stage) for stage in range(state.manifest.stage_count)]
 
     def _check_stage(self, owned: OwnedStage) -> None:

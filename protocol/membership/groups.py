@@ -123,14 +123,18 @@ class Groups:
         group = self.groups.get(stage)
         return max(group.incarnation if group else 0, self._incarnation_floor.get(stage, 0))
 
+    def accepted_incarnation(self, stage: int) -> int:
+        """The highest incarnation whose tenure we took for true; 0 if there was none."""
+        return self._accepted.get(stage, 0)
+
     def raise_incarnation(self, stage: int, incarnation: int) -> None:
         """Somebody knows of this incarnation, though we do not know its owner. It is a word, so it counts so far."""
-        credible = min(incarnation, self._accepted.get(stage, 0) + WORD_LEAP_MAX)
+        credible = min(incarnation, self.accepted_incarnation(stage) + WORD_LEAP_MAX)
         self._incarnation_floor[stage] = max(credible, self._incarnation_floor.get(stage, 0))
 
     def spend_incarnation(self, stage: int, incarnation: int) -> None:
         """We took a tenure under this incarnation for true."""
-        self._accepted[stage] = max(incarnation, self._accepted.get(stage, 0))
+        self._accepted[stage] = max(incarnation, self.accepted_incarnation(stage))
         self.note_claimed(stage, incarnation)
 
     def note_claimed(self, stage: int, incarnation: int) -> None:
@@ -140,7 +144,7 @@ class Groups:
     def lower_incarnation(self, stage: int, incarnation: int) -> None:
         """We are further ahead than others grant: what we only heard, or claimed in vain, is taken back."""
         known = self._incarnation_floor.get(stage, 0)
-        self._incarnation_floor[stage] = max(self._accepted.get(stage, 0), min(known, incarnation))
+        self._incarnation_floor[stage] = max(self.accepted_incarnation(stage), min(known, incarnation))
 
     def lost_incarnation(self, stage: int) -> int:
         """The tenure that ended, 0 if there was none: a claimant still recovering has not begun one."""

@@ -1,6 +1,6 @@
 """A peer of the run's own DHT sends whatever bytes it likes: it loses its streams, the swarm goes on.
 
-Not tried here: a peer that speaks the protocol well and lies (see docs/reference/limits.md).
+A peer that speaks the protocol well and lies: tests/hostile/test_authority.py.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.seals import vote_of
 from tests.sim.simulation import small_manifest
 from understudy.protocol.actions import CancelFetches, Emit, Fetch, Send
 from understudy.protocol.events import Fetched, FetchFailed, MessageReceived, RecordsRead, Started, TimerFired
@@ -19,7 +20,7 @@ from understudy.protocol.export.exporter import (
     Exporter,
     best_tenure,
 )
-from understudy.protocol.ids import PeerId
+from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.wire.fields import LeaseState
 from understudy.protocol.wire.messages import LeaseRelease, LeaseRequest, LeaseStatus
 from understudy.protocol.wire.records import PROGRESS_KEY, ProgressRecord, StageRecord, stage_key
@@ -32,7 +33,10 @@ def peer(stage: int, incarnation: int = 1) -> PeerId:
 
 
 def record(stage: int, incarnation: int = 1, step: int = 5, state: Any = "serving") -> StageRecord:
-    return StageRecord(peer(stage, incarnation), stage, incarnation, state, step)
+    """A tenure after the first shows the votes for it."""
+    claim, others = Tenure(stage, incarnation, peer(stage, incarnation)), [s for s in range(5) if s != stage][:2]
+    votes = tuple(vote_of(Tenure(other, 1, peer(other, 1)), claim, MANIFEST.digest()) for other in others)
+    return StageRecord(claim.peer, stage, incarnation, state, step, proof=votes if incarnation > 1 else ())
 
 
 class Export:
@@ -105,8 +109,8 @@ def test_nothing_is_aimed_at_before_every_stage_has_an_owner() -> None:
 def test_only_the_word_of_who_serves_a_stage_says_how_far_the_run_is() -> None:
     """Anybody can sign a record of any step: aiming there, an export would wait for ever."""
     export = Export()
-    liar = StageRecord("liar", 1, 0, "serving", 2**53)
-    gone = StageRecord("gone", 2, 0, "left", 2**53)
+    liar = StageRecord("liar", 1, 3, "serving", 2**53)
+    gone = StageRecord("gone", 2, 3, "left", 2**53)
     actions = export.read(record(0), record(1), liar, record(2, state="recovering"), progress=2**53)
     assert of(BeginExport, actions) == []
     assert of(BeginExport, export.read(record(0), record(1), record(2), gone, progress=2**53)) == [BeginExport(5)]

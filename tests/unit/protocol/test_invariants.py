@@ -183,7 +183,7 @@ def grant_twice(node: Node) -> None:
 
 def forget_incarnations(node: Node) -> None:
     state(node).membership.groups.clear()
-    state(node).membership._incarnation_floor.clear()
+    state(node).membership._accepted.clear()
 
 
 def stop_and_go_on(node: Node) -> None:
@@ -249,7 +249,7 @@ BREAKS = [
     Break("the tenure that is held is the claim's", vouched, set_on(claim, "incarnation", 3)),
     Break("only a claim that was asked for is not public", lambda: claimant()[0], settle_unseen),
     # what it sees and does
-    Break("known incarnations never fall", lambda: claimant()[0], forget_incarnations),
+    Break("accepted incarnations never fall", lambda: claimant()[0], forget_incarnations),
     Break("it sees itself nowhere else", owner, seat(4)),
     Break("it says nothing to itself", owner, lambda node: state(node).send(ME, Heartbeat(2, 2, "serving", 5))),
     Break("updates come in the order of their steps", owner, act(Run(ApplyJob(7, 2)))),
@@ -444,10 +444,10 @@ MUTANTS = {
     ),
     "spent incarnations are forgotten": Mutant(
         Membership,
-        "raise_incarnation",
-        lambda view, stage, incarnation: None,
+        "forget_deaths",
+        lambda view: view._accepted.clear(),
         fenced,
-        "known incarnations never fall",
+        "accepted incarnations never fall",
     ),
     "the compute thread is given too much": Mutant(
         queues, "JOBS_AHEAD", 3, full_hands, "at most two jobs are at the compute thread"

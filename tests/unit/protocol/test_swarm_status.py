@@ -23,10 +23,14 @@ def old(record: AnyRecord) -> Posted:
     return Posted(record, OLD_S)
 
 
+VOTES = [(voter, stage, 1, b"key", b"signature") for stage, voter in ((0, "P0"), (3, "P3"))]
+"""Of a tenure after the first. Whoever read the record checked them."""
+
+
 def owner(stage: int, peer: str = "", incarnation: int = 1, state: str = "serving", step: int = 4) -> StageRecord:
     return msgspec.convert(
         {"type": "stage", "peer": peer or f"P{stage}", "stage": stage, "incarnation": incarnation}
-        | {"state": state, "step": step},
+        | {"state": state, "step": step, "proof": VOTES if incarnation > 1 else ()},
         StageRecord,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from understudy.protocol.ids import PeerId
+from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.manifest import TimingSettings
 from understudy.protocol.membership.placement import STEPS_APART_MAX
 from understudy.protocol.membership.seats import Observation, Seat, Status
@@ -88,11 +88,13 @@ def test_a_lower_incarnation_changes_nothing(state: StageState, is_direct: bool)
 
 
 def test_who_is_behind_does_not_displace_who_is_ahead() -> None:
-    """After a split the higher incarnation may be the one that was left behind."""
+    """After a split the higher incarnation may be the one that was left behind. One alone may say so falsely."""
     view = view_of(seat(step=67))
     assert view.observe(seat(NEW, 2, step=14), is_direct=True) is Observation.OUTDATED
     assert (view.groups[2].first.peer, view.known_incarnation(2)) == (OLD, 2)
     behind = view_of(seat(step=13), seat(NEW, 2, step=14))
+    assert behind.observe(seat(step=67), is_direct=True) is Observation.OUTDATED
+    behind.titles.note_ahead(Tenure(3, 1, OTHER), 67, 0.0)
     assert behind.observe(seat(step=67), is_direct=True) is Observation.NEW_OWNER
     assert (behind.serving_peer(2), behind.known_incarnation(2)) == (OLD, 2)
 
