@@ -12,9 +12,14 @@ import pytest
 
 from tests.sim.faults import Fault, Kill, Trigger
 from tests.sim.liars import LIAR, LyingSimulation, Tales
+from tests.sim.node import Violation
 from tests.sim.schedules import LIMIT_S
 from tests.sim.simulation import build, small_manifest
 from understudy.protocol.ids import INCARNATION_MAX, Attempt, PeerId
+from understudy.protocol.membership.credit import Credit
+from understudy.protocol.membership.ending import Ending
+from understudy.protocol.membership.groups import Groups
+from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.wire.messages import (
     Alive,
     Announce,
@@ -208,7 +213,7 @@ def false_deaths(swarm: LyingSimulation) -> None:
         for stage in (0, 1, 3, 4):
             swarm.lie(liar, Lost(stage, 1, swarm.holders()[stage]))
 
-    swarm.again(0.5, swarm.now + 10.0, once_more)
+    swarm.again(0.5, swarm.now + 30.0, once_more)
 
 
 BY_AN_OWNER: dict[str, Attack] = {
@@ -272,3 +277,44 @@ def test_lies_at_random_of_who_holds_nothing_cost_nobody_a_stage(seed: int) -> N
     simulation = run_tales(seed)
     assert simulation.named("peer.retired") == []
     assert len(simulation.recoveries()) == seed % 2
+
+
+# --- the simulator can see ---
+
+
+def believe_every_title(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Groups, "is_entitled", lambda groups, tenure, now, lifetime_s: True)
+
+
+def believe_one_word_of_the_end(patch: pytest.MonkeyPatch) -> None:
+    believe_every_title(patch)
+    patch.setattr(Ending, "is_credible", property(lambda ending: True))
+
+
+def believe_every_accuser(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Credit, "is_good", lambda credit, accuser, accused, now: True)
+
+
+def close_for_a_neighbour(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BlockStage, "_is_early", lambda stage, message: False)
+
+
+def follow_any_driver(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BlockStage, "_is_of_driver", lambda stage, attempt: True)
+
+
+BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Attack]] = {
+    "who says that it serves is believed": (believe_every_title, ties),
+    "one word ends the run": (believe_one_word_of_the_end, goodbyes),
+    "every accuser is believed": (believe_every_accuser, false_deaths),
+    "a neighbour's activation closes a step": (close_for_a_neighbour, lying_gradient),
+    "attempts of any driver count": (follow_any_driver, attempts_of_nobody),
+}
+
+
+@pytest.mark.parametrize("guard", BROKEN)
+def test_the_simulator_sees_a_broken_guard(guard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_guard, attack = BROKEN[guard]
+    break_guard(monkeypatch)
+    with pytest.raises((Violation, AssertionError)):
+        assert attacked(attack).log[-1].time < 20.0
