@@ -161,6 +161,9 @@ class MembershipGossip:
             accused = membership.tenure_or_displaced(message.stage, message.incarnation)
             if accused is not None and message.owner not in (None, accused.peer):
                 return
+            until = self._state.now + self._state.manifest.timing.suspect_after_s
+            if self.is_too_much(peer, (message.stage, message.incarnation), until):
+                return
             if membership.suspect_by(message.stage, message.incarnation, peer, self._state.now):
                 self.on_seat_changed(message.stage)
                 if self._state.tenure is None:
@@ -185,6 +188,13 @@ class MembershipGossip:
         if self._accused_at != self._state.tenure:
             self._accused_at = self._state.tenure
             self._state.emit("peer.accused", by=peer)
+
+    def is_too_much(self, accuser: PeerId, accused: tuple[int, int], until: float) -> bool:
+        """Whether it accuses so many owners that none of it is believed, what was believed before neither."""
+        overreach = self._state.membership.credit.overreach(accuser, accused, self._state.now, until)
+        for stage, incarnation in overreach:
+            self.refute(stage, incarnation)
+        return bool(overreach)
 
     def refute(self, stage: int, incarnation: int) -> None:
         """Somebody who hears the owner says that it lives."""

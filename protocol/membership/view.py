@@ -31,7 +31,7 @@ class Membership(Groups):
         self._monitored: dict[int, float] = {}
         """The stages that we listen to, and since when."""
         self._last_tick: float | None = None
-        self._credit = Credit()
+        self.credit = Credit(stage_count)
 
     def has_just_spoken(self, stage: int, now: float) -> bool:
         """Its owner spoke to us ourselves: what others say of its death is older."""
@@ -245,7 +245,7 @@ class Membership(Groups):
         is_heard = now - accused.spoke_at <= self._timing.suspect_after_s
         if not is_heard or accuser == self.serving_peer(DRIVER_STAGE):
             return True
-        return self._credit.is_good(accuser, accused.tenure, now)
+        return self.credit.is_good(accuser, accused.tenure, now)
 
     def _is_cut_off(self, accuser: PeerId, accused: PeerId, now: float) -> bool:
         """Others than the accused take the accuser for dead: then it is the accuser who hears nobody.

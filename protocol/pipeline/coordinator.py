@@ -30,7 +30,7 @@ class Coordinator:
         self._window = Window(state.manifest)
         self._is_disturbed = True
         """Something is in this step's duration that the next one's lacks; the first step has all beginnings."""
-        self._step_began = self._commit_sent = state.now
+        self._step_began, self._commit_sent = state.now, float("-inf")
         self._progress = ProgressReport(state)
 
     def _open_step(self) -> StepLedger:

@@ -138,13 +138,19 @@ def test_a_stage_that_is_asked_to_do_a_step_again_says_that_it_is_over() -> None
 
 
 def test_without_that_word_its_record_tells_it_seconds_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    tell = BlockStage._tell_driver
+    """Nor the answer to the new S0's own word of the step before, which tells it, too."""
+    tell, resend = BlockStage._tell_driver, Coordinator.resend_commits
 
     def tell_when_applied(stage: BlockStage) -> None:
         if sys._getframe(1).f_code.co_name != "on_forward":
             tell(stage)
 
+    def resend_own(coordinator: Coordinator) -> None:
+        if coordinator._ledger.step != coordinator._first_step:
+            resend(coordinator)
+
     monkeypatch.setattr(BlockStage, "_tell_driver", tell_when_applied)
+    monkeypatch.setattr(Coordinator, "resend_commits", resend_own)
     assert min(standstill_s(known_in_the_middle(seed)) for seed in AHEAD_OF_ALL_VOTERS) > 2.0
 
 

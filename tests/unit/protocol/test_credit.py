@@ -7,6 +7,7 @@ import pytest
 from tests.unit.protocol.test_core import OTHER, Node, owner, peer
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.membership.credit import BELIEVED_S, CREDIT_S, Credit
+from understudy.protocol.recovery.quorum import majority_of
 from understudy.protocol.wire.messages import Heartbeat, Lost
 
 ACCUSER = PeerId("accuser")
@@ -14,7 +15,7 @@ ONE, SECOND, ANOTHER = Tenure(2, 1, PeerId("old")), Tenure(2, 2, PeerId("new")),
 
 
 def test_one_accusation_is_believed_for_a_while() -> None:
-    credit = Credit()
+    credit = Credit(5)
     assert credit.is_good(ACCUSER, ONE, 10.0)
     assert credit.is_good(ACCUSER, ONE, 10.0 + BELIEVED_S)
     assert not credit.is_good(ACCUSER, ONE, 10.1 + BELIEVED_S)
@@ -22,7 +23,7 @@ def test_one_accusation_is_believed_for_a_while() -> None:
 
 @pytest.mark.parametrize("other", [SECOND, ANOTHER])
 def test_a_second_is_not_be_it_of_a_successor(other: Tenure) -> None:
-    credit = Credit()
+    credit = Credit(5)
     assert credit.is_good(ACCUSER, ONE, 10.0)
     assert not credit.is_good(ACCUSER, other, 10.0)
     assert not credit.is_good(ACCUSER, other, 10.0 + CREDIT_S)
@@ -31,9 +32,26 @@ def test_a_second_is_not_be_it_of_a_successor(other: Tenure) -> None:
 
 
 def test_each_accuser_has_credit_of_its_own() -> None:
-    credit = Credit()
+    credit = Credit(5)
     assert credit.is_good(ACCUSER, ONE, 10.0)
     assert credit.is_good(PeerId("another accuser"), ANOTHER, 10.0)
+
+
+def test_who_accuses_more_than_may_be_lost_is_told_by_what_it_says() -> None:
+    credit = Credit(5)
+    assert credit.overreach(ACCUSER, (1, 1), 10.0, 12.0) == []
+    assert credit.overreach(ACCUSER, (3, 1), 10.0, 12.0) == []
+    assert credit.overreach(ACCUSER, (4, 2), 11.0, 13.0) == [(1, 1), (3, 1), (4, 2)]
+    assert credit.overreach(ACCUSER, (4, 2), 12.5, 13.0) == []
+    assert Credit(7).overreach(ACCUSER, (4, 2), 12.5, 13.0) == []
+
+
+@pytest.mark.parametrize(("stages", "lost"), [(2, 1), (3, 1), (4, 1), (5, 2), (6, 2), (7, 3)])
+def test_as_many_may_be_lost_as_leave_a_majority(stages: int, lost: int) -> None:
+    credit = Credit(stages)
+    said = [credit.overreach(ACCUSER, (stage, 1), 10.0, 12.0) for stage in range(lost + 1)]
+    assert [bool(found) for found in said] == [False] * lost + [True]
+    assert stages - lost >= majority_of(stages)
 
 
 # --- one who hears them all ---
