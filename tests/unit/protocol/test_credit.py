@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.unit.protocol.test_core import OTHER, Node, owner, peer
@@ -69,18 +71,24 @@ def is_there(node: Node, stage: int) -> bool:
     return node.core.state.membership.is_present(stage)
 
 
-def test_who_accuses_all_others_brings_one_of_them_down() -> None:
-    node = hearing()
-    for stage in (3, 0, 4):
+def accused_by_one(node: Node, *stages: int) -> list[bool]:
+    """Which of them are there after S1's owner called them all dead."""
+    for stage in stages:
         node.hear(peer(1), Lost(stage, 1, peer(stage)))
-    assert [is_there(node, stage) for stage in (3, 0, 4)] == [False, True, True]
+    return [is_there(node, stage) for stage in stages]
+
+
+def test_who_accuses_two_whom_we_hear_brings_one_of_them_down() -> None:
+    assert accused_by_one(hearing(), 3, 0) == [False, True]
 
 
 def test_of_those_whom_we_do_not_hear_it_is_believed() -> None:
-    node = owner()
-    for stage in (3, 0, 4):
-        node.hear(peer(1), Lost(stage, 1, peer(stage)))
-    assert [is_there(node, stage) for stage in (3, 0, 4)] == [False, False, False]
+    assert accused_by_one(owner(), 3, 0) == [False, False]
+
+
+@pytest.mark.parametrize("node", [hearing, owner])
+def test_who_accuses_more_than_may_be_lost_takes_nobody_with_it(node: Callable[[], Node]) -> None:
+    assert accused_by_one(node(), 3, 0, 4) == [True, True, True]
 
 
 def test_the_driver_is_believed_of_whomever_it_accuses() -> None:
