@@ -80,9 +80,7 @@ class BlockStage(Host):
         if self._ledger.is_outdated(message.attempt.driver_incarnation) or not self._is_of_driver(message.attempt):
             return
         if self._is_early(message):
-            known = self._early.get(message.index)
-            if known is None or known[0].attempt < message.attempt:
-                self._early[message.index] = (message, payload)
+            self._keep_early(message, payload)
             return
         self._reach(message.step)
         if message.step == self._state.committed:
@@ -109,6 +107,13 @@ class BlockStage(Host):
         """
         is_next = message.step == self._ledger.step + 1 and message.stage != DRIVER_STAGE
         return is_next and self._state.membership.is_serving(DRIVER_STAGE)
+
+    def _keep_early(self, message: Forward, payload: Payload) -> None:
+        """Of each microbatch the newest attempt, and no more microbatches than S0 has in flight at a time."""
+        known = self._early.get(message.index)
+        has_room = known is not None or len(self._early) < self._state.manifest.window
+        if has_room and (known is None or known[0].attempt < message.attempt):
+            self._early[message.index] = (message, payload)
 
     def _take_early(self) -> None:
         early, self._early = self._early, {}

@@ -86,6 +86,16 @@ def test_one_activation_of_each_microbatch_waits_however_many_come() -> None:
     assert works_on(owner.jobs_of(Commit(1, 6))) == [(7, 0, Attempt(1, 99), "0, 99")], "two jobs at a time"
 
 
+def test_no_more_microbatches_wait_than_the_driver_has_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds an activation."""
+    monkeypatch.setattr(RunManifest, "window", 2)
+    owner = Owner()
+    for index in range(4):
+        owner.forward(7, index)
+    owner.forward(7, 1, Attempt(1, 5), "newer")
+    assert [(index, held[0].attempt) for index, held in owner.host._early.items()] == [(0, FIRST), (1, Attempt(1, 5))]
+
+
 @pytest.mark.parametrize("step", [8, 9, 2**53])
 def test_what_is_further_ahead_does_not_wait(step: int) -> None:
     owner = Owner()
