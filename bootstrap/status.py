@@ -55,14 +55,14 @@ async def run_status(arguments: StatusArguments, switch: StopSwitch) -> int:
 
 async def read_view(p2p: P2PNode, manifest: RunManifest) -> SwarmView:
     """The swarm as its records show it now. Raises `NetworkError`."""
-    prefix = manifest.run_id()
+    prefix, digest = manifest.run_id(), manifest.digest()
     keys = keys_of_view(manifest)
     found = await p2p.get_many([f"{prefix}/{key}" for key in keys])
     posted = []
     for key in keys:
         for stored in found[f"{prefix}/{key}"]:
             with contextlib.suppress(RemoteProtocolError):  # whoever stored nonsense is not part of the picture
-                record = with_valid_votes(decode_record(key, stored.owner, stored.value), manifest.digest())
+                record = with_valid_votes(decode_record(key, stored.owner, stored.value), digest)
                 posted.append(Posted(record, stored.expiration - dht_time()))
     return overview(manifest, posted)
 

@@ -162,7 +162,7 @@ class MembershipGossip:
             if accused is not None and message.owner not in (None, accused.peer):
                 return
             until = self._state.now + self._state.manifest.timing.suspect_after_s
-            if self.is_too_much(peer, (message.stage, message.incarnation), until):
+            if self._is_too_much(peer, (message.stage, message.incarnation), until):
                 return
             if membership.suspect_by(message.stage, message.incarnation, peer, self._state.now):
                 self.on_seat_changed(message.stage)
@@ -189,7 +189,7 @@ class MembershipGossip:
             self._accused_at = self._state.tenure
             self._state.emit("peer.accused", by=peer)
 
-    def is_too_much(self, accuser: PeerId, accused: tuple[int, int], until: float) -> bool:
+    def _is_too_much(self, accuser: PeerId, accused: tuple[int, int], until: float) -> bool:
         """Whether it accuses so many owners that none of it is believed, what was believed before neither."""
         overreach = self._state.membership.credit.overreach(accuser, accused, self._state.now, until)
         for stage, incarnation in overreach:

@@ -147,7 +147,7 @@ class Claimant:
         """
         if self._state.membership.is_serving(claim.stage):
             self._state.membership.mark_dead(claim.stage, claim.incarnation - 1, self._state.now)
-        self._state.tenure = Tenure(claim.stage, claim.incarnation, self._state.me)
+        self._state.tenure = claim.tenure(self._state.me)
         self._state.tenure_state = "recovering"
         self._state.membership.titles.note_proven(self._state.tenure)
         self._state.membership.observe(self._state.my_seat(), is_direct=True)

@@ -139,9 +139,8 @@ MANIFEST_KEY = "manifest"
 def run_keys(stage_count: int = STAGES_MAX) -> dict[str, int]:
     """Every key, below the run's prefix, that there can be, and how many bytes a record under it may have."""
     stages = range(stage_count)
-    small = dict.fromkeys([*map(weights_key, stages), SPARES_KEY, PROGRESS_KEY], RECORD_BYTES_MAX)
-    tenures = dict.fromkeys(map(stage_key, stages), STAGE_RECORD_BYTES_MAX)
-    return {**tenures, **small, MANIFEST_KEY: MANIFEST_RECORD_BYTES_MAX}
+    keys = [*map(stage_key, stages), *map(weights_key, stages), SPARES_KEY, PROGRESS_KEY, MANIFEST_KEY]
+    return {key: _bytes_max(key) for key in keys}
 
 
 def key_of(record: AnyRecord) -> str:

@@ -120,10 +120,7 @@ STATES: tuple[StageState, ...] = ("recovering", "serving", "left", "withdrawn")
 
 
 class Tales:
-    """Well-formed lies from one seed: of every kind, about any stage, near the truth or far from it.
-
-    But for one that is still believed: to hold a stage under the next incarnation (docs/security.md).
-    """
+    """Well-formed lies from one seed: of every kind, about any stage, near the truth or far from it."""
 
     def __init__(self, rng: random.Random, simulation: LyingSimulation, liar: PeerId) -> None:
         self._rng, self._simulation, self._liar = rng, simulation, liar
@@ -134,7 +131,7 @@ class Tales:
     def _incarnation(self, stage: int) -> int:
         owner = self._simulation.owner(stage)
         now = owner.core.state.incarnation if owner is not None else 1
-        return self._rng.choice([1, now, now, INCARNATION_MAX])
+        return self._rng.choice([1, now, now + 1, INCARNATION_MAX])
 
     def _step(self) -> int:
         now, total = self._simulation.last_step, self._simulation.manifest.step.total_steps
