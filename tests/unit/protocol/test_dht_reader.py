@@ -66,3 +66,11 @@ def test_an_owner_does_not_take_itself_for_dead_when_its_own_record_is_missing()
     assert core.state.is_serving
     core.handle(RecordsRead(stage_key(1), ()), 2.3 + preset("tiny").timing.record_lifetime_s)
     assert core.state.membership.serving_peer(1) == ME
+
+
+def test_a_newcomer_believes_the_likeliest_of_several_records() -> None:
+    """A liar's PeerID may come first; a later tenure without votes is less likely than the stage's first owner."""
+    core = Core(NamedSeal(ME), preset("tiny"), check_every=1)
+    liar, honest = StageRecord("a-liar", 2, 40, "serving", 5), StageRecord("owner", 2, 1, "serving", 5)
+    core.handle(RecordsRead(stage_key(2), (liar, honest)), 10.0)
+    assert core.state.membership.serving_peer(2) == "owner"
