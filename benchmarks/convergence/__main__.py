@@ -57,7 +57,7 @@ def live(
     manifest = load_manifest("tiny", steps)
     spares = len(kills(percent, schedule, steps, manifest.last_stage))
     calm, churned = (run_live(manifest, rate, schedule, spares) for rate in (0, percent))
-    write_live(replayed(calm), replayed(churned), folder)
+    write_live(replayed(calm, manifest), replayed(churned, manifest), folder)
     typer.echo(f"{len(churned.recoveries)} killed; last losses {calm.losses[-1]:.3f} and {churned.losses[-1]:.3f}")
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from benchmarks.convergence.failures import lost_stages
 from benchmarks.convergence.strategies import Strategy
+from benchmarks.convergence.subject import Subject
 from benchmarks.convergence.trainer import Trainer
 from benchmarks.keeping import keep
 from benchmarks.origin import Origin
@@ -34,7 +35,7 @@ class LiveRecovery(msgspec.Struct, frozen=True):
 class LiveResult(msgspec.Struct, frozen=True):
     """One run of a live swarm."""
 
-    manifest: RunManifest
+    manifest: Subject
     percent: int
     schedule: int
     """Seed of the failures."""
@@ -66,7 +67,7 @@ def run_live(manifest: RunManifest, percent: int, schedule: int, spares: int) ->
     if [event["step"] for event in commits] != list(range(1, steps + 1)):
         raise RuntimeError(f"{len(commits)} of {steps} steps were committed")
     return LiveResult(
-        manifest,
+        Subject.of(manifest),
         percent,
         schedule,
         tuple(round(event["loss"], 5) for event in commits),
@@ -83,11 +84,11 @@ def _recovery(loss: Loss) -> LiveRecovery:
     return LiveRecovery(recovered["step"], loss.stage, recovered["method"], round(loss.standstill_s, 3))
 
 
-def replayed(result: LiveResult) -> LiveResult:
-    """The same with what the study's trainer makes of it."""
-    settings = result.manifest.recovery
+def replayed(result: LiveResult, manifest: RunManifest) -> LiveResult:
+    """The same with what the study's trainer makes of the run's manifest."""
+    settings = manifest.recovery
     ours = Strategy("live", "live", "all", method=settings.method, swapped_pairs=settings.swapped_pairs)
-    trainer = Trainer(result.manifest, ours, result.manifest.seed)
+    trainer = Trainer(manifest, ours, manifest.seed)
     losses = []
     for step in range(1, len(result.losses) + 1):
         lost = [recovery.stage for recovery in result.recoveries if recovery.step == step - 1]

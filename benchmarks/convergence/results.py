@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.convergence.subject import Subject
 from benchmarks.convergence.trainer import Recovery
 from benchmarks.keeping import keep, read_kept
 from benchmarks.origin import Origin
-from understudy.protocol.manifest import RunManifest
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -19,7 +19,7 @@ class Result(msgspec.Struct, frozen=True):
     percent: int
     """Of the stages lost per hour, as the paper counts."""
     seed: int
-    manifest: RunManifest
+    manifest: Subject
     losses: tuple[float, ...]
     """Mean training loss in nats per token of each step, from step 1 on."""
     validation: tuple[tuple[int, float], ...]

@@ -10,12 +10,21 @@ import msgspec
 
 from understudy.protocol.manifest import RunManifest
 
-Loses = Literal["none", "middle", "all"]
+Loses = Literal["none", "middle", "all", "pairs"]
 
 
 def vulnerable(loses: Loses, block_stages: int) -> tuple[int, ...]:
     """The stages that can be lost: none, S2..Sn-1, or S1..Sn."""
-    return {"none": (), "middle": tuple(range(2, block_stages)), "all": tuple(range(1, block_stages + 1))}[loses]
+    every = tuple(range(1, block_stages + 1))
+    return {"none": (), "middle": every[1:-1], "all": every, "pairs": every}[loses]
+
+
+def lost_with(loses: Loses, block_stages: int, lost: Sequence[int]) -> tuple[int, ...]:
+    """Who is lost when these are: of "pairs" each takes the next one with it, the last one the one before."""
+    if loses != "pairs":
+        return tuple(lost)
+    partners = (stage + 1 if stage < block_stages else stage - 1 for stage in lost)
+    return tuple(sorted({*lost, *partners}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,12 @@ class Strategy:
     """A rebuilt stage's fresh optimizer raises its rate slowly, as in our swarm; the paper's does not."""
     improvement: Literal["none", "moments", "probe", "regression", "decay"] = "none"
     """What is tried on top of the paper, see benchmarks/convergence/improvements.py."""
+    standby_every: int = 0
+    """Iterations from one standby copy to the next; 0: there are none."""
+    moments: Literal["none", "second", "both"] = "none"
+    """What of the optimizer's state comes with a standby copy."""
+    moments_every: int = 1
+    """With every how manieth copy."""
 
     def applied_to(self, manifest: RunManifest) -> RunManifest:
         """The manifest of a run under this strategy."""
@@ -79,6 +94,38 @@ STRATEGIES = {
         Strategy("checkfree-decay", "CheckFree, raised rate decays", "middle", improvement="decay"),
         Strategy("checkfree+mirror", "CheckFree+, pairs mirrored", "all", method="checkfree+", swapped_pairs="mirror"),
         Strategy("checkfree+", "CheckFree+, pairs averaged", "all", method="checkfree+"),
+        *(
+            Strategy(f"standby-{every}", f"standby copy every {every}, fresh optimizer", "all", standby_every=every)
+            for every in (1, 5, 20, 100)
+        ),
+        *(
+            Strategy(
+                f"standby-{every}-moments",
+                f"standby copy every {every} with both moments",
+                "all",
+                standby_every=every,
+                moments="both",
+            )
+            for every in (1, 5, 20, 100)
+        ),
+        Strategy(
+            "standby-20-second",
+            "standby copy every 20, second moments with every tenth",
+            "all",
+            standby_every=20,
+            moments="second",
+            moments_every=10,
+        ),
+        Strategy(
+            "standby-20-tenth",
+            "standby copy every 20, both moments with every tenth",
+            "all",
+            standby_every=20,
+            moments="both",
+            moments_every=10,
+        ),
+        Strategy("standby-20-pairs", "standby copy every 20, two adjacent lost", "pairs", standby_every=20),
+        Strategy("checkfree-pairs", "CheckFree, two adjacent lost", "pairs"),
     )
 }
 """By name. Checkpoints and redundant computation are not here: their losses are those of "none", at other times."""

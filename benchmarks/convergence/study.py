@@ -15,7 +15,8 @@ import torch
 from benchmarks.convergence.curves import stand_in
 from benchmarks.convergence.failures import lost_stages
 from benchmarks.convergence.results import Result, Run, read_all, write
-from benchmarks.convergence.strategies import STRATEGIES, vulnerable
+from benchmarks.convergence.strategies import STRATEGIES, lost_with, vulnerable
+from benchmarks.convergence.subject import Subject
 from benchmarks.convergence.trainer import Trainer
 from benchmarks.origin import Origin
 from understudy.protocol.errors import SettingsError
@@ -82,6 +83,10 @@ _ORDER = (
     (("checkfree-moments", "checkfree-probe", "checkfree-regression", "checkfree-decay"), (16,)),
     (("checkfree-1", "checkfree+mirror", "checkfree-all", "checkfree-cold"), (16,)),
     (("checkfree-clipped", "checkfree-1-clipped"), (16,)),
+    (("standby-20", "standby-20-moments", "standby-20-pairs"), (16,)),
+    (("standby-20-second", "standby-20-tenth", "standby-100"), (16,)),
+    (("standby-5", "standby-1", "standby-100-moments", "standby-5-moments", "standby-1-moments"), (16,)),
+    (("checkfree-pairs",), (16,)),
 )
 _URGENT = 5
 """So many rows of the order come before the others for every seed: a study that is cut short still says something."""
@@ -107,9 +112,9 @@ def carry_out(run: Run, scale: Scale, device: str, origin: Origin) -> Result:
     stages = vulnerable(strategy.loses, scale.manifest.model.block_stages)
     losses, validation = [], []
     for step in range(1, scale.iterations + 1):
-        lost = lost_stages(run.percent, run.seed, step, stages, scale.failure_factor)
-        if lost:
-            trainer.lose(lost, step - 1)
+        drawn = lost_stages(run.percent, run.seed, step, stages, scale.failure_factor)
+        if drawn:
+            trainer.lose(lost_with(strategy.loses, scale.manifest.model.block_stages, drawn), step - 1)
         losses.append(round(trainer.train_step(step), 5))
         if step % scale.validate_every == 0:
             validation.append((step, round(trainer.validation_loss(), 5)))
@@ -117,7 +122,7 @@ def carry_out(run: Run, scale: Scale, device: str, origin: Origin) -> Result:
         strategy=run.strategy,
         percent=run.percent,
         seed=run.seed,
-        manifest=trainer.manifest,
+        manifest=Subject.of(trainer.manifest),
         losses=tuple(losses),
         validation=tuple(validation),
         recoveries=tuple(trainer.recoveries),
@@ -143,7 +148,7 @@ def run_all(scale: Scale, folder: Path, jobs: int, device: str) -> Iterator[Resu
 def check_same_study(result: Result, scale: Scale) -> None:
     """Results of another model or length must not be mixed with these. Raises `SettingsError`."""
     expected = STRATEGIES[result.strategy].applied_to(msgspec.structs.replace(scale.manifest, seed=result.seed))
-    is_same = result.manifest == expected and result.failure_factor == scale.failure_factor
+    is_same = result.manifest == Subject.of(expected) and result.failure_factor == scale.failure_factor
     if not is_same or len(result.losses) != scale.iterations:
         raise SettingsError(
             f"{result.run.file_name} is of another study, with another model, length or settings: "

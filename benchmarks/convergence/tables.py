@@ -37,7 +37,7 @@ PAPER = {
 BEFORE, AFTER = 5, 30
 """Iterations before and after a recovery that are looked at."""
 SPANS = ((0, 5), (5, 15), (20, 30))
-_LOSES: dict[Loses, str] = {"none": "none", "middle": "S2..Sn-1", "all": "S1..Sn"}
+_LOSES: dict[Loses, str] = {"none": "none", "middle": "S2..Sn-1", "all": "S1..Sn", "pairs": "S1..Sn, two at once"}
 
 
 def cost_table(results: Results) -> str:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 import msgspec
 import torch
 
+from benchmarks.convergence.copies import Copies
 from benchmarks.convergence.improvements import DECAY_ITERATIONS, Memory, blend_moments, probe
 from benchmarks.convergence.strategies import Strategy
-from understudy.node.compute.model import BlockStage, EdgeStage, build_stage
+from understudy.node.compute.model import BlockStage, EdgeStage, blank_stage, build_stage
 from understudy.node.compute.stage import StageHost
-from understudy.node.compute.weights import WeightsSnapshot, snapshot
+from understudy.node.compute.weights import WeightsSnapshot, described, snapshot
 from understudy.node.data.sources import open_data
 from understudy.protocol.ids import DRIVER_STAGE, Attempt, Microbatch, PeerId
 from understudy.protocol.jobs import ApplyJob, BackwardJob, BlendJob, ForwardJob, InitialiseJob, LossJob, SnapshotJob
@@ -73,6 +74,7 @@ class Trainer:
         self._norms: list[float | None] = [None] * len(self.hosts)
         self._incarnations = [1] * len(self.hosts)
         self._missing: set[int] = set()
+        self._copies = Copies(strategy)
         self._memories = [Memory(self.manifest.step.microbatches) for _ in self.hosts]
         for stage, host in enumerate(self.hosts):
             host.work(InitialiseJob(stage, 1))
@@ -84,6 +86,7 @@ class Trainer:
         count = self.manifest.step.microbatches
         losses = [self._train_microbatch(Microbatch(step, index)) for index in range(count)]
         self._norms = [host.work(ApplyJob(step, count, count)).squared_gradient_norm for host in self.hosts]
+        self._copies.take(step, self.hosts)
         return statistics.fmean(losses)
 
     def _train_microbatch(self, microbatch: Microbatch) -> float:
@@ -135,6 +138,20 @@ class Trainer:
             self._missing.remove(stage)
 
     def _recover(self, stage: int, survivors: Sequence[int], step: int) -> None:
+        if stage in self._copies.images:
+            self._restore(stage, step)
+        else:
+            self._rebuild_from(stage, survivors, step)
+
+    def _restore(self, stage: int, step: int) -> None:
+        """From its own copy: its weights of some steps before, at the run's rate."""
+        names = [name for name, _ in blank_stage(self.manifest.model, stage).named_parameters()]
+        copy = described(dict(zip(names, self._copies.images[stage], strict=True)))
+        self.hosts[stage].work(InitialiseJob(stage, self._incarnations[stage], parts=(("stage", copy),)))
+        self._copies.restore_moments(stage, self.hosts[stage].optimizer)
+        self.recoveries.append(Recovery(step, stage, "standby", (stage,), (1.0,), ()))
+
+    def _rebuild_from(self, stage: int, survivors: Sequence[int], step: int) -> None:
         copies = {donor: self._snapshot(donor, step) for donor in self.strategy.donors_of(stage, survivors)}
         witnesses = tuple(self._witness(donor, copy, step) for donor, copy in copies.items())
         case = RecoveryCase(stage, self.manifest.model.block_stages, witnesses, self.manifest.recovery)

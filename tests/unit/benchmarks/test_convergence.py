@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -10,8 +11,9 @@ import torch
 
 from benchmarks.convergence.failures import RATES, lost_stages
 from benchmarks.convergence.improvements import probe
-from benchmarks.convergence.strategies import STRATEGIES
-from benchmarks.convergence.study import quick_scale
+from benchmarks.convergence.results import read_all
+from benchmarks.convergence.strategies import STRATEGIES, lost_with
+from benchmarks.convergence.study import check_same_study, full_scale, quick_scale
 from benchmarks.convergence.trainer import Trainer
 from benchmarks.origin import Origin
 from understudy.node.compute.model import UnsplitModel
@@ -237,3 +239,60 @@ def test_a_cold_optimizer_goes_on_at_the_full_rate() -> None:
 def test_a_probe_takes_the_coefficients_with_the_least_loss() -> None:
     assert probe((0.9, 0.1), lambda coefficients: abs(coefficients[0] - 0.3)) == (0.25, 0.75)
     assert probe((0.3, 0.7), lambda coefficients: abs(coefficients[0] - 0.3)) == (0.3, 0.7)
+
+
+# --- standby copies ---
+
+
+def test_a_stage_comes_back_as_it_was_when_it_was_last_copied() -> None:
+    trainer = Trainer(manifest(), STRATEGIES["standby-5"], 0)
+    then: list[torch.Tensor] = []
+    for step in range(1, 13):
+        trainer.train_step(step)
+        then = weights(trainer, 3) if step == 10 else then
+    trainer.lose((3, 4), 12)
+    for back, copied in zip(weights(trainer, 3), then, strict=True):
+        torch.testing.assert_close(back, copied, rtol=0, atol=1e-4)
+    assert [recovery.method for recovery in trainer.recoveries] == ["standby", "standby"]
+    optimizer = trainer.hosts[3].optimizer
+    assert (optimizer.age, optimizer.learning_rate_scale) == (0, 1.0)
+
+
+def test_what_is_lost_before_its_first_copy_is_rebuilt_from_its_neighbours() -> None:
+    trainer = Trainer(manifest(), STRATEGIES["standby-5"], 0)
+    trainer.train_step(1)
+    trainer.lose((3,), 1)
+    assert trainer.recoveries[0].donors == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "age", "has_means"),
+    [("standby-20-moments", 40, True), ("standby-20-second", None, False), ("standby-20", None, False)],
+)
+def test_the_optimizer_goes_on_from_what_was_copied_of_it(strategy: str, age: int | None, has_means: bool) -> None:
+    trainer = Trainer(manifest(), STRATEGIES[strategy], 0)
+    for step in range(1, 42):
+        trainer.train_step(step)
+    before = trainer.hosts[2].optimizer.mean_squares[0].clone()
+    trainer.lose((2,), 41)
+    optimizer = trainer.hosts[2].optimizer
+    assert optimizer.age == (age or 0)
+    assert bool(optimizer.means[0].any()) == has_means
+    assert bool(optimizer.mean_squares[0].any()) == (age is not None)
+    if age is not None:
+        torch.testing.assert_close(optimizer.mean_squares[0].sqrt(), before.sqrt(), rtol=0.2, atol=1e-3)
+
+
+def test_adjacent_stages_are_lost_in_pairs() -> None:
+    assert lost_with("pairs", 6, (2,)) == (2, 3)
+    assert lost_with("pairs", 6, (6,)) == (5, 6)
+    assert lost_with("pairs", 6, (1, 2)) == (1, 2, 3)
+    assert lost_with("all", 6, (2,)) == (2,)
+
+
+def test_results_of_old_can_be_read_and_are_of_todays_study() -> None:
+    """Settings come and go; what was trained is what it was."""
+    kept = read_all(Path("docs/results"))
+    assert len(kept) >= 59
+    for result in kept.values():
+        check_same_study(result, full_scale())

@@ -27,6 +27,7 @@ from benchmarks.convergence.report import parts
 from benchmarks.convergence.results import Result, Run, read_all, write
 from benchmarks.convergence.strategies import STRATEGIES
 from benchmarks.convergence.study import Scale, carry_out, full_scale, quick_scale, run_all, runs
+from benchmarks.convergence.subject import Subject
 from benchmarks.convergence.tables import rise_table
 from benchmarks.convergence.timing import (
     ITERATION_S,
@@ -104,7 +105,7 @@ def test_going_on_pays_iterations_and_standstills() -> None:
 def result(strategy: str, percent: int, seed: int, losses: list[float], *recoveries: Recovery) -> Result:
     validation = tuple((10 * (number + 1), loss) for number, loss in enumerate(losses))
     steps = tuple(loss for loss in losses for _ in range(10))
-    return Result(strategy, percent, seed, manifest(), steps, validation, recoveries, 1.0, ORIGIN)
+    return Result(strategy, percent, seed, Subject.of(manifest()), steps, validation, recoveries, 1.0, ORIGIN)
 
 
 def results(*found: Result) -> dict[Run, Result]:
@@ -248,8 +249,8 @@ def test_live_results_come_in_pairs_and_are_replayed(tmp_path: Path) -> None:
             trainer.lose((2,), 2)
         losses.append(trainer.train_step(step))
     struck = (LiveRecovery(2, 2, "checkfree", 1.0),)
-    churned = LiveResult(trainer.manifest, 16, 5, tuple(losses), (0.0, 1.0, 2.0), struck, ORIGIN)
-    both = [churned, replayed(churned)]
+    churned = LiveResult(Subject.of(trainer.manifest), 16, 5, tuple(losses), (0.0, 1.0, 2.0), struck, ORIGIN)
+    both = [churned, replayed(churned, trainer.manifest)]
     assert both[1].replayed == pytest.approx(losses, abs=1e-5)
     assert read_live(tmp_path) == []
     write_live(both[0], both[1], tmp_path)
