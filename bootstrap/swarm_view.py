@@ -25,6 +25,8 @@ def status_view(view: SwarmView) -> Group:
         Text(f"{view.state}: {_progress_of(view)}"),
         Text(f"spares: {', '.join(spares) or 'none'}{f' and {more} more' if more else ''}"),
     ]
+    if any(stage.copied for stage in view.stages):
+        lines.append(Text(f"copies, steps old: {', '.join(map(_copy_of, view.stages))}"))
     behind = [f"S{stage.stage} ({stage.reachability})" for stage in view.stages if is_private(stage.reachability)]
     if behind:
         lines.append(Text(f"behind routers: {', '.join(behind)}"))
@@ -37,6 +39,11 @@ def _stage_cells(stage: StageView) -> tuple[str | Text, ...]:
     owner = stage.peer[-8:] if stage.peer else ""
     age = "" if stage.record_age_s is None else f"{stage.record_age_s:.0f} s ago"
     return f"S{stage.stage}", owner, str(stage.incarnation or ""), state_text(stage.state), str(stage.step), age
+
+
+def _copy_of(stage: StageView) -> str:
+    """How old the copy of a stage is that it would come back from."""
+    return f"S{stage.stage} {max(0, stage.step - stage.copied)}" if stage.copied else f"S{stage.stage} none"
 
 
 def status_line(view: SwarmView) -> str:

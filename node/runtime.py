@@ -39,6 +39,7 @@ from understudy.protocol.actions import (
     Keep,
     Read,
     ReadText,
+    ReleaseCopy,
     ReleaseLease,
     ReleaseSnapshot,
     ReleaseStage,
@@ -103,8 +104,9 @@ class Node:
         streams = MeteredStreams(p2p, self._counters)
         self._network = Network(streams, rules, self._listener())
         self._fetch_protocol = fetch_protocol(rules.run_id)
-        self._fetches = Fetches(Fetcher(streams, rules, manifest.model, self._worker), self.feed)
-        self._weights = WeightsServer(self._core.may_fetch, self._host.find_held)
+        shelf = self._host.shelf
+        self._fetches = Fetches(Fetcher(streams, rules, manifest.model, self._worker, shelf.find), self.feed)
+        self._weights = WeightsServer(self._core.may_fetch, shelf.find, shelf.find_difference)
         self._records = Records(p2p, manifest, self.feed)
         self._watch = Watch(self._core, self._counters, display, self._records.add) if display is not None else None
         self._text_reading: asyncio.Task[None] | None = None
@@ -261,7 +263,7 @@ class Node:
                 self._network.send(peer, message, payload)
             case Run(job):
                 self._worker.run(job)
-            case Discard() | Keep() | ReleaseLease() | ReleaseSnapshot() | ReleaseStage():
+            case Discard() | Keep() | ReleaseCopy() | ReleaseLease() | ReleaseSnapshot() | ReleaseStage():
                 self._worker.tend(action)
             case Store() | Read():
                 self._records.add(action)

@@ -71,6 +71,10 @@ class Fetch:
     part: Part
     digest: str
     payload_bytes: int
+    base: str = ""
+    """Of a standby copy: the digest of the copy that we keep already, if any. A difference to it is enough."""
+    share: int = 0
+    """In the background, as one of so many that share a fifth of the donor's line; 0: as fast as it comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class ReleaseStage:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Hold a fetched copy, to serve it in turn."""
+    """Hold a fetched copy of another's stage, whatever becomes of ours, to serve it in turn."""
 
     digest: str
     payload: Payload
@@ -95,7 +99,14 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseSnapshot:
-    """Free a snapshot or copy that was held."""
+    """Free a snapshot, or an image, of our own weights."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseCopy:
+    """Free a copy of another's stage that was kept."""
 
     digest: str
 
@@ -143,6 +154,7 @@ Action = (
     | ReleaseStage
     | Keep
     | ReleaseSnapshot
+    | ReleaseCopy
     | ReleaseLease
     | CloseLinks
     | Emit

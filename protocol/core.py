@@ -50,10 +50,10 @@ from understudy.protocol.wire.messages import (
     Claim,
     Commit,
     CommitAck,
+    CopyKept,
+    CopyOffer,
     DataMessage,
     Dropped,
-    EdgeCopy,
-    EdgeCopyKept,
     Fenced,
     FetchRequest,
     Forward,
@@ -71,7 +71,7 @@ from understudy.protocol.wire.watching import Here, NotFinite, WatchMessage, Whe
 
 TICKS_PER_HEARTBEAT = 4
 
-StepMessage = Commit | CommitAck | Dropped | EdgeCopy | EdgeCopyKept
+StepMessage = Commit | CommitAck | Dropped | CopyOffer | CopyKept
 
 
 class Core:
@@ -195,7 +195,7 @@ class Core:
                 self._on_word(peer, message)
             case Forward() | Backward():
                 self._on_data(peer, message, event.payload)
-            case Commit() | CommitAck() | Dropped() | EdgeCopy() | EdgeCopyKept():
+            case Commit() | CommitAck() | Dropped() | CopyOffer() | CopyKept():
                 self._on_step_message(peer, message)
             case Where() | Here() | NotFinite():
                 self._on_watch_message(peer, message)
@@ -240,10 +240,10 @@ class Core:
 
     def _on_step_message(self, peer: PeerId, message: StepMessage) -> None:
         """What S0 and the stages say of steps and copies."""
-        if isinstance(message, EdgeCopyKept):
+        if isinstance(message, CopyKept):
             self._lifecycle.on_copy_message(peer, message)
             return
-        stage = message.stage if isinstance(message, CommitAck | Dropped) else DRIVER_STAGE
+        stage = DRIVER_STAGE if isinstance(message, Commit) else message.stage
         committed = max(0, message.step - 1) if isinstance(message, Dropped) else message.step
         if not self._gossip.hear(Tenure(stage, message.incarnation, peer), "serving", committed):
             return
@@ -255,7 +255,7 @@ class Core:
                 coordinator.on_stage_step(message.stage, message.step)
             case Dropped() if isinstance(host, EdgeHost):
                 host.on_dropped(message)
-            case EdgeCopy():
+            case CopyOffer():
                 self._lifecycle.on_copy_message(peer, message)
 
     def _on_watch_message(self, peer: PeerId, message: WatchMessage) -> None:

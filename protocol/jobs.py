@@ -89,13 +89,21 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotJob:
-    """Copy the weights of some parts as they are, all at one moment; the shell keeps the copies.
+    """Copy the weights as they are for a claimant; the shell keeps the copy. Result: (payload_bytes, digest)."""
 
-    Result: (payload_bytes, digest) of each part.
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageJob:
+    """Bring the images up to date that holders have of these parts, all at one moment; the shell keeps the new ones.
+
+    An image of weights follows what they are by differences in bfloat16 (node/compute/standby.py), unless there is
+    none yet. Result: (payload_bytes, digest) of each part.
     """
 
     step: int
-    parts: tuple[Part, ...] = ("stage",)
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,8 @@ class DigestJob:
 
 @dataclass(frozen=True, slots=True)
 class InitialiseJob:
-    """Build the stage from the run's seed, and load the parts of S0 of which there are copies."""
+    """Build the stage from the run's seed, and load the parts of which there are copies; with ``moments`` its optimizer
+    goes on with the state, the age and the rate's scale that these hold."""
 
     stage: int
     incarnation: int
@@ -133,4 +142,6 @@ class BlendJob:
     learning_rate_scale: float
 
 
-Job = ForwardJob | LossJob | BackwardJob | ApplyJob | SnapshotJob | LeaseJob | DigestJob | InitialiseJob | BlendJob
+MicrobatchJob = ForwardJob | LossJob | BackwardJob
+CopyingJob = SnapshotJob | ImageJob | LeaseJob | DigestJob
+Job = MicrobatchJob | ApplyJob | CopyingJob | InitialiseJob | BlendJob

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from understudy.protocol.ids import DRIVER_STAGE, PEER_ID_CHARS_MAX, STAGES_MAX, STEPS_MAX
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 UPDATES_MAX = 10**7
 """For what is counted in updates: longer than any run."""
@@ -103,13 +103,19 @@ class OptimizerSettings(_Section, frozen=True):
 class RecoverySettings(_Section, frozen=True):
     """How a lost stage is rebuilt (CheckFree, arXiv 2506.15461, Algorithm 1)."""
 
-    method: Literal["checkfree", "checkfree+"] = "checkfree+"
+    method: Literal["checkfree", "checkfree+"] = "checkfree"
     swapped_pairs: Literal["mirror", "average"] = "average"
     """How S2 and Sn-1 come back under checkfree+: as a copy of their swapped partner, or averaged."""
     norm_exponent: Annotated[int, Meta(ge=0, le=2)] = 2
     learning_rate_scale: Annotated[float, Meta(gt=0, le=100)] = 1.1
     learning_rate_decay_steps: Updates = 0
     """Updates in which a recovered stage's scaled rate goes back to the run's; 0: it stays, as in the paper."""
+    standby_every: Updates = 20
+    """Commits from one standby copy of a block stage to the next; 0: none, and CheckFree rebuilds what is lost."""
+    standby_copies: Annotated[int, Meta(ge=1, le=2)] = 1
+    """Holders of each block stage: a spare if one waits, and the block stage two hops away."""
+    standby_age_max: Updates = 200
+    """A copy that so many commits were made since is not used any more."""
     edge_copy_every: Updates = 1
     """Commits from one copy of S0's weights to the next; 0 means none, and a lost S0 begins anew."""
     edge_keepers: Annotated[int, Meta(ge=1, le=3)] = 2

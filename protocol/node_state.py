@@ -19,7 +19,7 @@ from understudy.protocol.text_check import TextCheck
 from understudy.protocol.wire.contact import Reachability
 from understudy.protocol.wire.fields import StageState
 from understudy.protocol.wire.messages import Announce, AnyMessage, Heartbeat
-from understudy.protocol.wire.records import ProgressRecord, StageRecord
+from understudy.protocol.wire.records import ProgressRecord, SpareRecord, StageRecord
 from understudy.protocol.wire.votes import Vote, vote_bytes
 
 
@@ -66,8 +66,10 @@ class NodeState:
     pace: Pace = field(default_factory=Pace)
     sentences: dict[int, Sentence] = field(default_factory=dict)
     """By stage, the owners that we, as S0, want replaced (protocol/membership/sentencing.py sees to it)."""
-    has_spares: bool = False
-    """Somebody waits who could take a stage, as far as we have read."""
+    idle_spares: tuple[SpareRecord, ...] = ()
+    """Who waits and could take a stage, as far as we have read, the most capable first."""
+    copied: int = 0
+    """The last step as of which a holder has a copy of our weights; 0: none has."""
     orphans: int = 0
     """Jobs of a stage that we gave up which the compute thread has not finished: until then we can do no other work."""
     is_view_changed: bool = False
@@ -84,6 +86,11 @@ class NodeState:
     def __post_init__(self) -> None:
         self.me = self.membership.me = self.seal.peer_id
         self._run_digest = self.manifest.digest()
+
+    @property
+    def has_spares(self) -> bool:
+        """Somebody waits who could take a stage."""
+        return bool(self.idle_spares)
 
     @property
     def is_serving(self) -> bool:
@@ -136,7 +143,7 @@ class NodeState:
 
     def give_tenure_up(self) -> None:
         """We hold no stage any more, or never came to."""
-        self.tenure, self.is_recognised, self.proof = None, False, ()
+        self.tenure, self.is_recognised, self.proof, self.copied = None, False, (), 0
 
     def act(self, action: Action) -> None:
         self.actions.append(action)
@@ -175,7 +182,14 @@ class NodeState:
         """Our tenure as it lies in the DHT; the addresses are the shell's to add."""
         pace = self.pace.microbatches_per_second
         return StageRecord(
-            self.me, self.stage, self.incarnation, self.tenure_state, self.committed, pace, proof=self.proof
+            self.me,
+            self.stage,
+            self.incarnation,
+            self.tenure_state,
+            self.committed,
+            pace,
+            proof=self.proof,
+            copied=self.copied,
         )
 
     def is_entitled(self, tenure: Tenure) -> bool:

@@ -27,6 +27,9 @@ BARS = (5, 10, 16)
 
 mpl.use("Agg")
 
+STYLES = ("-", "--", ":", "-.")
+"""Of ten lines each."""
+
 
 def draw_all(results: Results, live: list[LiveResult], folder: Path) -> list[Path]:
     """Draw what the results allow; the pictures' files."""
@@ -50,7 +53,7 @@ def _draw_losses(results: Results) -> Figure:
         found = find(results, name, 16)
         if found:
             steps, losses = zip(*mean_curve([result.validation for result in found]), strict=True)
-            axes.plot(steps, losses, label=strategy.title, color=f"C{number % 10}", linestyle=("-", "--")[number // 10])
+            axes.plot(steps, losses, label=strategy.title, color=f"C{number % 10}", linestyle=STYLES[number // 10])
     axes.axhline(target_loss(results), color="grey", linewidth=0.8, linestyle=":", label="target")
     axes.set(
         xlabel="iteration", ylabel="held-out loss (nats per byte), mean over seeds", title="16 % failures per hour"
@@ -91,7 +94,7 @@ def _draw_recoveries(results: Results) -> Figure:
             continue
         rises = around_recoveries(results, name, BEFORE, AFTER)
         if rises:
-            style = ("-", "--")[number // 10]
+            style = STYLES[number // 10]
             axes.plot(range(-BEFORE, AFTER), rises, label=strategy.title, color=f"C{number % 10}", linestyle=style)
     axes.axvline(0, color="grey", linewidth=0.8, linestyle=":", label="lost")
     axes.set(

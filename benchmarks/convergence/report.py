@@ -6,13 +6,14 @@ from pathlib import Path
 
 from benchmarks.convergence.curves import Results, target_loss
 from benchmarks.convergence.live import LiveResult, live_table, replay_note
-from benchmarks.convergence.tables import cost_table, order_table, origin_table, rise_table, swapping_cost
+from benchmarks.convergence.tables import age_table, cost_table, order_table, origin_table, rise_table, swapping_cost
 from benchmarks.page import write_parts
 
 
 def parts(results: Results, live: list[LiveResult]) -> dict[str, str]:
     """The generated parts of the page by name."""
     return {
+        "ages": age_table(results),
         "cost": cost_table(results),
         "order": order_table(results),
         "rise": rise_table(results),

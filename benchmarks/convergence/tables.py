@@ -106,6 +106,36 @@ def _order_row(results: Results, name: str, target: float) -> Row:
     ]
 
 
+COPIED = ("checkfree-all", "checkfree+", "checkfree-pairs")
+"""What lost the same stages as the standby copies that it is put beside."""
+
+
+def age_table(results: Results) -> str:
+    """Standby copies by their age at 16 %, beside what rebuilt the same losses from neighbours.
+
+    Iterations to the target as a multiple of those of the same seed without failures: not every row has all seeds.
+    """
+    header = ["S1..Sn are lost", "losses", "over no failures, by seed", "times the iterations, by seed", "mean"]
+    names = [name for name, strategy in STRATEGIES.items() if strategy.standby_every or name in COPIED]
+    target = target_loss(results)
+    return render(header, [_age_row(results, name, target) for name in names if find(results, name, 16)])
+
+
+def _age_row(results: Results, name: str, target: float) -> Row:
+    found = find(results, name, 16)
+    calm = {result.seed: first_step(result.validation, target) for result in find(results, "none", 0)}
+    steps = {result.seed: first_step(result.validation, target) for result in found}
+    ratios = [step / known for seed, step in steps.items() if step and (known := calm.get(seed))]
+    excess = excess_losses(results, name, 16)
+    return [
+        STRATEGIES[name].title,
+        f"{statistics.fmean(len(result.recoveries) for result in found):.0f}",
+        ", ".join(f"{value:+.3f}" for value in excess),
+        ", ".join(f"{ratio:.3f}" for ratio in ratios) or "none arrived",
+        f"{statistics.fmean(ratios):.3f}" if len(ratios) == len(found) else "not all arrived",
+    ]
+
+
 def rise_table(results: Results) -> str:
     """What a recovery costs the training loss, soon and later: mean and standard error over recoveries."""
     header = ["strategy at 16 %", "recoveries alone", *(f"rise, iterations {a + 1} to {b}" for a, b in SPANS)]

@@ -25,7 +25,8 @@ from understudy.node.data.sources import open_data
 from understudy.protocol.ids import DRIVER_STAGE, Attempt, Microbatch, PeerId
 from understudy.protocol.jobs import ApplyJob, BackwardJob, BlendJob, ForwardJob, InitialiseJob, LossJob, SnapshotJob
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.recovery.ladder import GrantedDonations, Plan, RecoveryCase, plan_recovery
+from understudy.protocol.recovery.case import GrantedDonations, Plan, RecoveryCase
+from understudy.protocol.recovery.ladder import plan_recovery
 from understudy.protocol.routing import neighbours, route
 from understudy.protocol.wire.messages import Donation
 
@@ -167,9 +168,9 @@ class Trainer:
     def _snapshot(self, stage: int, step: int) -> WeightsSnapshot:
         """A donor's weights, copied as the donor's node would."""
         host = self.hosts[stage]
-        ((_, digest),) = host.work(SnapshotJob(step))
-        copy = host.held[digest]
-        host.held.clear()
+        _, digest = host.work(SnapshotJob(step))
+        copy = host.shelf.snapshots[digest]
+        host.shelf.snapshots.clear()
         assert isinstance(copy, WeightsSnapshot)
         return copy
 

@@ -43,6 +43,19 @@ class StageOptimizer:
         self.mean_squares = [torch.zeros_like(parameter) for parameter in self._parameters]
         self.counts = [torch.zeros((), device=parameter.device) for parameter in self._parameters]
 
+    def restore(
+        self, means: Sequence[Tensor], mean_squares: Sequence[Tensor], age: int, learning_rate_scale: float
+    ) -> None:
+        """Go on where another optimizer of these parameters stood: its moments, in order, age and scale.
+
+        They are copied. A warm-up that is over does not come again, and a decaying scale goes on as if never lost.
+        """
+        for own, given in zip((*self.means, *self.mean_squares), (*means, *mean_squares), strict=True):
+            own.copy_(given)
+        for count in self.counts:
+            count.fill_(age)
+        self.age, self.learning_rate_scale = age, learning_rate_scale
+
     def learning_rate(self, step: int) -> float:
         """The rate of a step of the run, counted from 1: linear warm-up, then constant.
 

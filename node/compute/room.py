@@ -33,7 +33,7 @@ class Room:
 
     def objection(self, manifest: RunManifest, stage: int) -> str | None:
         """Why this machine cannot host a stage, or None if it perhaps can."""
-        on_device, on_host = _training_bytes(manifest, stage), PROCESS_BYTES
+        on_device, on_host = _training_bytes(manifest, stage), PROCESS_BYTES + _image_bytes(manifest, stage)
         if self.device_bytes is None:
             on_host += on_device
         else:
@@ -62,6 +62,13 @@ def _training_bytes(manifest: RunManifest, stage: int) -> int:
         return needed + 4 * rows * (model.hidden_size + model.vocabulary_size)
     kept = model.stage_bytes(DRIVER_STAGE) if manifest.recovery.edge_copy_every else 0
     return needed + 4 * rows * (model.hidden_size + model.intermediate_size) + kept
+
+
+def _image_bytes(manifest: RunManifest, stage: int) -> int:
+    """What the owner keeps of what its holders have."""
+    recovery = manifest.recovery
+    every = recovery.edge_copy_every if stage == DRIVER_STAGE else recovery.standby_every
+    return manifest.model.stage_bytes(stage) if every else 0
 
 
 def measure_room(device: str) -> Room:

@@ -15,16 +15,18 @@ from torch import Tensor
 
 from understudy.node.compute.magnitude import root_mean_square
 from understudy.node.compute.model import HEAD_NAMES, BlockStage, EdgeStage, blank_stage, build_stage
+from understudy.node.compute.moments import moments_among
 from understudy.node.compute.optimizer import StageOptimizer
 from understudy.node.compute.parts import PART_NAMES
 from understudy.node.compute.precision import arithmetic
+from understudy.node.compute.shelf import Shelf
 from understudy.node.compute.suspicion import Suspicion
-from understudy.node.compute.tensors import from_wire, to_wire
-from understudy.node.compute.weights import HeldCopy, WeightsSnapshot, adopt, blend, snapshot
+from understudy.node.compute.tensors import from_wire, rooted, to_wire
+from understudy.node.compute.weights import adopt, blend
 from understudy.node.data.access import NO_ACCESS, TextAccess
 from understudy.node.data.data_check import DriverText
 from understudy.node.data.training_data import TrainingData
-from understudy.protocol.actions import Discard, Keep, ReleaseLease, ReleaseSnapshot
+from understudy.protocol.actions import Discard, Keep, ReleaseCopy, ReleaseLease, ReleaseSnapshot
 from understudy.protocol.errors import LocalProtocolError, WeightsError
 from understudy.protocol.ids import Attempt, Microbatch
 from understudy.protocol.jobs import (
@@ -34,6 +36,7 @@ from understudy.protocol.jobs import (
     BlendJob,
     DigestJob,
     ForwardJob,
+    ImageJob,
     InitialiseJob,
     Job,
     LeaseJob,
@@ -41,7 +44,6 @@ from understudy.protocol.jobs import (
     SnapshotJob,
 )
 from understudy.protocol.manifest import RunManifest
-from understudy.protocol.wire.fields import Part
 
 Key = tuple[Microbatch, Attempt]
 
@@ -75,10 +77,7 @@ class StageHost:
         """Microbatches of this step that are not in the sum, as what came in was not finite; S0: also in the head's."""
         self.came: float | None = None
         """The root mean square of what came with the last job; None: nothing did."""
-        self.held: dict[str, WeightsSnapshot] = {}
-        """Snapshots and copies that others may fetch, by digest. Read by the event loop."""
-        self._leases: dict[int, HeldCopy] = {}
-        """Snapshots that exporters leased, by step."""
+        self.shelf = Shelf()
 
     # --- jobs ---
 
@@ -92,10 +91,10 @@ class StageHost:
                 return self._loss(job)
             case BackwardJob():
                 return self._backward(job)
-            case ApplyJob() | SnapshotJob():
-                return self._apply(job) if isinstance(job, ApplyJob) else self._snapshots(job.parts)
-            case LeaseJob() | DigestJob():
-                return self._copy_for_lease(job.step) if isinstance(job, LeaseJob) else self._digest_more(job.step)
+            case ApplyJob():
+                return self._apply(job)
+            case SnapshotJob() | ImageJob() | LeaseJob() | DigestJob():
+                return self._shelve(job)
             case InitialiseJob() | BlendJob():
                 return self._build(job)
 
@@ -104,28 +103,24 @@ class StageHost:
         self._saved.pop((discard.microbatch, discard.attempt), None)
 
     def keep(self, keep: Keep) -> None:
-        """Hold a copy that was fetched, to serve it in turn."""
-        self.held[keep.digest] = keep.payload
+        """Hold a copy of another's stage, to serve it in turn."""
+        self.shelf.kept[keep.digest] = keep.payload
+
+    def release_copy(self, release: ReleaseCopy) -> None:
+        self.shelf.kept.pop(release.digest, None)
 
     def release_snapshot(self, release: ReleaseSnapshot) -> None:
-        self.held.pop(release.digest, None)
+        self.shelf.release_snapshot(release.digest)
 
     def release_lease(self, release: ReleaseLease) -> None:
-        self._leases.pop(release.step, None)
-
-    def find_held(self, digest: str) -> WeightsSnapshot | None:
-        """What others may fetch under this digest. For the event loop."""
-        whole = (copy.whole for copy in tuple(self._leases.values()))
-        found = (snapshot for snapshot in whole if snapshot is not None and snapshot.digest == digest)
-        return self.held.get(digest) or next(found, None)
+        self.shelf.release_lease(release.step)
 
     def release(self) -> None:
-        """Forget the stage."""
+        """Forget the stage, and not the copies of others' that we keep."""
         self._module = self._optimizer = self._batches = None
         self.text.release()
-        self._leases.clear()
         self._saved.clear()
-        self.held.clear()
+        self.shelf.release()
 
     def close(self) -> None:
         """From any thread: let go of the text. A job that waits for it fails."""
@@ -151,9 +146,12 @@ class StageHost:
         """Build the stage from the seed or from donors' weights; the reason, if these cannot be used."""
         try:
             module = self._blended(job) if isinstance(job, BlendJob) else self._initialised(job)
+            moments = moments_among(job.parts, module) if isinstance(job, InitialiseJob) else None
         except WeightsError as error:
             return str(error)
         self._install(module, job.learning_rate_scale)
+        if moments is not None:
+            self.optimizer.restore(moments.means, moments.mean_squares, moments.age, moments.learning_rate_scale)
         return None
 
     def _blended(self, job: BlendJob) -> BlockStage | EdgeStage:
@@ -166,26 +164,24 @@ class StageHost:
         """From the copies; what there is no copy of is drawn from the seed."""
         module = blank_stage(self._manifest.model, job.stage)
         names = {name for name, _ in module.named_parameters()}
-        covered = {name for part, _ in job.parts for name in PART_NAMES[part] or names}
+        parts = [(part, copy) for part, copy in job.parts if part != "moments"]
+        covered = {name for part, _ in parts for name in PART_NAMES[part] or names}
         if covered != names:
             module = build_stage(self._manifest.model, job.stage, self._manifest.seed)
-        for part, copy in job.parts:
+        for part, copy in parts:
             adopt(module, [tensor.clone() for tensor in copy.tensors], PART_NAMES[part])
         return module
 
-    def _snapshots(self, parts: tuple[Part, ...]) -> tuple[tuple[int, str], ...]:
-        copies = [snapshot(self.module, PART_NAMES[part]) for part in parts]
-        self.held |= {copy.digest: copy for copy in copies}
-        return tuple((copy.payload_bytes, copy.digest) for copy in copies)
-
-    def _copy_for_lease(self, step: int) -> None:
-        """A plain copy: this is all that training waits for when somebody exports."""
-        self._leases[step] = HeldCopy(self.module)
-
-    def _digest_more(self, step: int) -> tuple[int, str] | None:
-        copy = self._leases.get(step)
-        whole = copy.digest_next() if copy is not None else None
-        return None if whole is None else (whole.payload_bytes, whole.digest)
+    def _shelve(self, job: SnapshotJob | ImageJob | LeaseJob | DigestJob) -> Any:
+        match job:
+            case SnapshotJob():
+                return self.shelf.add_snapshot(self.module)
+            case ImageJob(_, parts):
+                return self.shelf.renew_images(parts, self.module, self.optimizer)
+            case LeaseJob(step):
+                return self.shelf.lease(step, self.module)
+            case DigestJob(step):
+                return self.shelf.digest_next(step)
 
     # --- microbatches ---
 
@@ -235,7 +231,7 @@ class StageHost:
         self._left_out += job.is_counted and not is_usable
         if saved.source is None:
             if is_counted:
-                torch.autograd.backward([saved.output], [gradient])
+                torch.autograd.backward([rooted(saved.output, gradient)])
             return None
         passed_on = _input_gradient(saved.output, saved.source, gradient, is_counted=is_counted)
         self._suspect(gradient, passed_on)
@@ -290,11 +286,12 @@ class StageHost:
 
 def _input_gradient(output: Tensor, source: Tensor, gradient: Tensor | None, *, is_counted: bool) -> Tensor:
     """Back-propagate to the source; through the weights' sums only if the microbatch is counted here."""
+    root = output if gradient is None else rooted(output, gradient)
     if is_counted:
-        torch.autograd.backward([output], None if gradient is None else [gradient])
+        torch.autograd.backward([root])
         result = source.grad
     else:
-        (result,) = torch.autograd.grad(output, [source], None if gradient is None else [gradient])
+        (result,) = torch.autograd.grad(root, [source])
     if result is None:
         raise LocalProtocolError("the stage passed no gradient to its input")
     return result

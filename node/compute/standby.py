@@ -12,6 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from understudy.node.compute.weights import WeightsSnapshot, described
+from understudy.protocol.errors import WeightsError
+
 
 @torch.no_grad()
 def difference(weights: Sequence[Tensor], image: Sequence[Tensor]) -> list[Tensor]:
@@ -28,3 +31,15 @@ def difference(weights: Sequence[Tensor], image: Sequence[Tensor]) -> list[Tenso
 def follow(image: Sequence[Tensor], differences: Sequence[Tensor]) -> list[Tensor]:
     """The next image, in memory of its own: ``image + float32(difference)``, one rounding for each number."""
     return [seen + lacking.to(torch.float32) for seen, lacking in zip(image, differences, strict=True)]
+
+
+def followed(base: WeightsSnapshot, lacking: WeightsSnapshot) -> WeightsSnapshot:
+    """The image that a difference leads to from ``base``, described anew: its digest says whether it is the right one.
+
+    Raises `WeightsError` if the difference is to an image of other tensors.
+    """
+    if [(spec.name, spec.shape) for spec in base.specs] != [(spec.name, spec.shape) for spec in lacking.specs]:
+        raise WeightsError("a difference came to other weights than we have")
+    return described(
+        {spec.name: tensor for spec, tensor in zip(base.specs, follow(base.tensors, lacking.tensors), strict=True)}
+    )

@@ -89,7 +89,7 @@ class HeldCopy:
 
 def snapshot(module: nn.Module, names: Sequence[str] = ()) -> WeightsSnapshot:
     """Copy a module's parameters, or those of the given names, to the CPU: later training does not touch the copy."""
-    tensors = {name: _copied(parameter) for name, parameter in _selected(module, names)}
+    tensors = {name: _copied(parameter) for name, parameter in selected(module, names)}
     return described(tensors)
 
 
@@ -107,23 +107,27 @@ def _spec(name: str, tensor: Tensor) -> TensorSpec:
 
 
 def check_specs(specs: Sequence[TensorSpec], module: nn.Module, names: Sequence[str] = ()) -> None:
-    """Refuse specs that do not describe the module's parameters, or those of the given names, in order.
+    """`check_tensors` with the module's parameters, or those of the given names."""
+    check_tensors(specs, selected(module, names))
+
+
+def check_tensors(specs: Sequence[TensorSpec], own: Sequence[tuple[str, Tensor]]) -> None:
+    """Refuse specs that do not describe our tensors, which are given by name, in order.
 
     Raises `WeightsError` naming the first that differs. Layer numbers may differ, positions may not.
     """
     check_size(specs)
-    own = _selected(module, names)
     if len(specs) != len(own):
         raise WeightsError(f"{len(specs)} tensors are offered where the stage has {len(own)}")
     theirs = _names_by_position([spec.name for spec in specs])
     ours = _names_by_position([name for name, _ in own])
-    for spec, their_name, our_name, (name, parameter) in zip(specs, theirs, ours, own, strict=True):
+    for spec, their_name, our_name, (name, tensor) in zip(specs, theirs, ours, own, strict=True):
         if their_name != our_name:
             raise WeightsError(f"{spec.name} is offered in the place of {name}")
-        if spec.shape != tuple(parameter.shape) or DTYPES[spec.dtype] != parameter.dtype:
+        if spec.shape != tuple(tensor.shape) or DTYPES[spec.dtype] != tensor.dtype:
             raise WeightsError(
                 f"{spec.name} is offered as {spec.dtype} {spec.shape}, the stage needs "
-                f"{_dtype_name(parameter)} {tuple(parameter.shape)}"
+                f"{_dtype_name(tensor)} {tuple(tensor.shape)}"
             )
 
 
@@ -133,7 +137,7 @@ def adopt(module: nn.Module, tensors: Sequence[Tensor], names: Sequence[str] = (
     The module may be a `blank_stage`. Raises `WeightsError`, with nothing changed, if one has another shape or
     dtype or is not finite.
     """
-    own = _selected(module, names)
+    own = selected(module, names)
     if len(tensors) != len(own):
         raise WeightsError(f"{len(tensors)} tensors cannot be loaded where the stage has {len(own)}")
     for (name, parameter), tensor in zip(own, tensors, strict=True):
@@ -214,13 +218,18 @@ def check_size(specs: Sequence[TensorSpec]) -> None:
 
 
 def require_finite(tensor: Tensor, what: str) -> None:
-    """Raises `WeightsError` for NaN and Inf. Minimum and maximum let NaN through, and need no memory."""
-    lowest, highest = torch.aminmax(tensor.detach())
-    if not (math.isfinite(lowest) and math.isfinite(highest)):
+    """Raises `WeightsError` for NaN and Inf."""
+    if not is_finite(tensor):
         raise WeightsError(f"{what} holds NaN or Inf: these weights are unusable")
 
 
-def _selected(module: nn.Module, names: Sequence[str]) -> list[tuple[str, nn.Parameter]]:
+def is_finite(tensor: Tensor) -> bool:
+    """No NaN and no Inf. Minimum and maximum let NaN through, and need no memory."""
+    lowest, highest = torch.aminmax(tensor.detach())
+    return math.isfinite(lowest) and math.isfinite(highest)
+
+
+def selected(module: nn.Module, names: Sequence[str]) -> list[tuple[str, nn.Parameter]]:
     """The named parameters, in the module's order; all of them if no names are given."""
     return [(name, parameter) for name, parameter in module.named_parameters() if not names or name in names]
 

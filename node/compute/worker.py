@@ -12,7 +12,7 @@ import torch
 
 from understudy.node.compute.stage import StageHost
 from understudy.node.compute.thread import ComputeThread
-from understudy.protocol.actions import Discard, Keep, ReleaseLease, ReleaseSnapshot, ReleaseStage
+from understudy.protocol.actions import Discard, Keep, ReleaseCopy, ReleaseLease, ReleaseSnapshot, ReleaseStage
 from understudy.protocol.jobs import Job
 
 Finished = Callable[[Job, Any, float, float | None], None]
@@ -39,13 +39,15 @@ class Worker(ComputeThread):
         result = self._host.work(job)
         return result, time.perf_counter() - began, self._host.came
 
-    def tend(self, action: Discard | Keep | ReleaseLease | ReleaseSnapshot | ReleaseStage) -> None:
+    def tend(self, action: Discard | Keep | ReleaseCopy | ReleaseLease | ReleaseSnapshot | ReleaseStage) -> None:
         """Keep or free memory once the jobs given before are done."""
         match action:
             case Discard():
                 self._queue(lambda: self._host.discard(action))
             case Keep():
                 self._queue(lambda: self._host.keep(action))
+            case ReleaseCopy():
+                self._queue(lambda: self._host.release_copy(action))
             case ReleaseSnapshot():
                 self._queue(lambda: self._host.release_snapshot(action))
             case ReleaseLease():

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PERIOD_S = 0.5
 LINE_EVERY_S = 60.0
-PICTURED = {"step.committed", "edge.copied"}
+PICTURED = {"step.committed", "standby.copied"}
 """Events that come with every step: the picture says it better than a line for each."""
 
 

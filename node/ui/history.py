@@ -56,9 +56,7 @@ class History:
             case "stage.claimed":
                 self._why = fields["why"]
             case "stage.recovered":
-                sources = " and ".join(f"S{stage}" for stage in fields["donors"])
-                origin = f" from {sources}" if sources else ""
-                self._recover(f"S{fields['stage']} here by {fields['method']}{origin}, {fields['seconds']:.1f} s", now)
+                self._recover(f"S{fields['stage']} here {_origin(fields)}, {fields['seconds']:.1f} s", now)
             case "peer.dead":
                 self._lost[fields["stage"]] = (now, fields["incarnation"])
 
@@ -102,3 +100,11 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
+
+
+def _origin(recovered: Mapping[str, Any]) -> str:
+    """What a stage was rebuilt from, in words."""
+    if recovered["method"] == "standby":
+        return f"from {recovered['reason']}"
+    sources = " and ".join(f"S{stage}" for stage in recovered["donors"])
+    return f"by {recovered['method']}" + (f" from {sources}" if sources else "")

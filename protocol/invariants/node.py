@@ -20,7 +20,7 @@ from typing import TypeVarTuple
 from understudy.protocol.actions import Action, Run, Send, Stop
 from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
-from understudy.protocol.invariants.stage import BACKUP, BLOCK_STAGE, COORDINATOR, EDGE, STAGE, WITNESS
+from understudy.protocol.invariants.stage import BLOCK_STAGE, COORDINATOR, EDGE, SHELF, SOURCE, STAGE
 from understudy.protocol.jobs import ApplyJob
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.edge_host import EdgeHost
@@ -286,6 +286,7 @@ class Invariants:
     def _check_parts(self) -> None:
         node, state = self._node, self._node.state
         demand(VIEW, node)
+        demand(SHELF, node.lifecycle.shelf, state)
         owned = node.lifecycle._owned
         if owned is not None:
             self._check_stage(owned)
@@ -294,12 +295,10 @@ class Invariants:
 
     def _check_stage(self, owned: OwnedStage) -> None:
         demand(STAGE, owned, self._node.state)
-        demand(WITNESS, owned.witness)
+        demand(SOURCE, owned._copies)
         if isinstance(owned.host, BlockStage):
             demand(BLOCK_STAGE, owned.host._ledger)
             return
         demand(EDGE, owned.host.ledger)
         if owned.coordinator is not None:
             demand(COORDINATOR, owned.coordinator._ledger, owned.host.ledger)
-        if owned._backup is not None:
-            demand(BACKUP, owned._backup)

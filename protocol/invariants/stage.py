@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from understudy.protocol.export.lease import LEASES_PER_SNAPSHOT_MAX, SNAPSHOTS_MAX, LeasedSnapshot
-from understudy.protocol.ids import Attempt
+from understudy.protocol.ids import DRIVER_STAGE, Attempt
+from understudy.protocol.jobs import MicrobatchJob
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.ledger import EdgeLedger, EdgePhase, Phase, StageLedger, StepLedger
-from understudy.protocol.pipeline.queue import JOBS_AHEAD, MicrobatchJob, WorkQueue
-from understudy.protocol.recovery.driver_backup import COPIES_KEPT, DriverBackupSource
+from understudy.protocol.pipeline.queue import JOBS_AHEAD, WorkQueue
 from understudy.protocol.recovery.owned_stage import OwnedStage
-from understudy.protocol.recovery.witness import Witness
+from understudy.protocol.standby.shelf import PAIRED_MAX, STAGES_MAX, Shelf
+from understudy.protocol.standby.source import CopySource
 
 STEPS_OPEN_MAX = 2
 """The update of one step may still be at the compute thread while the next step is worked on; never of two."""
@@ -83,10 +84,14 @@ STAGE: Mapping[str, Callable[[OwnedStage, NodeState], bool]] = {
     ),
 }
 
-WITNESS: Mapping[str, Callable[[Witness], bool]] = {
-    "a holder has two copies of a part at most": lambda witness: all(
-        len(copies) <= COPIES_KEPT for copies in witness.backups._copies.values()
+SHELF: Mapping[str, Callable[[Shelf, NodeState], bool]] = {
+    "a holder has two copies of a part at most": lambda shelf, _: all(
+        len(copies) <= PAIRED_MAX for copies in shelf._copies.values()
     ),
+    "a holder follows few block stages": lambda shelf, _: (
+        len({stage for stage, _ in (*shelf._copies, *shelf._fetching)} - {DRIVER_STAGE}) <= STAGES_MAX
+    ),
+    "nobody holds a copy of what it serves": lambda shelf, state: not state.is_serving or not shelf.copies(state.stage),
 }
 
 
@@ -136,11 +141,11 @@ COORDINATOR: Mapping[str, Callable[[StepLedger, EdgeLedger], bool]] = {
     ),
 }
 
-BACKUP: Mapping[str, Callable[[DriverBackupSource], bool]] = {
+SOURCE: Mapping[str, Callable[[CopySource], bool]] = {
     "both parts of a copy of S0 are of one commit": lambda source: (
-        len({copy.step for copy in source._held.values()}) <= 1
+        len({image.step for part, image in source._held.items() if part != "moments"}) <= 1
     ),
-    "what is offered of S0 is what is held": lambda source: all(
-        offered.copy == source._held.get(part) for (part, _), offered in source._offered.items()
+    "what is offered is what is held": lambda source: all(
+        offered.image == source._held.get(part) for (part, _), offered in source._offered.items()
     ),
 }

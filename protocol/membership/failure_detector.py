@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from understudy.protocol.actions import CloseLinks, Read, Store
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
-from understudy.protocol.membership.placement import dead_stretch, jitter, nearest_survivors, rank_spares, watched
+from understudy.protocol.membership.placement import (
+    dead_stretch,
+    jitter,
+    near_holders,
+    nearest_survivors,
+    rank_spares,
+    watched,
+)
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.wire.messages import Alive, AnyMessage, Lost
@@ -46,7 +53,10 @@ class FailureDetector:
         state = self._state
         if not state.is_serving or state.stage == DRIVER_STAGE:
             return frozenset(range(state.manifest.stage_count))
-        return watched(state.stage, state.manifest.stage_count, state.neighbours(), state.membership.is_serving)
+        near = state.neighbours()
+        if state.manifest.recovery.standby_every:
+            near |= set(near_holders(state.stage, state.manifest.last_stage))
+        return watched(state.stage, state.manifest.stage_count, near, state.membership.is_serving)
 
     def monitored(self) -> frozenset[int]:
         """The stages whose owners we listen to: our neighbours on the routes and on the ring, and who claims a stage.
@@ -201,5 +211,7 @@ class FailureDetector:
             self._state.send(peer, message)
 
     def note_spares(self, records: list[SpareRecord]) -> None:
+        by_peer = {PeerId(record.peer): record for record in records}
         self._spares = [peer for peer in rank_spares(records) if peer != self._state.me]
-        self._state.has_spares = any(not self._state.membership.holds_a_seat(peer) for peer in self._spares)
+        idle = (peer for peer in self._spares if not self._state.membership.holds_a_seat(peer))
+        self._state.idle_spares = tuple(by_peer[peer] for peer in idle)

@@ -132,6 +132,15 @@ def watched(
     )
 
 
+HOPS = (2, -2, 1, -1)
+"""From a block stage to those that may hold its copy, the likeliest first: all of them near enough to be watched."""
+
+
+def near_holders(stage: int, block_stages: int) -> tuple[int, ...]:
+    """The block stages that may hold a copy of this one, the likeliest first."""
+    return tuple(stage + hop for hop in HOPS if 1 <= stage + hop <= block_stages)
+
+
 def rank_spares(spares: Iterable[SpareRecord]) -> list[PeerId]:
     """Waiting spares, the most capable first; equal capacity is decided by peer id.
 
@@ -169,6 +178,22 @@ def rank_holes(lost: Collection[int], unowned: Collection[int]) -> list[int]:
     because a whole swarm waits for them; then stages that nobody ever held.
     """
     return sorted(set(lost) | set(unowned), key=lambda stage: (stage != DRIVER_STAGE, stage not in lost, stage))
+
+
+def by_copies(
+    ranking: Sequence[PeerId], holes: Sequence[int], holding: Mapping[PeerId, Collection[int]]
+) -> list[PeerId]:
+    """The same spares in another order: in the k-th place, for the k-th hole, the first that holds a copy of it.
+
+    Where nobody does, the first that no other hole needs.
+    """
+    left, found = list(ranking), dict[int, PeerId]()
+    for place, hole in enumerate(holes):
+        holder = next((spare for spare in left if hole in holding.get(spare, ())), None)
+        if holder is not None:
+            left.remove(holder)
+            found[place] = holder
+    return [found[place] if place in found else left.pop(0) for place in range(len(ranking)) if place in found or left]
 
 
 def had_their_turn(ranking: Sequence[PeerId], holes: Sequence[int], waited_s: Mapping[int, float]) -> list[PeerId]:

@@ -56,6 +56,8 @@ class StageView(msgspec.Struct, frozen=True):
     """What its owner can do, measured at work."""
     reachability: Reachability = "unknown"
     """How others get to its owner, in its own words."""
+    copied: int = 0
+    """The step as of which somebody holds a copy of it, when its owner stored its record; 0: nobody does."""
 
 
 class SpareView(msgspec.Struct, frozen=True):
@@ -138,9 +140,8 @@ def _stage_view(stage: int, manifest: RunManifest, all_posted: list[Posted]) -> 
         state = "lost"
     age_s = max(0.0, manifest.timing.record_lifetime_s - expires_in_s)
     pace = record.microbatches_per_second or None
-    return StageView(
-        stage, state, record.peer, record.incarnation, record.step, age_s, pace, record.contact.reachability
-    )
+    told = (record.peer, record.incarnation, record.step, age_s, pace, record.contact.reachability, record.copied)
+    return StageView(stage, state, *told)
 
 
 def _ownerless(stage: int, all_posted: list[Posted]) -> StageView:

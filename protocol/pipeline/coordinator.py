@@ -86,7 +86,6 @@ class Coordinator:
         self._edge.on_tick()
         if self._state.now - self._commit_sent >= self._state.manifest.timing.heartbeat_s:
             self.resend_commits()
-        self._edge.observers_tick()
         self.advance()
         self._edge.pump()
 

@@ -108,11 +108,6 @@ class EdgeHost(Host):
             if vanished is not None:
                 self.issue(vanished, "nobody says that they have it")
 
-    def observers_tick(self) -> None:
-        """Observers of our steps do what is due."""
-        for observer in self._observers:
-            observer.on_tick()
-
     def on_dropped(self, message: Dropped) -> None:
         """A stage lost what it sent on: nobody needs to wait for the deadline."""
         if message.step == self.ledger.step and not self.is_stranded:

@@ -1,4 +1,4 @@
-"""Who follows the steps of a stage and does its own work on the weights in between: exports, copies of S0."""
+"""Who follows the steps of a stage and does its own work on the weights in between: exports, standby copies."""
 
 from __future__ import annotations
 
@@ -18,6 +18,3 @@ class StepObserver:
 
     def owner_changed(self, stage: int) -> None:
         """Another stage has a new owner, who serves it."""
-
-    def on_tick(self) -> None:
-        """A while has passed: do again what got no answer. On S0 only: a block stage does nothing by the clock."""

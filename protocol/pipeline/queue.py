@@ -15,14 +15,14 @@ from understudy.protocol.jobs import (
     BackwardJob,
     DigestJob,
     ForwardJob,
+    ImageJob,
     Job,
     LeaseJob,
     LossJob,
+    MicrobatchJob,
     Priority,
     SnapshotJob,
 )
-
-MicrobatchJob = ForwardJob | LossJob | BackwardJob
 
 JOBS_AHEAD = 2
 """Jobs at the compute thread at once: one running, one waiting."""
@@ -35,6 +35,7 @@ _PRIORITY: dict[type, Priority] = {
     LossJob: Priority.LOSS,
     ForwardJob: Priority.FORWARD,
     DigestJob: Priority.COPY,
+    ImageJob: Priority.COPY,
 }
 
 
@@ -55,7 +56,7 @@ class WorkQueue:
         if isinstance(job, MicrobatchJob):
             microbatch = job.microbatch
             self._of_index.setdefault(microbatch.index, set()).add(serial)
-        heapq.heappush(self._heap, (_priority(job), microbatch, serial, job))
+        heapq.heappush(self._heap, (_PRIORITY[type(job)], microbatch, serial, job))
 
     def pop(self) -> Job | None:
         """The next job for the thread, or None if it has enough or there is none."""
@@ -94,10 +95,3 @@ class WorkQueue:
                 self._heap.append(entry)
                 self._of_index.setdefault(job.microbatch.index, set()).add(entry[2])
         heapq.heapify(self._heap)
-
-
-def _priority(job: Job) -> Priority:
-    """A snapshot that a claimant waits for is urgent; a copy of a part of S0 is for when there is nothing else."""
-    if isinstance(job, SnapshotJob) and job.parts != ("stage",):
-        return Priority.COPY
-    return _PRIORITY[type(job)]

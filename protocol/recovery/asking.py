@@ -13,13 +13,13 @@ from enum import Enum, auto
 
 from understudy.protocol.actions import Read
 from understudy.protocol.errors import RemoteProtocolError
-from understudy.protocol.ids import DRIVER_STAGE, INCARNATION_LEAP_MAX, PeerId
+from understudy.protocol.ids import INCARNATION_LEAP_MAX, PeerId
 from understudy.protocol.membership.placement import nearest_survivors
 from understudy.protocol.node_state import NodeState
+from understudy.protocol.recovery.case import GrantedDonations
 from understudy.protocol.recovery.claim import OpenClaim
-from understudy.protocol.recovery.driver_backup import holding_stages
-from understudy.protocol.recovery.ladder import GrantedDonations
 from understudy.protocol.recovery.quorum import TWO_STAGES, majority_of
+from understudy.protocol.standby.holders import may_hold
 from understudy.protocol.wire.fields import RefusalReason
 from understudy.protocol.wire.messages import Claim, Grant, Refusal
 from understudy.protocol.wire.records import stage_key
@@ -54,16 +54,15 @@ class Asking:
         self._state = state
 
     def survivors(self, stage: int, gone: Collection[PeerId] = ()) -> list[int]:
-        """Who can give weights for the stage, ascending: its nearest survivors; of S0 also who holds copies."""
+        """Who can give weights for the stage, ascending: its nearest survivors, and who may hold copies of it."""
 
         def may_vouch(other: int) -> bool:
             peer = self._state.membership.serving_peer(other)
             return peer is not None and peer not in gone
 
-        survivors = nearest_survivors(stage, self._state.manifest.stage_count, may_vouch)
-        if stage == DRIVER_STAGE:  # a neighbour that was lost too may be there again, with no copy to give
-            survivors = sorted({*survivors, *filter(may_vouch, holding_stages(self._state.manifest))})
-        return survivors
+        manifest = self._state.manifest
+        survivors = nearest_survivors(stage, manifest.stage_count, may_vouch)
+        return sorted({*survivors, *filter(may_vouch, may_hold(stage, manifest))})
 
     def owners(self, stage: int) -> dict[int, PeerId]:
         """Who serves the other stages, as far as we know: all of them may vote."""
@@ -126,7 +125,8 @@ class Asking:
         claim.refused.pop(stage, None)
         if claim.is_new and grant.step > 0:
             claim.is_new, claim.needed = False, majority_of(self._state.manifest.stage_count)
-        if not grant.is_preparing and stage in self.survivors(claim.stage, claim.gone):
+        is_ready = claim.has_own_copy or not grant.is_preparing
+        if is_ready and stage in self.survivors(claim.stage, claim.gone):
             claim.witnesses[stage] = GrantedDonations(stage, peer, grant.step, grant.donations)
         return True
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.ids import DRIVER_STAGE, PeerId, Tenure
 from understudy.protocol.jobs import Payload
-from understudy.protocol.recovery.ladder import GrantedDonations, Plan
+from understudy.protocol.recovery.case import GrantedDonations, Plan
 from understudy.protocol.recovery.phases import ClaimPhase, ClaimStep, next_phase
 from understudy.protocol.wire.fields import RefusalReason
 from understudy.protocol.wire.votes import VOTES_SHOWN_MAX, Vote
@@ -34,6 +34,8 @@ class OpenClaim:
     """It lay open in the DHT for long enough: there was no witness to ask, and there is none."""
     needed: int = 1
     """Owners who must recognise it (quorum.py)."""
+    has_own_copy: bool = False
+    """We hold a copy of the stage that is young enough: nobody need prepare weights for us."""
     is_new: bool = False
     """Nothing is at stake yet, as far as we know: nobody committed a step."""
     asked_at: float | None = None

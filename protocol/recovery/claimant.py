@@ -18,6 +18,7 @@ from understudy.protocol.recovery.gathering import Gathering
 from understudy.protocol.recovery.phases import ClaimPhase, ClaimStep, next_phase
 from understudy.protocol.recovery.quorum import majority_of, too_few
 from understudy.protocol.recovery.spare import SparePolicy
+from understudy.protocol.standby.shelf import Shelf
 from understudy.protocol.wire.messages import Grant, Refusal, Withdraw
 from understudy.protocol.wire.records import stage_key
 
@@ -28,10 +29,9 @@ SETTLE_S = 1.0
 class Claimant:
     """What a node without a stage does to get one."""
 
-    def __init__(self, state: NodeState, policy: SparePolicy) -> None:
-        self._state = state
-        self.policy = policy
-        self._asking, self._gathering = Asking(state), Gathering(state)
+    def __init__(self, state: NodeState, policy: SparePolicy, shelf: Shelf) -> None:
+        self._state, self.policy = state, policy
+        self._asking, self._gathering = Asking(state), Gathering(state, shelf)
         self.shortage = ""
         """Why we claim nothing, if we would."""
         self._waits_for: int | None = None
@@ -69,6 +69,7 @@ class Claimant:
         if owners and len(owners) >= needed:
             claim = self._open(ClaimStep.ASK, stage, incarnation, why)
             claim.needed, claim.is_new = needed, is_new
+            claim.has_own_copy = self._gathering.has_copy_of(stage)
             self._go_on(claim, self._asking.ask(claim))
         elif is_new:
             claim = self._open(ClaimStep.LIE_OPEN, stage, incarnation, why)
@@ -93,9 +94,8 @@ class Claimant:
 
     def _say_shortage(self, there: int) -> str:
         manifest = self._state.manifest
-        if not there:
-            return "no living peer could vouch for a recovery"
-        return too_few(there, manifest.stage_count, manifest.recovery.without_majority_after_s)
+        few = too_few(there, manifest.stage_count, manifest.recovery.without_majority_after_s)
+        return few if there else "no living peer could vouch for a recovery"
 
     def _is_swarm_trained(self) -> bool:
         progress = self._state.progress

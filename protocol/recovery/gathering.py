@@ -7,9 +7,11 @@ from understudy.protocol.events import Fetched, FetchFailed
 from understudy.protocol.ids import DRIVER_STAGE
 from understudy.protocol.jobs import BlendJob, InitialiseJob, Job, Payload
 from understudy.protocol.node_state import NodeState
+from understudy.protocol.recovery.case import NO_STAGE, Plan, RecoveryCase, Source, initial_source
 from understudy.protocol.recovery.claim import OpenClaim
-from understudy.protocol.recovery.ladder import Plan, RecoveryCase, initial_source, plan_recovery
+from understudy.protocol.recovery.ladder import plan_recovery
 from understudy.protocol.recovery.phases import ClaimPhase, ClaimStep
+from understudy.protocol.standby.shelf import Shelf
 
 INITIAL_RETRY_S = 2.0
 """From one failed fetch of the run's initial weights to the next: the founder may be starting again."""
@@ -20,8 +22,8 @@ FETCH_TRIES = 3
 class Gathering:
     """What a claim in `ClaimPhase.FETCHING` does, up to the job that builds the stage."""
 
-    def __init__(self, state: NodeState) -> None:
-        self._state = state
+    def __init__(self, state: NodeState, shelf: Shelf) -> None:
+        self._state, self._shelf = state, shelf
 
     def plan(self, claim: OpenClaim, first_rung: int, step: ClaimStep) -> None:
         """Choose the best source from this rung of the ladder on, and fetch what it lacks.
@@ -29,6 +31,7 @@ class Gathering:
         ``step``: what brought us here.
         """
         claim.plan, claim.rung = plan_recovery(self._case(claim), first_rung)
+        claim.payloads |= {(self._state.me, c.offer.digest): c.payload for c in self._shelf.copies(claim.stage)}
         claim.retry_at = None
         claim.enter(step, self._state.now)
         for source in claim.plan.sources:
@@ -43,7 +46,15 @@ class Gathering:
         initial = initial_source(manifest, claim.stage)
         is_lost = initial is not None and initial.peer in claim.gone
         known = None if is_lost else initial
-        return RecoveryCase(claim.stage, manifest.model.block_stages, witnesses, manifest.recovery, known, is_lost)
+        own = tuple(Source(NO_STAGE, self._state.me, donation) for donation in self._shelf.donations(claim.stage))
+        return RecoveryCase(claim.stage, manifest.model.block_stages, witnesses, manifest.recovery, known, is_lost, own)
+
+    def has_copy_of(self, stage: int) -> bool:
+        """Whether we need nobody's weights, as far as we know how far the others are."""
+        known = max((seat.step for seat in self._state.membership.seats()), default=0)
+        age_max = self._state.manifest.recovery.standby_age_max
+        steps = [copy.offer.step for copy in self._shelf.copies(stage) if copy.offer.part == "stage"]
+        return bool(steps) and known - max(steps) <= age_max
 
     def on_fetched(self, claim: OpenClaim, event: Fetched) -> None:
         """A donation is here. One that arrives while we ask anew may still be of use."""

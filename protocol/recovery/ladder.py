@@ -15,63 +15,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from understudy.protocol.ids import DRIVER_STAGE, PeerId
-from understudy.protocol.manifest import RecoverySettings, RunManifest
+from understudy.protocol.ids import DRIVER_STAGE
+from understudy.protocol.membership.placement import STEPS_APART_MAX
+from understudy.protocol.recovery.case import NO_STAGE, Plan, RecoveryCase, Source
 from understudy.protocol.routing import partners
-from understudy.protocol.wire.fields import Part
-from understudy.protocol.wire.messages import Donation
-
-
-@dataclass(frozen=True, slots=True)
-class GrantedDonations:
-    """A nearest survivor that recognised a claim, with the weights that it offers, if any."""
-
-    stage: int
-    peer: PeerId
-    step: int
-    donations: tuple[Donation, ...] = ()
-
-
-NO_STAGE = -1
-"""The founder's seed holds no stage."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One donation to fetch, and from whom. ``stage`` is the donor's own."""
-
-    stage: int
-    peer: PeerId
-    donation: Donation
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a stage is rebuilt from, and why."""
-
-    method: str
-    reason: str
-    step: int
-    """The last committed step that the rebuilt stage stands at."""
-    sources: tuple[Source, ...] = ()
-    coefficients: tuple[float, ...] = ()
-    """Of a blend, one for each source; a copy has the coefficient 1; the parts of S0 have none."""
-    learning_rate_scale: float = 1.0
-
-    @property
-    def donors(self) -> list[int]:
-        """The stages that the weights come from; none for what the run began with."""
-        return [source.stage for source in self.sources if source.stage != NO_STAGE]
-
-    @property
-    def payload_bytes(self) -> int:
-        return sum(source.donation.payload_bytes for source in self.sources)
-
-    @property
-    def has_optimizer(self) -> bool:
-        """The stage goes on with its optimizer's state: it comes with all of the weights, and nothing is averaged."""
-        is_averaged = len(self.coefficients) > 1
-        return bool(self.sources) and not is_averaged and all(s.donation.has_optimizer for s in self.sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,58 +57,6 @@ def weigh(squared_norms: Sequence[float | None], exponent: int) -> Weighting:
     return Weighting(tuple(weight / total for weight in weights))
 
 
-def initial_source(manifest: RunManifest, stage: int) -> Source | None:
-    """The stage's initial weights with the founder, if the run has any."""
-    if not manifest.initial.digests:
-        return None
-    payload_bytes = manifest.model.stage_bytes(stage)
-    donation = Donation("initial", stage, 0, None, payload_bytes, manifest.initial.digests[stage])
-    return Source(NO_STAGE, PeerId(manifest.initial.peer), donation)
-
-
-@dataclass(frozen=True, slots=True)
-class RecoveryCase:
-    """A lost stage and what its nearest survivors offer."""
-
-    stage: int
-    block_stages: int
-    witnesses: tuple[GrantedDonations, ...]
-    settings: RecoverySettings
-    initial: Source | None = None
-    """The weights that the run began with, if it did not begin with the seed's and they can still be had."""
-    is_initial_lost: bool = False
-    """The run began with weights of its own, but its founder does not deliver them."""
-    others: tuple[Source, ...] = ()
-    """Donations of peers that are no witnesses: who vouches for a claim need not be who holds weights for it."""
-
-    @property
-    def step(self) -> int:
-        """Where the rebuilt stage will stand: at the step of the weights that it comes from, if it comes from any."""
-        offered = [donation.step for w in self.witnesses for donation in w.donations if donation.part == "stage"]
-        known = [witness.step for witness in self.witnesses]
-        return max(known if self.stage == DRIVER_STAGE else offered or known, default=0)
-
-    def sources(self, part: Part) -> list[Source]:
-        """All donations of this part, in order of the donors' stages, the latest last.
-
-        Weights of another step are no donation: a blend of two steps is neither's.
-        """
-        granted = [Source(w.stage, w.peer, donation) for w in self.witnesses for donation in w.donations]
-        found = [
-            source
-            for source in (*granted, *self.others)
-            if source.donation.part == part and (part != "stage" or source.donation.step == self.step)
-        ]
-        return sorted(found, key=lambda source: (source.stage, source.donation.step))
-
-    def block_sources(self) -> list[Source]:
-        """The nearest block stage with weights below the lost one and the nearest above it."""
-        offered = [] if self.stage == DRIVER_STAGE else self.sources("stage")
-        below = [source for source in offered if source.stage < self.stage]
-        above = [source for source in offered if source.stage > self.stage]
-        return [*below[-1:], *above[:1]]
-
-
 Rung = Callable[[RecoveryCase], Plan | None]
 
 
@@ -184,31 +79,66 @@ def _from_the_start(case: RecoveryCase, why: str, verdicts: tuple[str, str] = ("
 
 
 def _edge_copies(case: RecoveryCase) -> Plan | None:
-    """S0 from the copies that its neighbours keep, both as of the same commit if there is one."""
+    """S0 from the copies that are kept of it, both parts as of the same commit if there is one."""
     if case.stage != DRIVER_STAGE:
         return None
     embeddings, heads = case.sources("embedding"), case.sources("head")
     commits = {_commit(source) for source in embeddings} & {_commit(source) for source in heads}
     if commits:
         commit = max(commits)
-        # Of several holders the nearest to where the part is used: so the two parts come side by side.
-        chosen = [next(s for s in parts if _commit(s) == commit) for parts in (embeddings, heads[::-1])]
-        return Plan("edge copy", f"embedding and head as of step {commit[1]}, exactly", case.step, tuple(chosen))
+        # Of several holders the nearest to where the part is used, so the two parts come side by side; ours at best.
+        ranked = (embeddings, sorted(heads, key=lambda source: (source.stage != NO_STAGE, -source.stage)))
+        chosen = [next(s for s in parts if _commit(s) == commit) for parts in ranked]
+        reason = f"embedding and head as of step {commit[1]}"
+        return Plan("standby", reason, case.step, (*chosen, *_moments(case, commit)))
     latest = [max(parts, key=_commit) for parts in (embeddings, heads) if parts]
     if not latest:
         return None
     said = " and ".join(f"the {s.donation.part} as of step {s.donation.step}" for s in latest)
     if len(latest) > 1:
-        return Plan("edge copy", said, case.step, tuple(latest))
+        return Plan("standby", said, case.step, tuple(latest))
     rest = "the seed" if case.initial is None else "the run's initial weights"
     # What is loaded later wins, so the copy goes behind the weights that it replaces a part of.
     sources = (*filter(None, (case.initial,)), *latest)
-    return Plan("edge copy", f"{said}, the rest from {rest} because its copy was lost too", case.step, sources)
+    return Plan("standby", f"{said}, the rest from {rest} because its copy was lost too", case.step, sources)
 
 
 def _commit(copy: Source) -> tuple[int, int]:
-    """What a copy of S0 is as of: a rebuilt S0 may hold other weights at a step than its predecessor held."""
+    """What a copy is as of: a rebuilt stage may hold other weights at a step than its predecessor held."""
     return (copy.donation.incarnation, copy.donation.step)
+
+
+def _standby(case: RecoveryCase) -> Plan | None:
+    """A block stage from the newest copy of itself, if that is not too old; at best from the claimant's own.
+
+    One that is further than anybody else by more than a step is of a history that did not come to be.
+    """
+    ages = range(-STEPS_APART_MAX, case.settings.standby_age_max + 1)
+    copies = [] if case.stage == DRIVER_STAGE else case.sources("stage")
+    fresh = [copy for copy in copies if case.step - copy.donation.step in ages]
+    if not fresh:
+        return None
+    newest = max(copy.donation.step for copy in fresh)
+    chosen = max(
+        (copy for copy in fresh if copy.donation.step == newest),
+        key=lambda copy: (copy.donation.incarnation, copy.stage == NO_STAGE),
+    )
+    step = max(case.step, newest)
+    age = step - newest
+    reason = f"its own copy as of step {newest}, {age} step{'' if age == 1 else 's'} old"
+    return Plan("standby", reason, step, (chosen, *_moments(case, _commit(chosen))))
+
+
+def _moments(case: RecoveryCase, commit: tuple[int, int]) -> tuple[Source, ...]:
+    """The newest state of the stage's optimizer that is not newer than the weights and of the same tenure, if any."""
+    incarnation, step = commit
+    fitting = [
+        copy
+        for copy in case.sources("moments")
+        if copy.donation.incarnation == incarnation and 0 <= step - copy.donation.step <= case.settings.standby_age_max
+    ]
+    newest = max((copy.donation.step for copy in fitting), default=None)
+    return tuple([copy for copy in fitting if copy.donation.step == newest][:1])
 
 
 def _mirror(case: RecoveryCase) -> Plan | None:
@@ -224,7 +154,7 @@ def _mirror(case: RecoveryCase) -> Plan | None:
     if len(learned) != 1 or not (is_edge or case.settings.swapped_pairs == "mirror"):
         return None
     (partner,) = learned
-    sources = [source for source in case.sources("stage") if source.stage == partner]
+    sources = [source for source in case.donors() if source.stage == partner]
     if not sources:
         return None
     reason = f"S{partner} changes places with it on odd microbatches and has learned to stand in"
@@ -262,7 +192,7 @@ def _seed(case: RecoveryCase) -> Plan | None:
     return _from_the_start(case, "no survivor holds weights for this stage:")
 
 
-LADDER: tuple[Rung, ...] = (_before_training, _edge_copies, _mirror, _checkfree, _copy, _seed)
+LADDER: tuple[Rung, ...] = (_before_training, _standby, _edge_copies, _mirror, _checkfree, _copy, _seed)
 """Sources of a lost stage, best first. Later rungs are added here and nowhere else."""
 
 

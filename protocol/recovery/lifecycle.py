@@ -21,18 +21,19 @@ from understudy.protocol.pipeline.coordinator import Coordinator
 from understudy.protocol.pipeline.edge_host import EdgeHost
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.recovery import reasons
+from understudy.protocol.recovery.case import Plan
 from understudy.protocol.recovery.claim import OpenClaim
 from understudy.protocol.recovery.claimant import Claimant
-from understudy.protocol.recovery.ladder import Plan
 from understudy.protocol.recovery.owned_stage import OwnedStage
 from understudy.protocol.recovery.roles import Role, role_of
 from understudy.protocol.recovery.run_end import close_last_step, is_beaten_to, is_dispensable, store_last_word
 from understudy.protocol.recovery.spare import SparePolicy
+from understudy.protocol.standby.shelf import Shelf
 from understudy.protocol.wire.messages import (
     Announce,
     Claim,
-    EdgeCopy,
-    EdgeCopyKept,
+    CopyKept,
+    CopyOffer,
     FetchRequest,
     LeaseRelease,
     LeaseRequest,
@@ -49,7 +50,8 @@ class Lifecycle(Consequences):
         self._state, self._detector = state, detector
         self._capacity, self._signed_manifest = 1.0, signed_manifest
         self._is_known_spare = False
-        self.claimant = Claimant(state, SparePolicy(state, self._capacity, None))
+        self.shelf = Shelf(state, self._on_copies_changed)
+        self.claimant = self._new_claimant(None)
         self._owned: OwnedStage | None = None
 
     @property
@@ -70,8 +72,12 @@ class Lifecycle(Consequences):
     def start(self, wanted_stage: int | None, capacity: float) -> None:
         """We are on the network."""
         self._capacity = capacity
-        self.claimant = Claimant(self._state, SparePolicy(self._state, self._capacity, wanted_stage))
+        self.claimant = self._new_claimant(wanted_stage)
         self._become_spare()
+
+    def _new_claimant(self, wanted_stage: int | None) -> Claimant:
+        policy = SparePolicy(self._state, self._capacity, wanted_stage, self.shelf)
+        return Claimant(self._state, policy, self.shelf)
 
     def _become_spare(self) -> None:
         self._is_known_spare = False
@@ -157,10 +163,19 @@ class Lifecycle(Consequences):
         self._owned.witness.on_claim(peer, claim)
         self._state.is_view_changed = True
 
-    def on_copy_message(self, peer: PeerId, message: EdgeCopy | EdgeCopyKept) -> None:
-        """A word about copies of S0's weights."""
+    def on_copy_message(self, peer: PeerId, message: CopyOffer | CopyKept) -> None:
+        """The owner of another stage has a copy for us, or a holder has one of ours."""
+        if isinstance(message, CopyOffer):
+            self.shelf.on_offer(peer, message)
+        elif self._owned is not None:
+            self._owned.on_kept(peer, message)
+
+    def _on_copies_changed(self) -> None:
+        """What we could give, or bring back, is more than before."""
         if self._owned is not None:
-            self._owned.on_copy_message(peer, message)
+            self._owned.review()
+        else:
+            self.claimant.policy.say_copies()
 
     def on_lease_message(self, peer: PeerId, message: LeaseRequest | LeaseRelease) -> None:
         """An exporter wants our weights held still, or needs them no more."""
@@ -171,10 +186,10 @@ class Lifecycle(Consequences):
             self._state.send(peer, LeaseStatus(*tenure, message.step, "not mine", self._state.committed))
 
     def on_fetch_ended(self, event: Fetched | FetchFailed) -> None:
-        """Fetches of an owner are copies of S0's weights; all others are of our claim."""
-        if self._owned is not None:
-            self._owned.on_fetch_ended(event)
-        elif isinstance(event, Fetched):
+        """Of a copy that we are to hold, or of our claim."""
+        if self.shelf.on_fetch_ended(event) or self._owned is not None:
+            return
+        if isinstance(event, Fetched):
             self.claimant.on_fetched(event)
         else:
             self.claimant.on_fetch_failed(event)
@@ -202,7 +217,8 @@ class Lifecycle(Consequences):
         assert plan is not None
         state.tenure_state, state.committed, state.squared_gradient_norm = "serving", plan.step, None
         state.membership.observe(state.my_seat(), is_direct=True)
-        self._owned = OwnedStage(state)
+        self.shelf.forget(state.stage)
+        self._owned = OwnedStage(state, self.shelf)
         if claim.incarnation > 1 or plan.step > 0:
             self._emit_origin("stage.recovered", claim, plan)
         elif state.manifest.initial.digests:
@@ -243,7 +259,7 @@ class Lifecycle(Consequences):
         self._owned = None
         self._state.act(ReleaseStage())
         self._state.membership.forget_deaths()
-        self.claimant = Claimant(self._state, SparePolicy(self._state, self._capacity, None))
+        self.claimant = self._new_claimant(None)
         self._become_spare()
 
     def hand_back(self, reason: str, state: Literal["left", "withdrawn"] = "left") -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from understudy.protocol.actions import Store
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.membership.placement import (
+    by_copies,
     choose_hole,
     had_their_turn,
     is_in_front,
@@ -13,6 +15,7 @@ from understudy.protocol.membership.placement import (
 )
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.recovery import reasons
+from understudy.protocol.standby.shelf import Shelf
 from understudy.protocol.wire.contact import Contact
 from understudy.protocol.wire.records import CAPACITY_MAX, SpareRecord, stage_key
 
@@ -26,8 +29,9 @@ REFUSAL_PAUSE_S = 0.5
 class SparePolicy:
     """Watches for a stage without an owner."""
 
-    def __init__(self, state: NodeState, capacity: float, wanted_stage: int | None) -> None:
-        self._state = state
+    def __init__(self, state: NodeState, capacity: float, wanted_stage: int | None, shelf: Shelf) -> None:
+        self._state, self._shelf = state, shelf
+        self._copies_said: tuple[int, ...] = ()
         self._capacity = capacity
         self._wanted_stage = wanted_stage
         self._spares: dict[PeerId, SpareRecord] = {}
@@ -49,7 +53,14 @@ class SparePolicy:
             can_drive=state.may_drive,
             contact=contact,
             can_hold_blocks=state.can_hold_blocks,
+            copies=self._shelf.stages,
         )
+
+    def say_copies(self) -> None:
+        """The others must know whose it is to bring a stage back, should it be lost."""
+        if self._copies_said != self._shelf.stages and not self._state.is_in_reserve:
+            self._copies_said = self._shelf.stages
+            self._state.act(Store(self.my_record(), self._state.manifest.timing.record_lifetime_s))
 
     def note_spares(self, records: list[SpareRecord]) -> None:
         self._spares = {PeerId(record.peer): record for record in records}
@@ -123,8 +134,9 @@ class SparePolicy:
         )
         ranking = sorted(able, key=self._is_passed_over)
         waited_s = {hole: self._state.now - since for hole, since in self._holes_since.items()}
-        self._pass_over(had_their_turn(ranking, ranked, waited_s))
-        stage = choose_hole(self._state.me, ranking, ranked, waited_s)
+        order = by_copies(ranking, ranked, {p: s.copies for p, s in idle.items() if not self._is_passed_over(p)})
+        self._pass_over(had_their_turn(order, ranked, waited_s))
+        stage = choose_hole(self._state.me, order, ranked, waited_s)
         if stage is None:
             return None
         if stage == DRIVER_STAGE:

@@ -18,7 +18,8 @@ from understudy.protocol.membership.placement import dead_stretch, nearest_survi
 from understudy.protocol.membership.seats import Seat, Status
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.pipeline.queue import WorkQueue
-from understudy.protocol.recovery.driver_backup import DriverBackupHolder, holding_stages
+from understudy.protocol.standby.holders import keeping_stages
+from understudy.protocol.standby.shelf import Shelf
 from understudy.protocol.wire.fields import RefusalReason
 from understudy.protocol.wire.messages import Claim, Donation, FetchRequest, Grant, Refusal
 from understudy.protocol.wire.records import OfferRecord
@@ -37,9 +38,8 @@ class WitnessSnapshot:
 class Witness:
     """What a serving node does for the lost stages next to it."""
 
-    def __init__(self, state: NodeState, queue: WorkQueue) -> None:
-        self._state = state
-        self.backups = DriverBackupHolder(state, self.review)
+    def __init__(self, state: NodeState, queue: WorkQueue, shelf: Shelf) -> None:
+        self._state, self._shelf = state, shelf
         self._queue = queue
         self._held: WitnessSnapshot | None = None
         self._is_snapshot_due = False
@@ -152,15 +152,13 @@ class Witness:
         )
         self._state.act(Store(record, self._state.manifest.timing.record_lifetime_s))
 
-    def _donations_for(self, stage: int) -> tuple[Donation, ...]:
-        """What we have for whoever takes the stage: our weights, or our copies of S0's."""
-        if stage == DRIVER_STAGE:
-            return self.backups.donations()
-        held = self._held
-        if held is None or not self._can_copy_for(stage):
-            return ()
+    def _donations_for(self, stage: int, *, is_donor: bool = True) -> tuple[Donation, ...]:
+        """What we have for whoever takes the stage: our copies of it and, as a donor, our own weights behind them."""
+        copies, held = self._shelf.donations(stage), self._held
+        if held is None or not is_donor or not self._can_copy_for(stage):
+            return copies
         norm = self._state.squared_gradient_norm
-        return (Donation("stage", self._state.stage, held.step, norm, held.payload_bytes, held.digest),)
+        return (*copies, Donation("stage", self._state.stage, held.step, norm, held.payload_bytes, held.digest))
 
     # --- claims ---
 
@@ -222,7 +220,7 @@ class Witness:
 
     def _is_witness_of(self, stage: int) -> bool:
         membership = self._state.membership
-        if stage == DRIVER_STAGE and self._state.stage in holding_stages(self._state.manifest):
+        if stage == DRIVER_STAGE and self._state.stage in keeping_stages(self._state.manifest):
             return not membership.is_serving(stage)
         return stage in dead_stretch(self._state.stage, membership.stage_count, membership.is_serving)
 
@@ -232,9 +230,10 @@ class Witness:
         if is_donor and not self._is_ready_for(stage):
             self._unanswered[stage] = (peer, incarnation)
             self._hold_weights()
-            self._state.send(peer, Grant(stage, incarnation, step, (), is_preparing=True, vote=vote))
+            copies = self._shelf.donations(stage)
+            self._state.send(peer, Grant(stage, incarnation, step, copies, is_preparing=True, vote=vote))
             return
-        donations = self._donations_for(stage) if is_donor else ()
+        donations = self._donations_for(stage, is_donor=is_donor)
         self._state.send(peer, Grant(stage, incarnation, step, donations, vote=vote))
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:

@@ -22,9 +22,9 @@ PathOfPeers = Annotated[tuple[NamedPeer, ...], Meta(max_length=STAGES_MAX)]
 Digest = Annotated[str, Meta(max_length=128, pattern=VISIBLE)]
 StageState = Literal["recovering", "serving", "left", "withdrawn"]
 """``left``: it said goodbye. ``withdrawn``: this tenure or claim is void, and says nothing about any other."""
-Part = Literal["stage", "embedding", "head", "initial"]
-"""What a donation holds: a whole stage, one of the two parts of S0 that its neighbours keep copies of, or the weights
-that the run began with."""
+Part = Literal["stage", "embedding", "head", "initial", "moments"]
+"""What a donation holds: a whole stage, one of the two parts of S0, the weights that the run began with, or the state
+of a stage's optimizer."""
 RefusalReason = Literal["owner alive", "superseded", "not serving", "asks too few", "run is done"]
 LeaseState = Literal["noted", "held", "passed", "full", "not mine"]
 """Of an asked-for step: it is still to come; its weights are held; they are gone; too many are held

@@ -117,12 +117,13 @@ class Donation(msgspec.Struct, frozen=True, array_like=True):
     payload_bytes: ByteCount
     digest: Digest
     incarnation: Annotated[int, Meta(ge=0, le=INCARNATION_MAX)] = 0
-    """Of a copy: the incarnation of the S0 that it was taken from; two of them may disagree on a step."""
-    has_optimizer: bool = False
-    """The optimizer's state comes with the weights: who takes both goes on as the donor would. Nobody gives it yet."""
+    """Of a copy: the incarnation that it was taken from; two of them may disagree on a step."""
+    is_copy: bool = False
+    """Of the lost stage itself, by a holder; else these are the donor's own weights."""
 
 
-DONATIONS_MAX = 4  # one whole stage, or the last two copies of both parts of S0
+DONATIONS_MAX = 6
+"""The donor's own stage and a copy of the lost one with its optimizer; or the last two copies of both parts of S0."""
 
 
 class Grant(Message, frozen=True, tag="grant"):
@@ -180,22 +181,31 @@ class Dropped(Message, frozen=True, tag="dropped"):
     is_gradient: bool
 
 
-class EdgeCopy(Message, frozen=True, tag="edge_copy"):
-    """From the driver to the keeper of a part of S0: a copy as of ``step`` waits to be fetched."""
+SHARES_MAX = 64
 
-    part: Part
+
+class CopyOffer(Message, frozen=True, tag="copy"):
+    """From the owner of this tenure to a holder: the image of a part, as of ``step``, waits to be fetched."""
+
+    stage: StageNumber
     incarnation: Incarnation
+    part: Part
     step: StepNumber
     payload_bytes: ByteCount
     digest: Digest
+    share: Annotated[int, Meta(ge=1, le=SHARES_MAX)] = 1
+    """Of how many offers that the owner has out: together they may take a fifth of its line."""
 
 
-class EdgeCopyKept(Message, frozen=True, tag="edge_copy_kept"):
-    """The keeper holds this copy, verified."""
+class CopyKept(Message, frozen=True, tag="copy_kept"):
+    """The answer to `CopyOffer`. ``is_full``: no, I hold enough for others; else the copy is here, verified."""
 
+    stage: StageNumber
+    incarnation: Incarnation
     part: Part
     step: StepNumber
     digest: Digest
+    is_full: bool = False
 
 
 class LeaseRequest(Message, frozen=True, tag="hold"):
@@ -257,6 +267,16 @@ class FetchRequest(Message, frozen=True, tag="fetch"):
     incarnation: Incarnation
     digest: Digest
     offset: ByteCount
+    base: Digest = ""
+    """What the claimant has already: if the donor can, it sends the difference to that, and its header says so."""
+    piece_bytes: ByteCount = 0
+    """Send so much, then wait for `FetchMore`; 0: all at once."""
+
+
+class FetchMore(Message, frozen=True, tag="fetch_more"):
+    """From whoever fetches in pieces: the next one, of at most so many bytes."""
+
+    piece_bytes: Annotated[int, Meta(ge=1, le=2**50)]
 
 
 class FetchHeader(Message, frozen=True, tag="fetch_header"):
@@ -264,6 +284,8 @@ class FetchHeader(Message, frozen=True, tag="fetch_header"):
 
     specs: Annotated[tuple[TensorSpec, ...], Meta(max_length=65536)]
     payload_bytes: ByteCount
+    base: Digest = ""
+    """Not empty: what follows is the difference to these weights, in bfloat16."""
 
 
 class FetchRefused(Message, frozen=True, tag="fetch_refused"):
@@ -291,8 +313,8 @@ AnyMessage = (
     | Commit
     | CommitAck
     | Dropped
-    | EdgeCopy
-    | EdgeCopyKept
+    | CopyOffer
+    | CopyKept
     | LeaseRequest
     | LeaseStatus
     | LeaseRelease
@@ -300,6 +322,7 @@ AnyMessage = (
     | Forward
     | Backward
     | FetchRequest
+    | FetchMore
     | FetchHeader
     | FetchRefused
     | FetchEnd

@@ -56,10 +56,15 @@ class StageRecord(Record, frozen=True, tag="stage"):
     """What the owner's compute thread can do, measured at work; 0 if it is not known yet. For people."""
     contact: Contact = Contact()
     proof: Proof = ()
+    copied: StepNumber = 0
+    """The last step as of which a holder has a copy of the stage; 0: none has. For people."""
 
 
 CAPACITY_MAX = 1e7
 """Billions of multiply-adds a second: ten times what the fastest accelerators do."""
+
+
+SPARE_COPIES_MAX = 4
 
 
 class SpareRecord(Record, frozen=True, tag="spare"):
@@ -72,6 +77,8 @@ class SpareRecord(Record, frozen=True, tag="spare"):
     contact: Contact = Contact()
     can_hold_blocks: bool = True
     """It has room for a block stage; without that it may take S0 alone."""
+    copies: Annotated[tuple[StageNumber, ...], Meta(max_length=SPARE_COPIES_MAX)] = ()
+    """The stages that it holds copies of: what is lost of these is its to take."""
 
 
 class OfferRecord(Record, frozen=True, tag="offer"):

@@ -76,7 +76,7 @@ def test_a_swarm_forms_and_trains(fleet: Fleet) -> None:
     assert sum(peer.memory_bytes for peer in fleet.peers) < MEMORY_BYTES_MAX
 
 
-@pytest.mark.parametrize(("stage", "method", "donors"), [(2, "checkfree", [1, 3]), (0, "edge copy", [1, 4])])
+@pytest.mark.parametrize(("stage", "method", "donors"), [(2, "checkfree", [1, 3]), (0, "standby", [1, 4])])
 def test_an_owner_that_its_engine_starts_again_takes_its_stage_back(
     fleet: Fleet, stage: int, method: str, donors: list[int]
 ) -> None:

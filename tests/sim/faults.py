@@ -220,7 +220,7 @@ KINDS: tuple[tuple[str, ...], ...] = (
     ("Announce", "Heartbeat"),
     ("Forward",),
     ("Backward",),
-    ("EdgeCopy", "EdgeCopyKept"),
+    ("CopyOffer", "CopyKept"),
     ("Lost", "Alive"),
     ("Grant", "Withdraw"),
 )

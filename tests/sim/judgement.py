@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from tests.sim.node import SimNode, Snapshot, Violation
+from tests.sim.standbys import check_copy, check_parts, check_used
 from understudy.protocol.actions import Action, Send, Stop
 from understudy.protocol.events import TimerFired
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
@@ -48,7 +49,7 @@ REQUIRED_FIELDS: dict[str, set[str]] = {
     "stage.claimed": {*_TENURE, "why", "witnesses", "votes", "passed_over"},
     "stage.recovered": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds"},
     "stage.initialised": {*_TENURE, "method", "reason", "donors", "coefficients", "bytes", "seconds", "digests"},
-    "edge.copied": {*_TENURE, "part", "to_stage", "bytes", "seconds", "digest"},
+    "standby.copied": {*_TENURE, "part", "holder", "to_stage", "copied_step", "bytes", "seconds", "digest"},
     "text.failed": {"peer", "step", "reason"},
     "claim.withdrawn": {*_TENURE, "reason"},
     "fetch.failed": {*_TENURE, "donor", "reason"},
@@ -239,9 +240,11 @@ class Judge:
         if hosting is None or (hosting.stage, hosting.incarnation) != (fields["stage"], fields["incarnation"]):
             raise Violation(f"{node.peer} reports a recovery of a stage that it does not host: {fields}")
         donors, method = hosting.donors, fields["method"]
-        if method == "edge copy":
-            self._check_parts(fields, donors)
+        if method == "standby":
+            is_driver = fields["stage"] == DRIVER_STAGE
+            check_parts(fields, donors) if is_driver else check_copy(fields, donors, self._manifest)
             return
+        check_used(fields, node, self._manifest)
         if method == "initial":
             self._check_initial(fields, donors)
             return
@@ -272,14 +275,6 @@ class Judge:
         wanted = [(initial.peer, fields["stage"], initial.digests[fields["stage"]])]
         if [(copy.peer, copy.stage, digest) for copy, digest in zip(copies, fields["digests"], strict=True)] != wanted:
             raise Violation(f"these are not the run's initial weights: {fields}, {copies}")
-
-    def _check_parts(self, fields: Mapping[str, Any], copies: Sequence[Snapshot]) -> None:
-        """S0 is rebuilt from copies of S0, and if it says so from copies of one commit."""
-        if fields["stage"] != DRIVER_STAGE or any(copy.stage != DRIVER_STAGE for copy in copies):
-            raise Violation(f"only S0 has copies: {fields}, {copies}")
-        steps = {copy.weights for copy in copies}
-        if not copies or ("exactly" in fields["reason"] and (len(copies) != 2 or len(steps) != 1)):
-            raise Violation(f"S0 was rebuilt from {copies}, but says {fields['reason']}")
 
     # --- the end ---
 

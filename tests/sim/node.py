@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from understudy.protocol.actions import Discard, Keep, ReleaseLease, ReleaseSnapshot, ReleaseStage
+from understudy.protocol.actions import Discard, Keep, ReleaseCopy, ReleaseLease, ReleaseSnapshot, ReleaseStage
 from understudy.protocol.core import Core
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.jobs import (
@@ -20,6 +20,7 @@ from understudy.protocol.jobs import (
     BlendJob,
     DigestJob,
     ForwardJob,
+    ImageJob,
     InitialiseJob,
     Job,
     LeaseJob,
@@ -109,6 +110,8 @@ class SimNode:
         self.timer_serial = 0
         self.hosting: Hosting | None = None
         self.snapshots: dict[str, Snapshot] = {}
+        self.kept: dict[str, Snapshot] = {}
+        """Copies of other stages."""
         self.holds: dict[int, Snapshot] = {}
         """What is held for exporters, by step."""
         self.half_digested: set[int] = set()
@@ -135,8 +138,9 @@ class SimNode:
         """Do a job symbolically and return its result."""
         match job:
             case InitialiseJob(stage, incarnation, parts=parts):
-                self._host(Hosting(stage, incarnation, float(stage), tuple(copy for _, copy in parts)))
-                for _, copy in parts:
+                weights = [copy for part, copy in parts if part != "moments"]
+                self._host(Hosting(stage, incarnation, float(stage), tuple(weights)))
+                for copy in weights:
                     self.hosting.weights = copy.weights
             case BlendJob(stage, incarnation, payloads, coefficients):
                 weights = sum(c * donor.weights for c, donor in zip(coefficients, payloads, strict=True))
@@ -151,10 +155,14 @@ class SimNode:
                 return self._apply(job)
             case LeaseJob(step):
                 self._hold(step)
-            case SnapshotJob() | DigestJob():
-                is_snapshot = isinstance(job, SnapshotJob)
-                return tuple(map(self._snapshot, job.parts)) if is_snapshot else self._digest(job.step)
+            case SnapshotJob() | ImageJob() | DigestJob():
+                return self._copy(job)
         return None
+
+    def _copy(self, job: SnapshotJob | ImageJob | DigestJob) -> Any:
+        if isinstance(job, ImageJob):
+            return tuple(self._snapshot(f"image of {part}") for part in job.parts)
+        return self._snapshot("stage") if isinstance(job, SnapshotJob) else self._digest(job.step)
 
     def _host(self, hosting: Hosting) -> None:
         self.release()
@@ -169,7 +177,7 @@ class SimNode:
     def fetchable(self, digest: str) -> Snapshot:
         """What is behind a digest that was offered."""
         held = {held_digest(copy): copy for copy in self.holds.values()}
-        return {**held, **self.snapshots}[digest]
+        return {**held, **self.kept, **self.snapshots}[digest]
 
     def _forward(self, job: ForwardJob) -> Activation:
         hosting = self.hosting
@@ -294,12 +302,14 @@ class SimNode:
                 return hosting.applied[-1] if hosting.applied else None
         return None
 
-    def perform(self, action: Discard | Keep | ReleaseLease | ReleaseSnapshot | ReleaseStage) -> None:
+    def perform(self, action: Discard | Keep | ReleaseCopy | ReleaseLease | ReleaseSnapshot | ReleaseStage) -> None:
         """Actions that only touch the body."""
         if isinstance(action, ReleaseStage):
             self.release()
         elif isinstance(action, Keep):
-            self.snapshots[action.digest] = action.payload
+            self.kept[action.digest] = action.payload
+        elif isinstance(action, ReleaseCopy):
+            del self.kept[action.digest]
         elif isinstance(action, ReleaseSnapshot):
             del self.snapshots[action.digest]
         elif isinstance(action, ReleaseLease):

@@ -71,11 +71,20 @@ class Schedule:
         return simulation
 
 
+def copying(seed: int) -> dict[str, int]:
+    """Every other run has standby copies; the others rebuild what they lose from its neighbours."""
+    return {"standby_every": seed % 2 * 5, "standby_age_max": 8}
+
+
 def schedule(seed: int, method: str) -> Schedule:
     """The schedule of a seed. The order of the draws is part of what a recorded seed means: never change it."""
     rng = random.Random(seed)
     manifest = small_manifest(
-        stages=rng.choice([3, 4, 5, 6]), steps=rng.choice([4, 6, 10]), microbatches=rng.choice([2, 4]), method=method
+        stages=rng.choice([3, 4, 5, 6]),
+        steps=rng.choice([4, 6, 10]),
+        microbatches=rng.choice([2, 4]),
+        method=method,
+        **copying(seed),
     )
     count = rng.choice([0, 1, 1, 2, 3])
     faults = random_faults(rng, manifest.stage_count, manifest.step.total_steps, count)
@@ -94,6 +103,7 @@ def harsh_schedule(seed: int, method: str) -> Schedule:
         steps=rng.choice([4, 6, 10]),
         microbatches=rng.randint(2, 6),
         method=method,
+        **copying(seed),
         norm_exponent=rng.choice([0, 1, 2]),
     )
     manifest = replace_settings(manifest, step=replace_settings(manifest.step, window=rng.choice([0, 1, 2, 3])))
@@ -106,7 +116,7 @@ def brief_schedule(seed: int, method: str) -> Schedule:
     """One pause, partition or cut link of about the time after which a peer counts as dead."""
     rng = random.Random(seed)
     stages = rng.randint(3, 6)
-    manifest = small_manifest(stages=stages, steps=40, microbatches=rng.choice([2, 4]), method=method)
+    manifest = small_manifest(stages=stages, steps=40, microbatches=rng.choice([2, 4]), method=method, **copying(seed))
     return Schedule(seed, manifest, (brief_fault(rng, stages, 10),), rng.randint(1, 3), rng.choice(WEATHERS[:3]))
 
 
@@ -114,7 +124,7 @@ def split_schedule(seed: int, method: str) -> Schedule:
     """One split of a swarm with spares on both sides, and many steps behind it."""
     rng = random.Random(seed)
     stages = rng.randint(3, 6)
-    manifest = small_manifest(stages=stages, steps=60, microbatches=rng.choice([2, 4]), method=method)
+    manifest = small_manifest(stages=stages, steps=60, microbatches=rng.choice([2, 4]), method=method, **copying(seed))
     fault, spares, weather = one_split(rng, stages, 60), rng.randint(1, 5), rng.choice(WEATHERS[:3])
     return Schedule(seed, manifest, (fault,), spares, weather, SPLIT_LIMIT_S)
 
@@ -123,7 +133,7 @@ def restart_schedule(seed: int, method: str) -> Schedule:
     """Owners that are killed and start again under their own identity, with and without a spare that waits."""
     rng = random.Random(seed)
     stages = rng.randint(3, 6)
-    manifest = small_manifest(stages=stages, steps=20, microbatches=rng.choice([2, 4]), method=method)
+    manifest = small_manifest(stages=stages, steps=20, microbatches=rng.choice([2, 4]), method=method, **copying(seed))
     faults = tuple(
         Restart(
             Trigger(stage := rng.randrange(stages), rng.randint(1, 15), rng.choice(["forward", "backward", "apply"])),
@@ -143,6 +153,7 @@ def hindered_schedule(seed: int, method: str) -> Schedule:
         steps=rng.choice([4, 6, 10]),
         microbatches=rng.randint(2, 8),
         method=method,
+        **copying(seed),
         edge_copy_every=rng.choice([0, 1, 1, 2]),
         edge_keepers=rng.choice([1, 2, 2, 3]),
     )
@@ -158,7 +169,7 @@ def stuck_schedule(seed: int, method: str) -> Schedule:
     rng = random.Random(seed)
     stages = rng.randint(3, 6)
     manifest = small_manifest(
-        stages=stages, steps=rng.choice([10, 30]), microbatches=rng.choice([2, 4, 6]), method=method
+        stages=stages, steps=rng.choice([10, 30]), microbatches=rng.choice([2, 4, 6]), method=method, **copying(seed)
     )
     count = rng.randint(1, 2)
     faults = stuck_faults(rng, stages, manifest.step.total_steps, count)

@@ -10,7 +10,6 @@ from itertools import count
 from typing import Any, TypeVar
 
 from tests.seals import NamedSeal
-from tests.sim.edges import EdgeJudge
 from tests.sim.faults import (
     CALM,
     STRAGGLE_S,
@@ -31,6 +30,7 @@ from tests.sim.faults import (
 from tests.sim.hindrances import Hindrance, Hindrances, Reading
 from tests.sim.judgement import Judge, LogLine
 from tests.sim.node import SimNode, Violation
+from tests.sim.standbys import StandbyJudge
 from understudy.protocol.actions import (
     Action,
     CancelFetches,
@@ -41,6 +41,7 @@ from understudy.protocol.actions import (
     Keep,
     Read,
     ReadText,
+    ReleaseCopy,
     ReleaseLease,
     ReleaseSnapshot,
     ReleaseStage,
@@ -73,6 +74,12 @@ JOB_SECONDS = (0.004, 0.02)
 FETCH_S = 0.2
 WITHOUT_MAJORITY_S = 60.0
 """Longer than any split lasts here, so no side without a majority goes on."""
+OF_SIMULATIONS: dict[str, Any] = {
+    "without_majority_after_s": WITHOUT_MAJORITY_S,
+    "standby_every": 0,
+    "method": "checkfree+",
+}
+"""How a lost stage is rebuilt, unless a story says otherwise: from its neighbours, as in the paper."""
 CHECK_EVERY = 23
 """A core looks at all its invariants after so many events: a prime, so as not to fall in step with anything."""
 REFUSAL_S = (0.05, 0.6)
@@ -119,7 +126,7 @@ class Simulation:
         self._cuts: dict[frozenset[PeerId], float] = {}
         self._channel_free: dict[tuple[PeerId, PeerId, bool], float] = {}
         self._talked: set[tuple[PeerId, PeerId]] = set()
-        self._edges = EdgeJudge()
+        self._standbys = StandbyJudge()
         self._hindrances: Hindrances[StoredRecord] = Hindrances(self.rng)
         self._calm_since = 0.0
         """When the last fault that heals has healed."""
@@ -231,7 +238,7 @@ class Simulation:
             case Stop():
                 node.is_stopped = True
                 self.judge.check_stopped(node, self.now, self.now - self._calm_since)
-            case Discard() | Keep() | ReleaseLease() | ReleaseSnapshot() | ReleaseStage():
+            case Discard() | Keep() | ReleaseCopy() | ReleaseLease() | ReleaseSnapshot() | ReleaseStage():
                 self._later(node, lambda: node.perform(action))
             case CancelFetches() | CloseLinks():
                 pass
@@ -294,8 +301,8 @@ class Simulation:
         line = LogLine(self.now, node.peer, name, fields)
         self.log.append(line)
         self.judge.check_event(line, node)
-        if name == "edge.copied":
-            self._edges.check_copied(fields, self.owner(fields["to_stage"]))
+        if name == "standby.copied":
+            self._standbys.check_copied(fields, self.nodes[fields["holder"]])
         if name == "stage.recovered" and fields["stage"] == 0:
             self._check_s0(node, fields)
         if name == "step.committed":
@@ -310,7 +317,7 @@ class Simulation:
         is_clear = not self.judge.is_split and not any(line.name == "fetch.failed" for line in own[claimed or 0 :])
         if claimed is not None and is_clear:
             owners = [self.owner(stage) for stage in own[claimed].fields["witnesses"]]
-            self._edges.check_recovered(fields, [owner for owner in owners if owner is not None])
+            self._standbys.check_recovered(fields, [owner for owner in owners if owner is not None])
 
     # --- network ---
 
@@ -540,7 +547,7 @@ def small_manifest(stages: int = 5, steps: int = 4, microbatches: int = 4, **set
         manifest,
         model=replace_settings(manifest.model, block_stages=stages - 1),
         step=replace_settings(manifest.step, microbatches=microbatches, total_steps=steps, microbatch_timeout_s=8.0),
-        recovery=replace_settings(manifest.recovery, **{"without_majority_after_s": WITHOUT_MAJORITY_S, **settings}),
+        recovery=replace_settings(manifest.recovery, **(OF_SIMULATIONS | settings)),
     )
 
 

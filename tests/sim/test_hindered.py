@@ -17,14 +17,16 @@ from tests.sim.simulation import Simulation, build, replace_settings, small_mani
 from tests.sim.test_seeds import chunks, run_seed
 from tests.sim.transcripts import LIMIT_S, read
 from understudy.protocol.errors import LocalProtocolError
-from understudy.protocol.jobs import Applied, SnapshotJob
+from understudy.protocol.jobs import Applied, ImageJob
 from understudy.protocol.pipeline.coordinator import Coordinator
 from understudy.protocol.pipeline.ledger import StageLedger
 from understudy.protocol.pipeline.numbers import Spoilt
 from understudy.protocol.pipeline.stage import BlockStage
 from understudy.protocol.pipeline.updates import OWN_SKIPS_MAX, Updates
-from understudy.protocol.recovery.driver_backup import PARTS, DriverBackupHolder, DriverBackupSource
 from understudy.protocol.recovery.lifecycle import Lifecycle
+from understudy.protocol.standby.holders import DRIVER_PARTS
+from understudy.protocol.standby.shelf import Shelf
+from understudy.protocol.standby.source import CopySource
 from understudy.protocol.wire.messages import FetchRequest
 
 SEEDS = {"checkfree": seeds(10_000, 25), "checkfree+": seeds(10_000, 25)}
@@ -164,7 +166,7 @@ def for_all(story: Callable[[int], Simulation]) -> None:
 
 def dies_while_copying(seed: int) -> Simulation:
     """S0 and its successor die while the next pair is on its way to its keepers, one part faster than the other."""
-    late = Hinder(Trigger(0, 2, "forward"), 60.0, ("EdgeCopy", "EdgeCopyKept"), delay_s=0.5)
+    late = Hinder(Trigger(0, 2, "forward"), 60.0, ("CopyOffer", "CopyKept"), delay_s=0.5)
     kills = [Kill(Trigger(0, step, "committed", 0.05 * (seed % 10)), 0) for step in (12, 20)]
     manifest = small_manifest(stages=5, steps=24, microbatches=2)
     simulation = build(seed, [late, *kills], manifest=manifest, spares=3, kind=Simulation)
@@ -186,21 +188,21 @@ def copy_apart(source: Any) -> None:
     """Copy the embedding, and the head a moment later: an update may fall between."""
     if getattr(source, "is_head_due", False):
         source.is_head_due = False
-        source._queue.push(SnapshotJob(source._state.committed, PARTS[1:]))
+        source._queue.push(ImageJob(source._state.committed, DRIVER_PARTS[1:]))
     elif source._is_due and not source._is_ordered and not source._offered:
         source._is_due, source._is_ordered = False, True
-        source._queue.push(SnapshotJob(source._state.committed, PARTS[:1]))
+        source._queue.push(ImageJob(source._state.committed, DRIVER_PARTS[:1]))
 
 
 def note_apart(source: Any, parts: tuple[Any, ...], copied: tuple[tuple[int, str], ...]) -> None:
     others = {part: copy for part, copy in source._held.items() if part not in parts}
     source._held = {part: copy for part, copy in source._held.items() if part in parts}
-    SNAPSHOTS(source, parts, copied)
+    IMAGES(source, parts, copied)
     source._held |= others
-    source._is_ordered = source.is_head_due = parts == PARTS[:1]
+    source._is_ordered = source.is_head_due = parts == DRIVER_PARTS[:1]
 
 
-def forget_the_last_pair(holder: DriverBackupHolder, part: Any, copies: list[Any]) -> list[Any]:
+def forget_the_last_pair(shelf: Shelf, stage: int, part: Any, copies: list[Any]) -> list[Any]:
     return copies[-1:]
 
 
@@ -214,16 +216,16 @@ def say_nothing(updates: Updates, step: int, result: Applied, first: Spoilt | No
     APPLIED(updates, step, Applied(result.squared_gradient_norm))
 
 
-SNAPSHOTS, APPLIED = DriverBackupSource.on_snapshots, Updates.applied
+IMAGES, APPLIED = CopySource.on_images, Updates.applied
 
 MUTANTS: dict[str, tuple[Callable[[int], Simulation], dict[tuple[type, str], Any]]] = {
     "the parts are copied apart": (
         dies_while_copying,
-        {(DriverBackupSource, "advance"): copy_apart, (DriverBackupSource, "on_snapshots"): note_apart},
+        {(CopySource, "advance"): copy_apart, (CopySource, "on_images"): note_apart},
     ),
     "a keeper forgets the last pair": (
         dies_while_copying,
-        {(DriverBackupHolder, "_worth_keeping"): forget_the_last_pair},
+        {(Shelf, "_worth_keeping"): forget_the_last_pair},
     ),
     "a skipped update leaves the old norm": (skips_and_donates, {(Updates, "applied"): keep_the_old_norm}),
     "a skipped update is not said": (skips_and_donates, {(Updates, "applied"): say_nothing}),
@@ -260,7 +262,7 @@ class CuriousSimulation(Simulation):
         for digest in driver.snapshots if driver is not None else ():
             assert driver is not None
             request = FetchRequest(0, driver.core.state.incarnation, digest, 0)
-            part = digest.partition(" ")[0]
+            part = digest.removeprefix("image of ").partition(" ")[0]
             self.served |= {(part, peer) for peer in self.nodes if driver.core.may_fetch(peer, request)}
 
 
@@ -268,23 +270,26 @@ class CuriousSimulation(Simulation):
     ("keepers", "embedding", "head"), [(1, [1], [4]), (2, [1, 4], [1, 4]), (3, [1, 2, 4], [1, 3, 4])]
 )
 def test_copies_of_s0_are_for_their_keepers(keepers: int, embedding: list[int], head: list[int]) -> None:
-    manifest = small_manifest(stages=5, steps=3, edge_keepers=keepers)
+    manifest = small_manifest(stages=5, steps=40, edge_keepers=keepers)
     simulation = build(1, [], manifest=manifest, spares=1, kind=CuriousSimulation)
-    for instant in range(13, 25):
+    for instant in range(13, 90, 4):
         simulation.at(instant / 10, simulation.ask_around)
     simulation.run(LIMIT_S)
-    allowed = [*(("embedding", stage) for stage in embedding), *(("head", stage) for stage in head)]
-    assert simulation.served == {(part, f"peer-{stage}") for part, stage in allowed}
+    allowed = {*(("embedding", f"peer-{stage}") for stage in embedding), *(("head", f"peer-{stage}") for stage in head)}
+    of_weights = {(part, peer) for part, peer in simulation.served if part in DRIVER_PARTS}
+    assert of_weights == allowed | {(part, "spare-0") for part in DRIVER_PARTS}
 
 
 # --- what is lost together ---
 
 
 def recovered(lost: tuple[int, ...], keepers: int, seed: int) -> dict[str, Any]:
-    """What the new S0 says after these stages died at the same moment."""
+    """What the new S0 says after these stages died at the same moment; no spare was there to hold a copy of it."""
     manifest = small_manifest(stages=6, steps=8, edge_keepers=keepers)
     faults = [Kill(Trigger(0, 4, "committed"), stage) for stage in lost]
-    simulation = build(seed, list(faults), manifest=manifest, spares=len(lost) + 1, kind=Simulation)
+    simulation = build(seed, list(faults), manifest=manifest, spares=0, kind=Simulation)
+    for number in range(len(lost) + 1):
+        simulation.add_node(f"spare-{number}", at=8.0)
     simulation.run(LIMIT_S)
     simulation.check_outcome()
     return next(dict(line.fields) for line in simulation.recoveries() if line.fields["stage"] == 0)
@@ -294,10 +299,10 @@ def recovered(lost: tuple[int, ...], keepers: int, seed: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("lost", "keepers"), [((0,), 1), ((0, 1), 2), ((0, 5), 2), ((0, 1, 5), 3), ((0, 2, 3), 1)], ids=str
 )
-def test_s0_comes_back_exactly_from_whoever_keeps_it(lost: tuple[int, ...], keepers: int, seed: int) -> None:
+def test_s0_comes_back_whole_from_whoever_keeps_it(lost: tuple[int, ...], keepers: int, seed: int) -> None:
     fields = recovered(lost, keepers, seed)
-    assert fields["method"] == "edge copy"
-    assert fields["reason"].endswith("exactly")
+    assert fields["method"] == "standby"
+    assert fields["reason"] in {f"embedding and head as of step {step}" for step in (2, 3)}
 
 
 @pytest.mark.parametrize(

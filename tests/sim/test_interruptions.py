@@ -118,12 +118,12 @@ def test_an_old_record_of_ours_leaves_the_new_one_in_the_dht() -> None:
 # --- one death after the other ---
 
 
-@pytest.mark.parametrize("seed", [0, 2, 7, 23, 24])
+@pytest.mark.parametrize("seed", [0, 3, 12, 23, 24])
 def test_a_claim_that_comes_too_early_costs_a_second(seed: int) -> None:
     """Each stage dies twice, soon after its neighbour: spares know of new owners late, and ask the wrong witnesses.
 
     Their withdrawal reached witnesses that had refused, which then refused the next claim too: seconds for each death.
-    An incarnation is spent only where somebody had recognised the claim. (Of the seeds 0 to 39 six take longer, where
+    An incarnation is spent only where somebody had recognised the claim. (Of the seeds 0 to 39 four take longer, where
     two claimants share the votes and the one with more of them waits `dead_after_s` for a neighbour of the stage.)
     """
     kills = [

@@ -170,7 +170,7 @@ def tell(line: LogLine) -> str:
 
 def is_told(line: LogLine, name: str) -> bool:
     """The standing step is told where a step is what the event is about."""
-    is_about_steps = line.name in {"step.committed", "stage.recovered", "microbatch.reissued", "edge.copied"}
+    is_about_steps = line.name in {"step.committed", "stage.recovered", "microbatch.reissued", "standby.copied"}
     return name != "step" or is_about_steps or line.name.startswith(("export.", "weights.held"))
 
 

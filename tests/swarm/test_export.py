@@ -33,6 +33,7 @@ block_stages = 2
 context_length = 32
 [recovery]
 method = "checkfree"
+standby_every = 0
 [step]
 microbatches = 4
 microbatch_size = 8

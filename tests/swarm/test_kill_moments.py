@@ -23,6 +23,7 @@ attention_heads = 2
 context_length = 32
 [recovery]
 method = "checkfree+"
+standby_every = 0
 swapped_pairs = "average"
 [step]
 microbatches = {MICROBATCHES}
@@ -34,7 +35,7 @@ dead_after_s = 12.0
 """Deaths are noticed by refused connections; a busy machine's silence is none."""
 STAGES = (1, 2, 3, 4, 0)
 SOURCES = {
-    0: ("edge copy", [1, 4]),
+    0: ("standby", [1, 4]),
     1: ("mirror", [2]),
     2: ("checkfree", [1, 3]),
     3: ("checkfree", [2, 4]),

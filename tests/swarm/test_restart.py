@@ -28,6 +28,7 @@ block_stages = 3
 context_length = 32
 [recovery]
 method = "checkfree"
+standby_every = 0
 [step]
 microbatches = 2
 microbatch_size = 4
@@ -51,7 +52,7 @@ class Strike:
 STRIKES = (
     Strike(2, 0.0, "checkfree", (1, 3)),
     Strike(3, 3.0, "copy", (2,)),
-    Strike(0, 0.0, "edge copy", (1, 3)),
+    Strike(0, 0.0, "standby", (1, 3)),
 )
 
 

@@ -131,14 +131,21 @@ LAYERS: dict[str, set[str]] = {
         "actions", "errors", "events", "ids", "jobs", "manifest", "membership/placement", "node_state",
         "pipeline/observer", "pipeline/queue", "wire",
     },
+    # What is held of stages: like an export it observes steps, and knows nothing of hosts or claims.
+    "standby": {
+        "actions", "events", "ids", "jobs", "manifest", "membership/placement", "node_state", "pipeline/observer",
+        "pipeline/queue", "wire",
+    },
     # Builds a stage, so it knows the hosts, and who observes their steps: exports are one of them.
     "recovery": {
         "actions", "errors", "events", "export", "ids", "jobs", "manifest", "membership", "membership/placement",
-        "membership/seats", "node_state", "pipeline", "pipeline/observer", "pipeline/queue", "routing", "wire",
+        "membership/seats", "node_state", "pipeline", "pipeline/observer", "pipeline/queue", "routing", "standby",
+        "wire",
     },
     # Asserted after every event: it looks into all parts, and no part knows of it.
     "invariants": {
-        "actions", "errors", "export", "ids", "jobs", "node_state", "pipeline", "pipeline/queue", "recovery", "wire",
+        "actions", "errors", "export", "ids", "jobs", "node_state", "pipeline", "pipeline/queue", "recovery", "standby",
+        "wire",
     },
     # For people: it looks at everything, and of protocol/ only the core looks at it.
     "observe": {
@@ -307,9 +314,10 @@ NODE_IMPORTS = {
 }  # fmt: skip
 """Of each package and module of node/ the others that it imports: no more, and no fewer. No need is no permission."""
 
-LINKS_KNOW_OF_COMPUTE = {"tensors", "weights", "weights_buffer", "parts", "thread"}
+LINKS_KNOW_OF_COMPUTE = {"tensors", "weights", "weights_buffer", "parts", "standby", "thread"}
 """Bytes go from the line into tensors and back without a copy between, so links/ names those that hold them, what a
-stage's part must hold, and the thread that digests what came. Nothing that computes."""
+stage's part must hold, what a difference that came is added to, and the thread that digests it. Nothing else that
+computes."""
 
 ABOVE_EXPORT = {"command", "generate_command"}
 """The command lines of the export, which alone of it know of command lines."""

@@ -111,7 +111,7 @@ RUNS: dict[str, str] = {
     "heartbeat_s < suspect_after_s < dead_after_s": 'name = "x"\n[timing]\nheartbeat_s = 9.0\n',
     "record_lifetime_s must be at least twice": 'name = "x"\n[timing]\nrecord_refresh_s = 9.0\n',
     "data.source = 'text' needs data.paths": 'name = "x"\n[data]\nsource = "text"\n',
-    "protocol version 7, this node speaks 4: install": 'name = "x"\nprotocol_version = 7\n',
+    "protocol version 7, this node speaks 5: install": 'name = "x"\nprotocol_version = 7\n',
 }
 
 
@@ -237,8 +237,8 @@ def test_another_run_than_the_folders_is_refused(complaint: str, founded: Path) 
 
 
 def test_a_run_toml_that_was_changed_since_is_refused_with_the_setting(founded: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text('name = "tiny"\n[recovery]\nmethod = "checkfree"\n', encoding="utf-8")
-    complaint = r'whose recovery.method is "checkfree\+"; .*/run.toml asks for "checkfree": choose another --dir'
+    (tmp_path / "run.toml").write_text('name = "tiny"\n[recovery]\nmethod = "checkfree+"\n', encoding="utf-8")
+    complaint = r'whose recovery.method is "checkfree"; .*/run.toml asks for "checkfree\+": choose another --dir'
     assert_refused(["bootstrap", str(tmp_path / "run.toml"), *LISTEN, "--dir", str(founded)], complaint, USAGE)
 
 

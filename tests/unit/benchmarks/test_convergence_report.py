@@ -265,3 +265,15 @@ def test_every_strategy_meets_16_percent_and_four_strategies_every_rate() -> Non
         assert {Run(name, 16, seed) for name in STRATEGIES if name != "none"} <= planned
         assert {Run(name, percent, seed) for name in ("checkfree", "checkfree+") for percent in (5, 10)} <= planned
         assert {Run("none", 0, seed), Run("checkfree+", 0, seed)} <= planned
+
+
+def test_copies_are_told_by_age_beside_what_had_none() -> None:
+    found = results(
+        result("none", 0, 0, [4.0, 3.0, 2.0]),
+        result("standby-20", 16, 0, [4.0, 3.0, 2.5]),
+        result("checkfree-all", 16, 0, [4.0, 3.9, 3.8]),
+    )
+    beside, copied = (row.split("|") for row in parts(found, [])["ages"].splitlines()[2:])
+    assert [cell.strip() for cell in beside[1::4]] == ["CheckFree, edges copied", "not all arrived"]
+    assert copied[1].strip() == "standby copy every 20, fresh optimizer"
+    assert float(copied[5]) >= 1.0

@@ -47,7 +47,8 @@ def outcome() -> Outcome:
 def test_a_small_swarm_costs_what_its_timers_say(outcome: Outcome) -> None:
     spares = outcome.spares
     assert (outcome.owners.peers, spares.peers, outcome.everybody.peers) == (3, 3, 6)
-    assert spares.messages == spares.data_messages == 0
+    assert spares.data_messages == 0
+    assert 0 < spares.messages < 4, "one of the three confirms its copies of S0: two parts, four times a second"
     assert spares.stores == pytest.approx(1 / 5, rel=0.3)
     assert spares.reads == pytest.approx(2 * 3 + 2, rel=0.3)
     assert outcome.owners.messages > outcome.owners.stores > 0

@@ -25,7 +25,7 @@ VIEW = SwarmView(
     tokens=491520,
     tokens_per_second=9593.4,
     stages=(
-        StageView(0, "serving", "QmSoVeryLongAPeerIdA", 1, 120, 0.4),
+        StageView(0, "serving", "QmSoVeryLongAPeerIdA", 1, 120, 0.4, copied=119),
         StageView(1, "lost", "QmSoVeryLongAPeerIdB", 2, 118, 11.2, reachability="punchable"),
         StageView(2, "unowned"),
     ),
@@ -50,9 +50,10 @@ def test_the_picture_names_stages_owners_progress_spares_and_what_is_missing(wid
         ["S1", "APeerIdB", "2", "lost", "118", "11", "s", "ago"],
         ["S2", "unowned", "0"],
     ]
-    assert lines[-4:] == [
+    assert lines[-5:] == [
         "waiting: step 120 of 400, loss 2.718, 9,593 tokens/s, 491,520 tokens",
         "spares: ..APeerIdC (12.5)",
+        "copies, steps old: S0 1, S1 none, S2 none",
         "behind routers: S1 (punchable)",
         "waits for owners of S1, S2 (start 1 more node)",
     ]
@@ -74,7 +75,7 @@ def test_what_is_not_known_is_left_out() -> None:
     view = msgspec.structs.replace(
         VIEW, state="silent", total_steps=0, loss=None, tokens=None, tokens_per_second=None, spares=(), waits_for=None
     )
-    assert drawn(view, 80)[-3:-1] == ["silent: step 120", "spares: none"]
+    assert drawn(view, 80)[-4:-2] == ["silent: step 120", "spares: none"]
 
 
 def test_one_line_says_how_far_it_is_and_what_it_waits_for() -> None:

@@ -83,3 +83,13 @@ def test_microbatches_are_counted_over_the_last_minute() -> None:
 )
 def test_durations_are_said_as_people_do(seconds: float, told: str) -> None:
     assert duration(seconds) == told
+
+
+def test_a_stage_that_came_back_as_it_was_says_how_old_it_is() -> None:
+    history = History()
+    known = {"stage": 2, "method": "standby", "donors": [], "seconds": 0.21, "reason": "its own copy as of step 18"}
+    history.note("stage.recovered", known, 10.0)
+    assert (
+        history.sample(view(), Counters(), 12.0).last_recovery
+        == "S2 here from its own copy as of step 18, 0.2 s (2 s ago)"
+    )

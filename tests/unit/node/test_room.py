@@ -39,7 +39,7 @@ def test_the_presets_fit_into_what_they_are_for(name: str) -> None:
 def test_the_smaller_stage_may_still_be_taken() -> None:
     small = Room(2 * 10**9)
     assert small.objection(LARGE_BLOCKS, 0) is None
-    assert str(small.objection(LARGE_BLOCKS, 1)).startswith("a block stage of this run needs 4.")
+    assert str(small.objection(LARGE_BLOCKS, 1)).startswith("a block stage of this run needs 5.")
     assert str(small.objection(LARGE_EDGE, 0)).startswith("S0 of this run needs ")
     assert small.objection(LARGE_EDGE, 1) is None
 

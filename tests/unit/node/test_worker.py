@@ -12,7 +12,7 @@ import pytest
 
 from understudy.node.compute.stage import StageHost
 from understudy.node.compute.worker import Worker
-from understudy.protocol.actions import Discard, Keep, ReleaseSnapshot, ReleaseStage
+from understudy.protocol.actions import Discard, Keep, ReleaseCopy, ReleaseSnapshot, ReleaseStage
 from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.ids import Attempt, Microbatch
 from understudy.protocol.jobs import ApplyJob, Job
@@ -43,6 +43,9 @@ class Host:
 
     def keep(self, keep: Keep) -> None:
         self._note("keep")
+
+    def release_copy(self, release: ReleaseCopy) -> None:
+        self._note("release copy")
 
     def release_snapshot(self, release: ReleaseSnapshot) -> None:
         self._note("release snapshot")
@@ -119,10 +122,11 @@ def test_freeing_memory_waits_for_the_jobs_before_it() -> None:
             b.worker.tend(Keep("digest", None))
             b.worker.run(ApplyJob(2, 1))
             b.worker.tend(ReleaseSnapshot("digest"))
+            b.worker.tend(ReleaseCopy("digest"))
             b.worker.tend(ReleaseStage())
             result = asyncio.ensure_future(b.worker.call(b.host.calls.copy))
             b.host.may_go_on.set()
-            assert await result == [1, "discard", "keep", 2, "release snapshot", "release"]
+            assert await result == [1, "discard", "keep", 2, "release snapshot", "release copy", "release"]
 
     run(main)
 

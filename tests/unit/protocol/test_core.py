@@ -755,7 +755,7 @@ def lose_a_neighbour(node: Node) -> None:
     """S3 is refused; the snapshot for whoever takes it is done."""
     actions = node.do(PeerUnreachable(peer(3)))
     for job in [run.job for run in of(Run, actions)]:
-        node.do(JobDone(job, ((8, "weights of S2"),)))
+        node.do(JobDone(job, (8, "weights of S2")))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ from understudy.protocol.jobs import (
     BlendJob,
     DigestJob,
     ForwardJob,
+    ImageJob,
     InitialiseJob,
+    Job,
     LeaseJob,
     LossJob,
     SnapshotJob,
@@ -42,19 +44,28 @@ from understudy.protocol.wire.messages import AnyMessage, Heartbeat
 from understudy.protocol.wire.records import AnyRecord, key_of
 
 ME = PeerId("me")
-MANIFEST = small_manifest(stages=4, steps=6, microbatches=2, method="checkfree+", edge_copy_every=1)
+MANIFEST = small_manifest(stages=4, steps=6, microbatches=2, method="checkfree+", edge_copy_every=1, standby_every=1)
 PEERS = ["peer-0", "peer-1", "peer-2", "peer-3", "other"]
 RESULTS: dict[type, Any] = {
     ForwardJob: "activation",
     LossJob: (1.0, "gradient"),
     BackwardJob: "gradient",
     ApplyJob: Applied(1.0),
-    SnapshotJob: ((8, "digest"), (8, "digest")),
+    SnapshotJob: (8, "digest"),
     LeaseJob: None,
     DigestJob: (8, "digest"),
     BlendJob: None,
     InitialiseJob: None,
 }
+
+
+def result_of(job: Job) -> Any:
+    """What the compute thread brings back."""
+    if isinstance(job, ImageJob):
+        return tuple((8, f"image of {part}") for part in job.parts)
+    return RESULTS[type(job)]
+
+
 PLAIN: dict[type, list[Any]] = {
     msgspec.inspect.FloatType: [0.0, 1.0, 1e30],
     msgspec.inspect.BoolType: [True, False],
@@ -134,7 +145,7 @@ class Node:
         while due:
             action = due.pop(0)
             if isinstance(action, Run):
-                due += self.core.handle(JobDone(action.job, RESULTS[type(action.job)]), self.now)
+                due += self.core.handle(JobDone(action.job, result_of(action.job)), self.now)
             elif isinstance(action, ReadText):
                 due += self.core.handle(TextRead(action.step, None), self.now)
             elif isinstance(action, Fetch):

@@ -103,7 +103,7 @@ def test_a_claim_ends_when_a_witness_that_granted_it_takes_that_back() -> None:
 def test_an_offer_is_taken_back_when_the_owner_is_there_again() -> None:
     node = owner()
     (snapshot,) = jobs(SnapshotJob, node.hear(peer(1), Lost(3, 1)))
-    node.do(JobDone(snapshot, ((8, "digest"),)))
+    node.do(JobDone(snapshot, (8, "digest")))
     node.wait(2.5)
     actions = node.hear(peer(3), Heartbeat(3, 1, "serving", 5))
     offers = [store.record for store in of(Store, actions) if isinstance(store.record, OfferRecord)]

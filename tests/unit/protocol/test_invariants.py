@@ -54,10 +54,12 @@ from understudy.protocol.pipeline.updates import Updates
 from understudy.protocol.recovery.asking import Asking
 from understudy.protocol.recovery.claim import OpenClaim
 from understudy.protocol.recovery.claimant import Claimant
-from understudy.protocol.recovery.driver_backup import Copy, Offered
 from understudy.protocol.recovery.lifecycle import Lifecycle
 from understudy.protocol.recovery.phases import ClaimPhase
-from understudy.protocol.wire.messages import Commit, Donation, Forward, Grant, Heartbeat
+from understudy.protocol.standby.shelf import KeptCopy
+from understudy.protocol.standby.source import Image, Offered
+from understudy.protocol.wire.fields import Part
+from understudy.protocol.wire.messages import Commit, CopyOffer, Forward, Grant, Heartbeat
 from understudy.protocol.wire.records import stage_key
 
 NOTHING = PeerUnreachable(PeerId("nobody"))
@@ -167,13 +169,13 @@ def seat(stage: int, *, owner_of: PeerId = ME, status: Status = Status.ALIVE) ->
     return lambda node: state(node).membership.groups.update({stage: Group([found])})
 
 
-def offer(copy: Copy) -> Callable[[Node], None]:
-    return lambda node: owned(node)._backup._offered.update({("head", 4): Offered(copy, 0.0, 0.0)})
+def offer(image: Image) -> Callable[[Node], None]:
+    return lambda node: owned(node)._copies._offered.update({("head", peer(4)): Offered(image, 0.0, 0.0, 0.0)})
 
 
 def hold_copies(embedding: int, head: int) -> Callable[[Node], None]:
-    copies = {"embedding": Copy(embedding, "E", 8), "head": Copy(head, "H", 8)}
-    return lambda node: owned(node)._backup._held.update(copies)
+    images = {"embedding": Image(embedding, "E", 8), "head": Image(head, "H", 8)}
+    return lambda node: owned(node)._copies._held.update(images)
 
 
 def grant_twice(node: Node) -> None:
@@ -196,8 +198,16 @@ def settle_unseen(node: Node) -> None:
 
 
 def keep_three_copies(node: Node) -> None:
-    copies = [Donation("embedding", 2, step, None, 8, f"S0 at {step}") for step in range(3)]
-    owned(node).witness.backups._copies["embedding"] = copies
+    lifecycle(node).shelf._copies[0, "embedding"] = [copy(0, "embedding", step) for step in range(3)]
+
+
+def copy(stage: int, part: Part, step: int) -> KeptCopy:
+    return KeptCopy(CopyOffer(stage, 1, part, step, 8, f"S{stage} at {step}"), None)
+
+
+def keep(*stages: int) -> Callable[[Node], None]:
+    copies = {(stage, "stage"): [copy(stage, "stage", 1)] for stage in stages}
+    return lambda node: lifecycle(node).shelf._copies.update(copies)
 
 
 def come_home_uncounted(node: Node) -> None:
@@ -256,6 +266,8 @@ BREAKS = [
     Break("updates come in the order of their steps", owner, act(Run(ApplyJob(6, 2)), Run(ApplyJob(6, 2)))),
     Break("a witness recognises one claimant of a stage and incarnation", owner, grant_twice),
     Break("a holder has two copies of a part at most", owner, keep_three_copies),
+    Break("a holder follows few block stages", owner, keep(1, 3, 4)),
+    Break("nobody holds a copy of what it serves", owner, keep(2)),
     # any host
     Break("at most two jobs are at the compute thread", owner, lambda node: queue(node).finished()),
     Break("at most two jobs are at the compute thread", owner, set_on(queue, "_running", 3)),
@@ -292,7 +304,7 @@ BREAKS = [
     Break("what came home is of the step", driver, lambda node: steps(node).came_home(0, 1.0)),
     Break("what came home is of the step", driver, set_on(steps, "step", 2)),
     Break("both parts of a copy of S0 are of one commit", driver, hold_copies(4, 5)),
-    Break("what is offered of S0 is what is held", driver, offer(Copy(5, "H", 8))),
+    Break("what is offered is what is held", driver, offer(Image(5, "H", 8))),
 ]
 """For each invariant something that breaks it, and none of those that are asked before it."""
 
@@ -306,8 +318,7 @@ TABLES = [
         of_nodes.VIEW,
         of_nodes.DEEDS,
     ),
-    *(of_stages.STAGE, of_stages.WITNESS, of_stages.BLOCK_STAGE, of_stages.EDGE, of_stages.COORDINATOR),
-    of_stages.BACKUP,
+    *(of_stages.STAGE, of_stages.SHELF, of_stages.SOURCE, of_stages.BLOCK_STAGE, of_stages.EDGE, of_stages.COORDINATOR),
 ]
 
 

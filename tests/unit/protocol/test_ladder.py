@@ -14,17 +14,8 @@ from hypothesis import strategies as st
 from understudy.protocol.ids import PeerId
 from understudy.protocol.manifest import InitialSettings, RecoverySettings
 from understudy.protocol.presets import preset
-from understudy.protocol.recovery.ladder import (
-    LADDER,
-    NO_STAGE,
-    GrantedDonations,
-    Plan,
-    RecoveryCase,
-    Source,
-    initial_source,
-    plan_recovery,
-    weigh,
-)
+from understudy.protocol.recovery.case import NO_STAGE, GrantedDonations, Plan, RecoveryCase, Source, initial_source
+from understudy.protocol.recovery.ladder import LADDER, plan_recovery, weigh
 from understudy.protocol.wire.fields import Part
 from understudy.protocol.wire.messages import Donation
 
@@ -42,7 +33,7 @@ def witness(stage: int, step: int = 5, norm: float | None = 1.0) -> GrantedDonat
 
 def keeper(stage: int, part: Part, *steps: int) -> GrantedDonations:
     """A neighbour of S0 with copies of a part as of these steps."""
-    copies = tuple(Donation(part, stage, step, None, 8, f"{part} as of {step}") for step in steps)
+    copies = tuple(Donation(part, stage, step, None, 8, f"{part} as of {step}", is_copy=True) for step in steps)
     return GrantedDonations(stage, PeerId(f"peer-{stage}"), max(steps, default=5), copies)
 
 
@@ -220,7 +211,7 @@ def test_a_failed_attempt_goes_on_below_its_rung() -> None:
     ]
     mirrored = RecoverySettings(method="checkfree+", swapped_pairs="mirror")
     assert methods_of(RecoveryCase(2, 6, witnesses, mirrored)) == ["mirror", "checkfree", "copy", "seed"]
-    assert methods_of(RecoveryCase(0, 6, (keeper(1, "head", 4),), mirrored)) == ["edge copy", "seed"]
+    assert methods_of(RecoveryCase(0, 6, (keeper(1, "head", 4),), mirrored)) == ["standby", "seed"]
 
 
 def test_below_the_last_rung_is_the_seed() -> None:
@@ -262,7 +253,7 @@ def test_initial_weights_that_cannot_be_had_are_told_about() -> None:
 def test_a_lost_part_of_s0_comes_from_the_initial_weights_and_its_copy_wins() -> None:
     """What is loaded later overwrites what was loaded before."""
     plan = begun(keeper(1, "embedding", 4), stage=0, initial=INITIAL)
-    assert plan.method == "edge copy"
+    assert plan.method == "standby"
     assert [source.donation.part for source in plan.sources] == ["initial", "embedding"]
     assert plan.donors == [1]
     assert "the rest from the run's initial weights" in plan.reason
@@ -325,9 +316,9 @@ def parts_of(plan: Plan) -> list[tuple[str, int]]:
 
 def test_s0_comes_back_exactly_from_both_copies() -> None:
     plan = best(0, keeper(1, "embedding", 4, 5), keeper(6, "head", 4, 5))
-    assert (plan.method, parts_of(plan)) == ("edge copy", [("embedding", 5), ("head", 5)])
+    assert (plan.method, parts_of(plan)) == ("standby", [("embedding", 5), ("head", 5)])
     assert (plan.coefficients, plan.learning_rate_scale) == ((), 1.0)
-    assert plan.reason == "embedding and head as of step 5, exactly"
+    assert plan.reason == "embedding and head as of step 5"
 
 
 def test_both_parts_of_s0_are_of_one_commit_if_there_is_one() -> None:
@@ -342,8 +333,8 @@ def test_parts_of_different_commits_are_better_than_none_and_say_so() -> None:
 
 def test_copies_of_two_drivers_are_not_of_one_commit() -> None:
     """A rebuilt S0 stands at the step of the stages, with weights of a commit before."""
-    old = Donation("embedding", 1, 5, None, 8, "of S0/1", 1)
-    new = Donation("head", 6, 5, None, 8, "of S0/2", 2)
+    old = Donation("embedding", 1, 5, None, 8, "of S0/1", 1, is_copy=True)
+    new = Donation("head", 6, 5, None, 8, "of S0/2", 2, is_copy=True)
     plan = best(0, GrantedDonations(1, PeerId("peer-1"), 5, (old,)), GrantedDonations(6, PeerId("peer-6"), 5, (new,)))
     assert plan.reason == "the embedding as of step 5 and the head as of step 5"
 
@@ -366,36 +357,92 @@ def test_the_bytes_of_a_plan_are_those_of_all_its_sources() -> None:
     assert best(3, witness(2), witness(4)).payload_bytes == 16
 
 
-# --- donors that are no witnesses ---
+# --- standby copies ---
 
 
-def replica(step: int, *, has_optimizer: bool = True) -> Source:
-    donation = Donation("stage", 3, step, 1.0, 8, "weights of a replica", has_optimizer=has_optimizer)
-    return Source(3, PeerId("replica"), donation)
+def copy(step: int, part: Part = "stage", incarnation: int = 1, stage: int = 4, digest: str = "its own") -> Donation:
+    return Donation(part, stage, step, None, 8, f"{digest} {part} {step}", incarnation, is_copy=True)
 
 
-def test_who_holds_weights_need_not_be_who_vouches() -> None:
-    alone = RecoveryCase(2, BLOCK_STAGES, (witness(1),), RecoverySettings(method="checkfree"))
-    assert plan_recovery(alone)[0].method == "copy"
-    case = replace(alone, others=(replica(5),))
-    plan = plan_recovery(case)[0]
-    assert (plan.method, [source.peer for source in plan.sources]) == ("checkfree", ["peer-1", "replica"])
-    outdated = RecoveryCase(2, BLOCK_STAGES, (witness(1), witness(3)), RecoverySettings(), others=(replica(4),))
-    assert "replica" not in [source.peer for source in plan_recovery(outdated)[0].sources]
+def holder(stage: int, *copies: Donation, step: int = 30) -> GrantedDonations:
+    """A stage that is no neighbour of S2, or one whose own weights are not ready, and holds these."""
+    return GrantedDonations(stage, PeerId(f"peer-{stage}"), step, copies)
+
+
+def own(*copies: Donation) -> dict[str, Any]:
+    return {"own": tuple(Source(NO_STAGE, PeerId("me"), each) for each in copies)}
+
+
+def back(*witnesses: GrantedDonations, age_max: int = 20, **known: Any) -> Plan:
+    """What S2 comes back from."""
+    settings = RecoverySettings(method="checkfree", standby_age_max=age_max)
+    return plan_recovery(RecoveryCase(2, BLOCK_STAGES, witnesses, settings, **known))[0]
+
+
+DONORS = (witness(1, step=30), witness(3, step=30))
+
+
+def test_a_stage_comes_back_as_it_was_rather_than_as_its_neighbours_are() -> None:
+    plan = back(*DONORS, holder(4, copy(17)))
+    assert (plan.method, plan.step, plan.learning_rate_scale) == ("standby", 30, 1.0)
+    assert (donors_of(plan), plan.coefficients) == ([4], ())
+    assert plan.reason == "its own copy as of step 17, 13 steps old"
 
 
 @pytest.mark.parametrize(
-    ("sources", "coefficients", "has_optimizer"),
+    ("step", "age_max", "method"),
     [
-        ((replica(5),), (1.0,), True),
-        ((replica(5, has_optimizer=False),), (1.0,), False),
-        ((replica(5), replica(5)), (0.5, 0.5), False),
-        ((replica(5), replica(5)), (), True),
-        ((replica(5), replica(5, has_optimizer=False)), (), False),
-        ((), (), False),
+        (10, 20, "standby"),
+        (9, 20, "checkfree"),
+        (30, 0, "standby"),
+        (29, 0, "checkfree"),
+        (31, 20, "standby"),
+        (32, 20, "checkfree"),
     ],
 )
-def test_an_average_begins_with_a_fresh_optimizer(
-    sources: tuple[Source, ...], coefficients: tuple[float, ...], has_optimizer: bool
+def test_a_copy_is_used_within_its_age(step: int, age_max: int, method: str) -> None:
+    assert back(*DONORS, holder(4, copy(step)), age_max=age_max).method == method
+
+
+def test_whoever_has_a_later_copy_stands_later() -> None:
+    """It died right after an update that the others are about to do."""
+    assert back(*DONORS, holder(4, copy(31))).step == 31
+
+
+def test_the_newest_copy_wins_and_then_the_latest_tenure_and_then_ones_own() -> None:
+    assert back(holder(4, copy(17)), holder(5, copy(18))).sources[0].peer == "peer-5"
+    assert back(holder(4, copy(17)), holder(5, copy(17, incarnation=2))).sources[0].peer == "peer-5"
+    plan = back(holder(4, copy(17)), **own(copy(17)))
+    assert (plan.sources[0].peer, plan.donors) == ("me", [])
+    assert back(holder(4, copy(18)), **own(copy(17))).sources[0].peer == "peer-4"
+
+
+@pytest.mark.parametrize(
+    ("moments", "taken"),
+    [
+        (copy(17, "moments"), True),
+        (copy(9, "moments"), True),
+        (copy(18, "moments"), False),
+        (copy(17, "moments", incarnation=2), False),
+    ],
+)
+def test_the_optimizers_state_is_of_the_same_tenure_and_not_newer_than_the_weights(
+    moments: Donation, taken: bool
 ) -> None:
-    assert Plan("copy", "", 5, sources, coefficients).has_optimizer is has_optimizer
+    plan = back(holder(4, copy(17)), holder(5, moments))
+    assert [source.donation.part for source in plan.sources] == ["stage", "moments"][: 1 + taken]
+
+
+def test_weights_of_a_neighbour_are_no_copy_and_a_copy_is_no_neighbours() -> None:
+    plan = back(*DONORS, holder(4, copy(5)), age_max=3)
+    assert (plan.method, donors_of(plan)) == ("checkfree", [1, 3])
+    assert back(holder(4, copy(30)), age_max=20).step == 30
+
+
+def test_s0_comes_from_ones_own_copies_at_best_and_its_optimizer_too() -> None:
+    mine = own(copy(5, "embedding"), copy(5, "head"), copy(3, "moments"))
+    case = RecoveryCase(0, 6, (keeper(1, "embedding", 5), keeper(6, "head", 5)), RecoverySettings(), **mine)
+    plan = plan_recovery(case)[0]
+    assert [(source.peer, source.donation.part) for source in plan.sources][2:] == [("me", "moments")]
+    case = replace(case, witnesses=(holder(1, copy(5, "embedding", 1)), holder(6, copy(5, "head", 1))))
+    assert {source.peer for source in plan_recovery(case)[0].sources} == {"me"}

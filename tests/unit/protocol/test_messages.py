@@ -32,13 +32,14 @@ from understudy.protocol.wire.messages import (
     Claim,
     Commit,
     CommitAck,
+    CopyKept,
+    CopyOffer,
     Donation,
     Dropped,
-    EdgeCopy,
-    EdgeCopyKept,
     Fenced,
     FetchEnd,
     FetchHeader,
+    FetchMore,
     FetchRefused,
     FetchRequest,
     Filler,
@@ -77,8 +78,8 @@ ONE_OF_EACH: tuple[AnyMessage, ...] = (
     Commit(1, 2),
     CommitAck(1, 2, 3),
     Dropped(1, 2, 3, 4, Attempt(1, 0), is_gradient=True),
-    EdgeCopy("head", 1, 3, 100, "digest"),
-    EdgeCopyKept("head", 3, "digest"),
+    CopyOffer(0, 1, "head", 3, 100, "digest", 6),
+    CopyKept(0, 1, "head", 3, "digest", is_full=True),
     LeaseRequest(1, 2, 3),
     LeaseStatus(1, 2, 3, "held", 4, 100, "digest"),
     LeaseRelease(3),
@@ -88,7 +89,8 @@ ONE_OF_EACH: tuple[AnyMessage, ...] = (
     Forward(1, 2, Attempt(1, 0), 0, 1),
     Backward(1, 2, Attempt(1, 0), 4, 1),
     FetchRequest(2, 3, "digest", 100),
-    FetchHeader((SPEC,), 24),
+    FetchHeader((SPEC,), 24, "base"),
+    FetchMore(1 << 20),
     FetchRefused("superseded"),
     FetchEnd(),
 )
@@ -189,7 +191,7 @@ def test_data_messages_name_their_microbatch() -> None:
         Grant(1, 1, 1, (Donation("stage", 1, 1, 1.0, 2**51, ""),)),
         Grant(1, 1, 1, (Donation("loss", 1, 1, 1.0, 1, ""),)),  # type: ignore[arg-type]
         Grant(1, 1, 1, (Donation("stage", 1, 1, 1.0, 1, ""),) * (DONATIONS_MAX + 1)),
-        EdgeCopy("loss", 1, 3, 100, "digest"),  # type: ignore[arg-type]
+        CopyOffer(0, 1, "loss", 3, 100, "digest"),  # type: ignore[arg-type]
         Forward(1, -1, Attempt(1, 0), 0, 1),
         Forward(1, INDEX_MAX + 1, Attempt(1, 0), 0, 1),
         FetchRequest(1, 1, "d" * 129, 0),
@@ -257,9 +259,9 @@ def test_we_do_not_send_what_nobody_may_accept() -> None:
 
 
 def test_messages_of_a_link_fit_well() -> None:
-    donation = Donation("embedding", 1, STEPS_MAX, 1e308, 2**50, "d" * 128)
+    donation = Donation("embedding", 1, STEPS_MAX, 1e308, 2**50, "d" * 128, INCARNATION_MAX, is_copy=True)
     largest = Grant(STAGES_MAX - 1, INCARNATION_MAX, STEPS_MAX, (donation,) * DONATIONS_MAX)
-    assert len(wire.encode_frame(largest)) < 1024
+    assert len(wire.encode_frame(largest)) < 1200
     assert len(wire.encode_frame(Heartbeat(3, 1, "serving", 1000))) < 40
 
 

@@ -16,11 +16,12 @@ from understudy.protocol.membership.view import Membership
 from understudy.protocol.node_state import NodeState
 from understudy.protocol.observe.node_status import Hearing, SelfView, self_view
 from understudy.protocol.observe.ways import Ways
+from understudy.protocol.recovery.case import NO_STAGE, Plan, Source
 from understudy.protocol.recovery.claim import OpenClaim
 from understudy.protocol.recovery.claimant import Claimant
-from understudy.protocol.recovery.ladder import NO_STAGE, Plan, Source
 from understudy.protocol.recovery.phases import ClaimPhase
 from understudy.protocol.recovery.spare import SparePolicy
+from understudy.protocol.standby.shelf import Shelf
 from understudy.protocol.wire.fields import StageState
 from understudy.protocol.wire.messages import Donation
 from understudy.protocol.wire.records import PROGRESS_KEY, ProgressRecord
@@ -42,7 +43,8 @@ def state_of(*present: int) -> NodeState:
 
 
 def seen(state: NodeState, claim: OpenClaim | None = None) -> SelfView:
-    claimant = Claimant(state, SparePolicy(state, 1.0, None))
+    shelf = Shelf(state, lambda: None)
+    claimant = Claimant(state, SparePolicy(state, 1.0, None, shelf), shelf)
     claimant.claim = claim
     return self_view(state, FailureDetector(state), claimant, Ways(state))
 

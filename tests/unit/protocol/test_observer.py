@@ -52,9 +52,6 @@ class Diary(StepObserver):
     def owner_changed(self, stage: int) -> None:
         self.heard.append(("owner changed", stage))
 
-    def on_tick(self) -> None:
-        self.heard.append(("tick", 0))
-
 
 def close_first_step(state: NodeState, host: EdgeHost | BlockStage) -> None:
     if isinstance(host, EdgeHost):
@@ -81,14 +78,6 @@ def test_all_observers_hear_of_a_new_owner(stage: int, kind: type[EdgeHost | Blo
     diaries = [Diary(state, queue), Diary(state, queue)]
     kind(state, queue, diaries).owner_changed(2)
     assert [diary.heard for diary in diaries] == [[("owner changed", 2)]] * 2
-
-
-def test_the_observers_of_s0_hear_that_time_passes() -> None:
-    """A block stage does nothing by the clock."""
-    state, queue = node(0), WorkQueue()
-    diary = Diary(state, queue)
-    Coordinator(state, EdgeHost(state, queue, [diary])).on_tick()
-    assert diary.heard == [("tick", 0)]
 
 
 def test_who_has_no_use_for_a_word_ignores_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from understudy.protocol.membership.placement import (
     FRONT_MAX,
     STEPS_APART_MAX,
     Standing,
+    by_copies,
     choose_hole,
     dead_stretch,
     had_their_turn,
@@ -221,3 +223,24 @@ def test_peers_are_spread_evenly_and_always_alike() -> None:
     assert all(0 <= place < 1 for place in places)
     assert all(200 < sum(int(place * 4) == quarter for place in places) < 300 for quarter in range(4))
     assert jitter(PeerId("peer-0")) == places[0]
+
+
+# --- who holds copies ---
+
+
+@pytest.mark.parametrize(
+    ("holes", "holding", "order"),
+    [
+        ([2], {}, "abc"),
+        ([2], {"b": (2,)}, "bac"),
+        ([2], {"b": (2,), "c": (2,)}, "bac"),
+        ([2, 3], {"c": (3,)}, "acb"),
+        ([2, 3], {"a": (3,)}, "bac"),
+        ([2, 3], {"a": (2, 3), "b": (3,)}, "abc"),
+        ([2, 3, 4, 5], {"c": (2,)}, "cab"),
+        ([], {"c": (2,)}, "abc"),
+    ],
+)
+def test_who_holds_a_copy_comes_where_its_hole_is(holes: list[int], holding: dict[str, Any], order: str) -> None:
+    known = {PeerId(peer): stages for peer, stages in holding.items()}
+    assert by_copies([PeerId(peer) for peer in "abc"], holes, known) == list(order)
