@@ -16,7 +16,7 @@ from understudy.protocol.recovery.asking import Asking, Outcome
 from understudy.protocol.recovery.claim import OpenClaim
 from understudy.protocol.recovery.gathering import Gathering
 from understudy.protocol.recovery.phases import ClaimPhase, ClaimStep, next_phase
-from understudy.protocol.recovery.quorum import majority_of, too_few
+from understudy.protocol.recovery.shortage import Shortage
 from understudy.protocol.recovery.spare import SparePolicy
 from understudy.protocol.standby.shelf import Shelf
 from understudy.protocol.wire.messages import Grant, Refusal, Withdraw
@@ -38,10 +38,7 @@ class Claimant:
         """The stage that we said we would take if somebody could vouch for us."""
         self._began_before: set[int] = set()
         """Stages that we ourselves held before we started again, untrained."""
-        self._unanswered: set[int] = set()
-        """Stages for which a majority seemed to be there, and did not answer."""
-        self._short_since: dict[int, float] = {}
-        """Since when there is no majority for a stage."""
+        self._short = Shortage(state)
         self.claim: OpenClaim | None = None
 
     def consider(self) -> None:
@@ -49,8 +46,7 @@ class Claimant:
         is_present = self._state.membership.is_present
         if self._waits_for is not None and is_present(self._waits_for):
             self._waits_for, self.shortage = None, ""
-        self._unanswered = {stage for stage in self._unanswered if not is_present(stage)}
-        self._short_since = {stage: since for stage, since in self._short_since.items() if not is_present(stage)}
+        self._short.forget(is_present)
         choice = self.policy.choose() if self.claim is None else None
         if choice is not None and (choice[0] != DRIVER_STAGE or self._state.is_text_ready()):
             self._begin(*choice)
@@ -65,7 +61,7 @@ class Claimant:
         incarnation = self._state.membership.known_incarnation(stage) + 1
         is_new = (incarnation == 1 or stage in self._began_before) and not self._is_swarm_trained()
         owners = self._asking.owners(stage)
-        needed = 1 if is_new else self._needed(stage, len(owners))
+        needed = 1 if is_new else self._short.needed(stage, len(owners))
         if owners and len(owners) >= needed:
             claim = self._open(ClaimStep.ASK, stage, incarnation, why)
             claim.needed, claim.is_new = needed, is_new
@@ -76,26 +72,8 @@ class Claimant:
             self._take_tenure(claim)
             self._publish_tenure()
         elif self._waits_for != stage:
-            self._waits_for, self.shortage = stage, self._say_shortage(len(owners))
+            self._waits_for, self.shortage = stage, self._short.said(len(owners))
             self._state.emit("swarm.waiting", stages=[stage], reason=self.shortage)
-
-    def _needed(self, stage: int, there: int) -> int:
-        """Owners who must recognise us: a majority of all stages, unless none could be had for as long as the run says.
-
-        One that is there and does not answer is none either.
-        """
-        majority = majority_of(self._state.manifest.stage_count)
-        if there >= majority and stage not in self._unanswered:
-            self._short_since.pop(stage, None)
-            return majority
-        since = self._short_since.setdefault(stage, self._state.now)
-        without_s = self._state.manifest.recovery.without_majority_after_s
-        return 1 if without_s and self._state.now - since >= without_s else majority
-
-    def _say_shortage(self, there: int) -> str:
-        manifest = self._state.manifest
-        few = too_few(there, manifest.stage_count, manifest.recovery.without_majority_after_s)
-        return few if there else "no living peer could vouch for a recovery"
 
     def _is_swarm_trained(self) -> bool:
         progress = self._state.progress
@@ -171,11 +149,11 @@ class Claimant:
             case Outcome.REFUSED:
                 self.abandon(next(iter(claim.refused.values()), "too few recognise it"))
             case Outcome.UNANSWERED:
-                self._unanswered.add(claim.stage)
+                self._short.unanswered.add(claim.stage)
                 self.abandon(f"{len(claim.votes)} of {claim.needed} owners recognise it")
 
     def _recognised(self, claim: OpenClaim) -> None:
-        self._unanswered.discard(claim.stage)
+        self._short.unanswered.discard(claim.stage)
         if not self._state.is_recognised:
             claim.recognised_at = self._state.now
             self._state.proof = claim.proof(self._asking.survivors(claim.stage, claim.gone))
@@ -183,7 +161,11 @@ class Claimant:
             survivors = self._asking.survivors(claim.stage, claim.gone)
             votes, passed = sorted(claim.votes), self._asking.passed_over(claim)
             self._state.emit("stage.claimed", why=claim.why, witnesses=survivors, votes=votes, passed_over=passed)
-        self._gathering.plan(claim, claim.rung, ClaimStep.RECOGNISED)
+        if claim.has_own_copy and not self._gathering.would_use_copy(claim):
+            self._gathering.give_copy_up(claim)
+            self._go_on(claim, self._asking.ask(claim))
+        else:
+            self._gathering.plan(claim, claim.rung, ClaimStep.RECOGNISED)
 
     def on_grant(self, peer: PeerId, grant: Grant) -> None:
         claim = self.claim
@@ -243,8 +225,11 @@ class Claimant:
         if claim.is_settled:
             self._gathering.plan(claim, claim.rung, ClaimStep.FOUNDER_ASKED)
             return
+        self._ask_anew(claim, ClaimStep.DONOR_FAILED)
+
+    def _ask_anew(self, claim: OpenClaim, step: ClaimStep) -> None:
         claim.plan = claim.retry_at = None
-        claim.enter(ClaimStep.DONOR_FAILED, self._state.now)
+        claim.enter(step, self._state.now)
         self._go_on(claim, self._asking.ask(claim))
 
     def on_text_read(self) -> None:
@@ -263,7 +248,11 @@ class Claimant:
             self._close(claim, ClaimStep.BUILT)
             return claim
         self._state.emit("blend.failed", reason=done.result)
-        self._gathering.plan(claim, claim.rung + 1, ClaimStep.UNUSABLE)
+        if claim.has_own_copy:
+            self._gathering.give_copy_up(claim)
+            self._ask_anew(claim, ClaimStep.COPY_UNUSABLE)
+        else:
+            self._gathering.plan(claim, claim.rung + 1, ClaimStep.UNUSABLE)
         return None
 
     # --- time and change ---

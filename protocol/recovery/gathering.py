@@ -56,6 +56,16 @@ class Gathering:
         steps = [copy.offer.step for copy in self._shelf.copies(stage) if copy.offer.part == "stage"]
         return bool(steps) and known - max(steps) <= age_max
 
+    def would_use_copy(self, claim: OpenClaim) -> bool:
+        """Whether the copy that we counted on is young enough, now that the witnesses said how far they are."""
+        return plan_recovery(self._case(claim), claim.rung)[0].method == "standby"
+
+    def give_copy_up(self, claim: OpenClaim) -> None:
+        """Our copy is of no use: whoever recognised us is to prepare its weights after all."""
+        claim.has_own_copy, claim.rung = False, 0
+        claim.witnesses.clear()
+        self._shelf.forget(claim.stage)
+
     def on_fetched(self, claim: OpenClaim, event: Fetched) -> None:
         """A donation is here. One that arrives while we ask anew may still be of use."""
         claim.payloads[event.donor, event.digest] = event.payload

@@ -41,6 +41,7 @@ class ClaimStep(Enum):
     DONOR_FAILED = auto()
     FOUNDER_ASKED = auto()
     UNUSABLE = auto()
+    COPY_UNUSABLE = auto()
     BUILT = auto()
     ABANDONED = auto()
 
@@ -60,6 +61,7 @@ CLAIM_TRANSITIONS: Mapping[tuple[ClaimPhase | None, ClaimStep], ClaimPhase | Non
         (_P.FETCHING, _S.FOUNDER_ASKED): _P.FETCHING,  # there was no witness, and nobody else has initial weights
         (_P.FETCHING, _S.ABANDONED): None,  # superseded
         (_P.BUILDING, _S.UNUSABLE): _P.FETCHING,  # the next rung of the ladder
+        (_P.BUILDING, _S.COPY_UNUSABLE): _P.ASKING,  # our own copy is no good: nobody prepared weights for us yet
         (_P.BUILDING, _S.BUILT): None,  # the lifecycle takes over: we serve
         (_P.BUILDING, _S.ABANDONED): None,  # superseded; what was built is released
     }

@@ -26,14 +26,16 @@ from tests.unit.protocol.test_core import (
     successor,
     votes,
 )
+from understudy.protocol.actions import Fetch, Send
 from understudy.protocol.errors import LocalProtocolError
 from understudy.protocol.events import Fetched, FetchFailed, JobDone, RecordsRead, Started, StopRequested, TimerFired
 from understudy.protocol.ids import Tenure
-from understudy.protocol.jobs import BlendJob
+from understudy.protocol.jobs import BlendJob, InitialiseJob
 from understudy.protocol.recovery.gathering import INITIAL_RETRY_S
 from understudy.protocol.recovery.phases import CLAIM_TRANSITIONS, ClaimPhase, ClaimStep
 from understudy.protocol.recovery.roles import ROLE_TRANSITIONS, Role
-from understudy.protocol.wire.messages import Fenced, Grant, Heartbeat, Lost, Refusal
+from understudy.protocol.standby.shelf import KeptCopy
+from understudy.protocol.wire.messages import Claim, CopyOffer, Fenced, Grant, Heartbeat, Lost, Refusal
 from understudy.protocol.wire.records import SPARES_KEY, StageRecord, stage_key
 
 Story = Callable[[], object]
@@ -118,6 +120,43 @@ def unusable() -> None:
     node.do(JobDone(job, "tensor 0 holds NaN"))
 
 
+def building_from_its_copy() -> tuple[Node, InitialiseJob]:
+    """A spare that holds S2 as it was at step 4: the owners next to it need not have their weights ready."""
+    node = spare()
+    kept = KeptCopy(CopyOffer(2, 1, "stage", 4, 8, "S2 at 4"), "W2")
+    node.core._lifecycle.shelf._copies[2, "stage"] = [kept]
+    node.read([*served(0, 1, 3, 4), StageRecord(peer(2), 2, 1, "left", 5)])
+    node.hear(peer(4), Grant(2, 2, 5, ()))
+    node.hear(peer(1), Grant(2, 2, 5, (), is_preparing=True))
+    (job,) = jobs(InitialiseJob, node.hear(peer(3), Grant(2, 2, 5, (), is_preparing=True)))
+    assert job.parts == (("stage", "W2"),)
+    return node, job
+
+
+def with_an_unusable_copy() -> None:
+    """Its neighbours' weights do as well, and they are asked for them now."""
+    node, job = building_from_its_copy()
+    asked = node.do(JobDone(job, "tensor 0 holds NaN"))
+    assert [act.message for act in asked if isinstance(act, Send) and isinstance(act.message, Claim)]
+    assert node.core._lifecycle.shelf.stages == ()
+    node.hear(peer(1), Grant(2, 2, 5, (donation(1),)))
+    fetches = [act for act in node.hear(peer(3), Grant(2, 2, 5, (donation(3),))) if isinstance(act, Fetch)]
+    assert {fetch.donor for fetch in fetches} == {peer(1), peer(3)}
+
+
+def test_a_copy_that_is_older_than_we_thought_leaves_it_to_the_neighbours() -> None:
+    """The witnesses are further than any record said."""
+    node = spare()
+    node.core._lifecycle.shelf._copies[2, "stage"] = [KeptCopy(CopyOffer(2, 1, "stage", 4, 8, "S2 at 4"), "W2")]
+    node.read([*served(0, 1, 3, 4), StageRecord(peer(2), 2, 1, "left", 5)])
+    for stage in (4, 1, 3):
+        asked = node.hear(peer(stage), Grant(2, 2, 999, (), is_preparing=stage != 4))
+    assert not jobs(InitialiseJob, asked)
+    claim = node.core._lifecycle.claimant.claim
+    assert claim is not None
+    assert (claim.phase, claim.has_own_copy) == (ClaimPhase.ASKING, False)
+
+
 def back_from_reserve() -> None:
     node = reserve()
     node.hear(peer(1), Lost(2, 1))
@@ -146,6 +185,7 @@ CLAIMS: dict[tuple[ClaimPhase | None, ClaimStep], Story] = {
     (P.FETCHING, S.FOUNDER_ASKED): waiting_for_the_founder,
     (P.FETCHING, S.ABANDONED): lambda: superseded(gathering()[0]),
     (P.BUILDING, S.UNUSABLE): unusable,
+    (P.BUILDING, S.COPY_UNUSABLE): with_an_unusable_copy,
     (P.BUILDING, S.BUILT): owner,
     (P.BUILDING, S.ABANDONED): lambda: superseded(building()[0]),
 }
