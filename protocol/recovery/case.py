@@ -48,8 +48,8 @@ class Plan:
 
     @property
     def donors(self) -> list[int]:
-        """The stages that the weights come from; none for what the run began with."""
-        return [source.stage for source in self.sources if source.stage != NO_STAGE]
+        """The stages that the weights come from; none for what the run began with, or we hold ourselves."""
+        return list(dict.fromkeys(source.stage for source in self.sources if source.stage != NO_STAGE))
 
     @property
     def payload_bytes(self) -> int:
