@@ -188,12 +188,12 @@ def by_copies(
     Where nobody does, the first that no other hole needs.
     """
     left, found = list(ranking), dict[int, PeerId]()
-    for place, hole in enumerate(holes):
+    for place, hole in enumerate(holes[: len(ranking)]):
         holder = next((spare for spare in left if hole in holding.get(spare, ())), None)
         if holder is not None:
             left.remove(holder)
             found[place] = holder
-    return [found[place] if place in found else left.pop(0) for place in range(len(ranking)) if place in found or left]
+    return [found[place] if place in found else left.pop(0) for place in range(len(ranking))]
 
 
 def had_their_turn(ranking: Sequence[PeerId], holes: Sequence[int], waited_s: Mapping[int, float]) -> list[PeerId]:

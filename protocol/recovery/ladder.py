@@ -109,24 +109,29 @@ def _commit(copy: Source) -> tuple[int, int]:
 
 
 def _standby(case: RecoveryCase) -> Plan | None:
-    """A block stage from the newest copy of itself, if that is not too old; at best from the claimant's own.
+    """A block stage from the newest copy of itself that is not too old; from our own, if another's is not much newer.
 
-    One that is further than anybody else by more than a step is of a history that did not come to be.
+    Our own the owner gave us; another's is only its holder's word, so it is never further than anybody stands. Our own
+    may be, by a step: the owner died right after an update that the others are about to do.
     """
-    ages = range(-STEPS_APART_MAX, case.settings.standby_age_max + 1)
     copies = [] if case.stage == DRIVER_STAGE else case.sources("stage")
-    fresh = [copy for copy in copies if case.step - copy.donation.step in ages]
+    fresh = [
+        copy for copy in copies if _age_min(copy) <= case.step - copy.donation.step <= case.settings.standby_age_max
+    ]
     if not fresh:
         return None
     newest = max(copy.donation.step for copy in fresh)
-    chosen = max(
-        (copy for copy in fresh if copy.donation.step == newest),
-        key=lambda copy: (copy.donation.incarnation, copy.stage == NO_STAGE),
-    )
+    own = [c for c in fresh if c.stage == NO_STAGE and newest - c.donation.step <= case.settings.standby_every]
+    chosen = max(own or fresh, key=lambda copy: (copy.donation.step, copy.donation.incarnation))
+    newest = chosen.donation.step
     step = max(case.step, newest)
     age = step - newest
     reason = f"its own copy as of step {newest}, {age} step{'' if age == 1 else 's'} old"
     return Plan("standby", reason, step, (chosen, *_moments(case, _commit(chosen))))
+
+
+def _age_min(copy: Source) -> int:
+    return -STEPS_APART_MAX if copy.stage == NO_STAGE else 0
 
 
 def _moments(case: RecoveryCase, commit: tuple[int, int]) -> tuple[Source, ...]:

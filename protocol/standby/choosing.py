@@ -5,7 +5,7 @@ from __future__ import annotations
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.membership.placement import near_holders
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.standby.holders import choose_holders, keepers_of, spare_for_driver
+from understudy.protocol.standby.holders import choose_holders, keepers_of, keeping_stages, spare_for_driver
 from understudy.protocol.wire.fields import Part
 from understudy.protocol.wire.records import SpareRecord
 
@@ -57,7 +57,7 @@ class Holders:
 
     def is_keeper(self, peer: PeerId) -> bool:
         """An owner that keeps a part of S0: it is waited for, or there would be no commit that all keepers have."""
-        return self._state.stage == DRIVER_STAGE and self.stage_of(peer) is not None
+        return self._state.stage == DRIVER_STAGE and self.stage_of(peer) in keeping_stages(self._state.manifest)
 
     def stage_of(self, peer: PeerId) -> int | None:
         """The stage that a holder serves; None: it is a spare."""
@@ -73,6 +73,10 @@ class Holders:
     def note_refusal(self, peer: PeerId) -> None:
         """It has no room for us."""
         self._refused_until[peer] = self._state.now + REFUSAL_S
+
+    def pardon(self, peer: PeerId) -> None:
+        """It did what it was asked for, though late."""
+        self._refused_until.pop(peer, None)
 
     def note_idle(self, peer: PeerId) -> None:
         """It does nothing about what it is offered. If it is a spare we do without spares for a while."""

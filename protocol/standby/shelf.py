@@ -22,8 +22,8 @@ from understudy.protocol.wire.messages import CopyKept, CopyOffer, Donation
 PAIRED_MAX = 2
 STAGES_MAX = 2
 """Block stages of others that one node holds copies of at most."""
-IDLE_S = 60.0
-"""A copy that its owner said nothing of for so long makes room for another stage's."""
+IDLE_S = 600.0
+"""A copy that its owner said nothing of for so long makes room for another stage's: it speaks every so many commits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +92,19 @@ class Shelf:
             return True
         if len(held) < STAGES_MAX:
             return True
-        oldest = min(held, key=lambda other: (self._offered_at.get(other, 0.0), other))
-        if self._state.now - self._offered_at.get(oldest, 0.0) < IDLE_S:
-            return False
-        self.forget(oldest)
-        return True
+        silent = [other for other in held if self._state.now - self._offered_at.get(other, 0.0) >= IDLE_S]
+        # Of a stage that is lost nobody speaks, and its copy is what it is to come back from.
+        dispensable = [other for other in silent if self._state.membership.is_serving(other)]
+        if dispensable:
+            self.forget(min(dispensable, key=lambda other: (self._offered_at.get(other, 0.0), other)))
+        return bool(dispensable)
 
     def forget(self, stage: int) -> None:
         """Let go of all that we hold of a stage."""
         for key in [key for key in self._fetching if key[0] == stage]:
             self._state.act(CancelFetches((stage, self._fetching.pop(key).incarnation)))
-        for key in [key for key in self._copies if key[0] == stage]:
-            for digest in sorted({copy.offer.digest for copy in self._copies.pop(key)}):
-                self._state.act(ReleaseCopy(digest))
+        gone = [copy for key in [key for key in self._copies if key[0] == stage] for copy in self._copies.pop(key)]
+        self._release({copy.offer.digest for copy in gone})
         self._offered_at.pop(stage, None)
 
     def _may_fetch(self, offer: CopyOffer) -> bool:
@@ -147,10 +147,17 @@ class Shelf:
     def _note(self, copy: KeptCopy) -> None:
         """We hold this; the same weights may be those of an earlier commit too, if no update moved them since."""
         key = (copy.offer.stage, copy.offer.part)
-        known = {held.commit: held for held in self._of(*key)} | {copy.commit: copy}
+        before = self._of(*key)
+        # After a split the owner of the lower incarnation may be the one that went on: the other's are of no use.
+        known = {held.commit: held for held in before if held.offer.incarnation <= copy.offer.incarnation}
+        known[copy.commit] = copy
         self._copies[key] = self._worth_keeping(*key, [known[commit] for commit in sorted(known)])
-        kept = {held.offer.digest for held in self._copies[key]}
-        for digest in sorted({held.offer.digest for held in known.values()} - kept):
+        self._release({held.offer.digest for held in (*before, copy)})
+
+    def _release(self, digests: set[str]) -> None:
+        """Those that are no copy's any more: whatever lies here may lie here twice."""
+        kept = {copy.offer.digest for copies in self._copies.values() for copy in copies}
+        for digest in sorted(digests - kept):
             self._state.act(ReleaseCopy(digest))
 
     def _worth_keeping(self, stage: int, part: Part, copies: list[KeptCopy]) -> list[KeptCopy]:

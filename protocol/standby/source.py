@@ -25,8 +25,11 @@ from understudy.protocol.wire.messages import SHARES_MAX, CopyKept, CopyOffer, F
 
 RESEND_S = 2.0
 """A copy that its holder has not confirmed is offered again after this long."""
-IDLE_S = 6.0
-"""A spare that neither fetches what it was offered nor says that it has it is done without, after this long."""
+IDLE_S = 20.0
+"""A holder that neither fetches what it was offered nor says that it has it is done without, after this long."""
+FLOOR_S, SLOWEST_BYTES_PER_S = 60.0, 1e5
+"""So is one that takes longer for an image, though it fetches; S0's spare, which its keepers would wait for:"""
+DRIVER_FLOOR_S, DRIVER_SLOWEST_BYTES_PER_S = 10.0, 1e6
 MOMENTS_EVERY = 10
 """With every tenth copy the state of the optimizer goes along: it is as large as the weights, and ages well."""
 
@@ -98,7 +101,7 @@ class CopySource(StepObserver):
 
     def advance(self) -> None:
         """Offer what somebody lacks, again if it was not confirmed; order the next copy once this one is kept."""
-        self._pass_over_the_idle()
+        self._pass_over_the_slow()
         self._offer_to_holders()
         now = self._state.now
         for (part, holder), offered in self._offered.items():
@@ -107,12 +110,17 @@ class CopySource(StepObserver):
         if self._is_due and not self._is_ordered and not self._offered and self._holders.are_there:
             self._order()
 
-    def _pass_over_the_idle(self) -> None:
+    def _pass_over_the_slow(self) -> None:
         """S0's keepers are waited for, or there would be no commit that all of them have: who is dead is replaced."""
-        horizon = self._state.now - IDLE_S
-        for holder in {holder for (_, holder), offered in self._offered.items() if offered.moved_at <= horizon}:
+        for holder in {holder for (_, holder), offered in self._offered.items() if self._is_too_slow(offered)}:
             if not self._holders.is_keeper(holder):
                 self._holders.note_idle(holder)
+
+    def _is_too_slow(self, offered: Offered) -> bool:
+        now, is_driver = self._state.now, self._state.stage == DRIVER_STAGE
+        floor_s, slowest = (DRIVER_FLOOR_S, DRIVER_SLOWEST_BYTES_PER_S) if is_driver else (FLOOR_S, SLOWEST_BYTES_PER_S)
+        limit_s = floor_s + len(self._offered) * offered.image.payload_bytes / slowest
+        return now - offered.moved_at >= IDLE_S or now - offered.offered_at >= limit_s
 
     def _order(self) -> None:
         self._is_due, self._is_ordered, self._copied_at = False, True, self._state.committed
@@ -156,15 +164,16 @@ class CopySource(StepObserver):
 
     def on_kept(self, peer: PeerId, message: CopyKept) -> None:
         """A holder confirms, or has no room."""
-        key = (message.part, peer)
-        offered = self._offered.get(key)
-        if offered is None or offered.image.digest != message.digest:
+        key, image = (message.part, peer), self._held.get(message.part)
+        if image is None or image.digest != message.digest:
             return
-        del self._offered[key]
-        if message.is_full:
-            self._holders.note_refusal(peer)
-        else:
+        offered = self._offered.pop(key, None)
+        if not message.is_full:
             self._kept[key] = message.digest
+            self._holders.pardon(peer)  # perhaps it is only later than we waited
+        elif offered is not None:
+            self._holders.note_refusal(peer)
+        if offered is not None and not message.is_full:
             self._note(message.part, peer, offered)
         self.advance()
 
@@ -184,12 +193,10 @@ class CopySource(StepObserver):
         )
 
     def may_fetch(self, peer: PeerId, request: FetchRequest) -> bool:
-        """Whether the peer is to hold the part that it asks for. Who asks is at work."""
+        """Whether the peer is to hold the part that it asks for, piece by piece. Who asks is at work."""
         if (request.stage, request.incarnation) != (self._state.stage, self._state.incarnation):
             return False
-        for (_, holder), offered in self._offered.items():
-            if holder == peer and offered.image.digest == request.digest:
-                offered.moved_at = self._state.now
-        return any(
-            image.digest == request.digest and peer in self._holders.of(part) for part, image in self._held.items()
-        )
+        wanted = [o for (_, holder), o in self._offered.items() if (holder, o.image.digest) == (peer, request.digest)]
+        for offered in wanted:
+            offered.moved_at = self._state.now
+        return bool(wanted) and request.piece_bytes > 0

@@ -391,7 +391,7 @@ class Simulation:
         donor = self.nodes[fetch.donor]
         donor_stage = self._stage_of(fetch.donor)
         self._reach_moment(donor_stage, self._step_of(fetch.donor), "fetch")
-        request = FetchRequest(*fetch.claim, fetch.digest, 0)
+        request = FetchRequest(*fetch.claim, fetch.digest, 0, fetch.base, piece_bytes=fetch.share)
         self.at(self.now + FETCH_S, lambda: self._finish_fetch(node, donor, fetch, request))
 
     def _finish_fetch(self, node: SimNode, donor: SimNode, fetch: Fetch, request: FetchRequest) -> None:

@@ -261,7 +261,7 @@ class CuriousSimulation(Simulation):
         driver = self.owner(0)
         for digest in driver.snapshots if driver is not None else ():
             assert driver is not None
-            request = FetchRequest(0, driver.core.state.incarnation, digest, 0)
+            request = FetchRequest(0, driver.core.state.incarnation, digest, 0, piece_bytes=1)
             part = digest.removeprefix("image of ").partition(" ")[0]
             self.served |= {(part, peer) for peer in self.nodes if driver.core.may_fetch(peer, request)}
 

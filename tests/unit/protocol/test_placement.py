@@ -239,8 +239,22 @@ def test_peers_are_spread_evenly_and_always_alike() -> None:
         ([2, 3], {"a": (2, 3), "b": (3,)}, "abc"),
         ([2, 3, 4, 5], {"c": (2,)}, "cab"),
         ([], {"c": (2,)}, "abc"),
+        ([2, 3, 4, 5], {"a": (5,)}, "abc"),
     ],
 )
 def test_who_holds_a_copy_comes_where_its_hole_is(holes: list[int], holding: dict[str, Any], order: str) -> None:
     known = {PeerId(peer): stages for peer, stages in holding.items()}
     assert by_copies([PeerId(peer) for peer in "abc"], holes, known) == list(order)
+
+
+@given(
+    st.permutations("abc"),
+    st.lists(st.integers(0, 5), unique=True),
+    st.dictionaries(st.sampled_from("abc"), st.sets(st.integers(0, 5))),
+)
+def test_nobody_is_lost_by_its_copies(ranking: list[str], holes: list[int], holding: dict[str, set[int]]) -> None:
+    """Where there are more holes than spares, too."""
+    known = {PeerId(peer): stages for peer, stages in holding.items()}
+    for count in range(len(ranking) + 1):
+        some = [PeerId(peer) for peer in ranking[:count]]
+        assert sorted(by_copies(some, holes, known)) == sorted(some)

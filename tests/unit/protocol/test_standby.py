@@ -28,7 +28,7 @@ from understudy.protocol.standby.holders import (
 )
 from understudy.protocol.standby.shelf import IDLE_S as FORGOTTEN_AFTER_S
 from understudy.protocol.standby.shelf import Shelf
-from understudy.protocol.standby.source import IDLE_S, RESEND_S, CopySource, copies_apart
+from understudy.protocol.standby.source import DRIVER_FLOOR_S, FLOOR_S, IDLE_S, RESEND_S, CopySource, copies_apart
 from understudy.protocol.wire.fields import Part
 from understudy.protocol.wire.messages import CopyKept, CopyOffer, FetchRequest
 from understudy.protocol.wire.records import SpareRecord
@@ -180,7 +180,7 @@ def test_a_pair_is_let_go_when_the_next_is_there(copying: Copying) -> None:
     ],
 )
 def test_a_copy_is_for_its_keepers(copying: Copying, stage: int, incarnation: int, digest: str, may: bool) -> None:
-    assert copying.source.may_fetch(peer(stage), FetchRequest(0, incarnation, digest, 0)) == may
+    assert copying.source.may_fetch(peer(stage), FetchRequest(0, incarnation, digest, 0, piece_bytes=1)) == may
 
 
 # --- keeping ---
@@ -388,7 +388,7 @@ def test_a_holder_without_room_is_passed_over(block: CopyingBlock) -> None:
 def test_a_spare_that_does_nothing_is_not_waited_for(block: CopyingBlock) -> None:
     block.commit(2)
     block.state.now += IDLE_S / 2
-    assert block.source.may_fetch(PeerId("spare"), FetchRequest(2, 1, "a", 0)), "it is at work"
+    assert block.source.may_fetch(PeerId("spare"), FetchRequest(2, 1, "a", 0, piece_bytes=1)), "it is at work"
     block.state.now += IDLE_S / 2
     block.source.advance()
     assert block.offers() == {("spare", "a")}, "nobody else yet"
@@ -470,6 +470,11 @@ def test_what_its_owner_does_not_speak_of_any_more_makes_room() -> None:
     spare.follow(1, 5)
     spare.follow(2, 5)
     spare.state.now += FORGOTTEN_AFTER_S
+    spare.follow(3, 6)
+    assert spare.refused() == [3], "both are lost, so their copies are needed"
+    for stage in (1, 2):
+        seat = Seat(stage, peer(stage), 1, "serving", 5, Status.ALIVE, 10.0)
+        spare.state.membership.groups[stage] = Group([seat])
     spare.follow(2, 6)
     spare.follow(3, 6)
     assert spare.shelf.stages == (2, 3)
@@ -495,3 +500,69 @@ def test_what_was_forgotten_while_it_came_is_not_kept() -> None:
     assert CancelFetches((2, 1)) in spare.state.actions
     assert not spare.shelf.on_fetch_ended(Fetched((2, 1), peer(2), "late", "weights"))
     assert spare.shelf.stages == ()
+
+
+def test_copies_of_a_history_that_was_beaten_go_when_the_owner_of_the_lower_incarnation_speaks() -> None:
+    spare = Following()
+    spare.follow(2, 450, incarnation=2)
+    spare.follow(2, 400, incarnation=1)
+    assert [copy.commit for copy in spare.shelf.copies(2)] == [(1, 400)]
+    assert spare.released() == ["S2/2@450 stage"]
+
+
+def test_what_lies_here_twice_is_not_released_once() -> None:
+    """Somebody offers another's digest as its own."""
+    spare = Following()
+    for stage in (1, 2):
+        spare.shelf.on_offer(peer(stage), CopyOffer(stage, 1, "stage", 5, 4, "same"))
+        spare.shelf.on_fetch_ended(Fetched((stage, 1), peer(stage), "same", "weights"))
+    spare.shelf.forget(1)
+    assert spare.released() == []
+    spare.shelf.forget(2)
+    assert spare.released() == ["same"]
+
+
+# --- holders that crawl ---
+
+
+def test_a_holder_that_fetches_for_ever_is_done_without(block: CopyingBlock) -> None:
+    block.commit(2)
+    for _ in range(20):
+        assert block.ordered() == []
+        assert block.source.may_fetch(PeerId("spare"), FetchRequest(2, 1, "a", 0, piece_bytes=1))
+        block.state.now += FLOOR_S / 20
+    block.state.now += 1.0
+    block.source.advance()
+    assert block.offers() >= {("peer-4", "a")}
+    assert not block.source.may_fetch(PeerId("spare"), FetchRequest(2, 1, "a", 0, piece_bytes=1))
+
+
+def test_a_spare_holds_the_copies_of_s0_up_for_seconds(copying: Copying) -> None:
+    copying.state.idle_spares = (SpareRecord("spare", 1.0),)
+    copying.source.advance()
+    for stage in (1, 3):
+        copying.keep(stage, "ea", "ha")
+    copying.commit(2)
+    assert copying.ordered() == []
+    copying.state.now += DRIVER_FLOOR_S / 2
+    assert copying.source.may_fetch(PeerId("spare"), FetchRequest(0, 1, "ea", 0, piece_bytes=1))
+    copying.state.now += DRIVER_FLOOR_S / 2 + 1.0
+    copying.source.advance()
+    assert copying.ordered() == [ImageJob(2, ("embedding", "head"))]
+
+
+def test_who_confirms_late_is_a_holder_all_the_same(block: CopyingBlock) -> None:
+    block.state.now += IDLE_S
+    block.source.advance()
+    assert ("peer-4", "a") in block.offers()
+    block.confirm("spare", "a")
+    block.confirm("peer-4", "a")
+    block.commit(2)
+    assert block.ordered() == [ImageJob(2, ("stage",))]
+
+
+def test_a_holder_fetches_in_pieces_and_once(block: CopyingBlock) -> None:
+    assert not block.source.may_fetch(PeerId("spare"), FetchRequest(2, 1, "a", 0)), "all at once is for claimants"
+    assert block.source.may_fetch(PeerId("spare"), FetchRequest(2, 1, "a", 0, piece_bytes=1))
+    block.confirm("spare", "a")
+    assert not block.source.may_fetch(PeerId("spare"), FetchRequest(2, 1, "a", 0, piece_bytes=1)), "it has it"
