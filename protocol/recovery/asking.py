@@ -54,15 +54,18 @@ class Asking:
         self._state = state
 
     def survivors(self, stage: int, gone: Collection[PeerId] = ()) -> list[int]:
-        """Who can give weights for the stage, ascending: its nearest survivors, and who may hold copies of it."""
+        """Who has something to give for the stage, ascending: its nearest survivors, and who may hold copies of it."""
+        holders = (other for other in may_hold(stage, self._state.manifest) if self._may_vouch(other, gone))
+        return sorted({*self._donors(stage, gone), *holders})
 
-        def may_vouch(other: int) -> bool:
-            peer = self._state.membership.serving_peer(other)
-            return peer is not None and peer not in gone
+    def _donors(self, stage: int, gone: Collection[PeerId]) -> list[int]:
+        """Whose own weights are wanted: of all others copies are enough, which nobody has to prepare."""
+        stage_count = self._state.manifest.stage_count
+        return nearest_survivors(stage, stage_count, lambda other: self._may_vouch(other, gone))
 
-        manifest = self._state.manifest
-        survivors = nearest_survivors(stage, manifest.stage_count, may_vouch)
-        return sorted({*survivors, *filter(may_vouch, may_hold(stage, manifest))})
+    def _may_vouch(self, stage: int, gone: Collection[PeerId]) -> bool:
+        peer = self._state.membership.serving_peer(stage)
+        return peer is not None and peer not in gone
 
     def owners(self, stage: int) -> dict[int, PeerId]:
         """Who serves the other stages, as far as we know: all of them may vote."""
@@ -100,7 +103,7 @@ class Asking:
 
     def _send_claim(self, claim: OpenClaim, owner: PeerId) -> None:
         claim.told.add(owner)
-        witnesses = tuple(self.survivors(claim.stage, claim.gone))
+        witnesses = tuple(self._donors(claim.stage, claim.gone))
         self._state.send(owner, Claim(claim.stage, claim.incarnation, witnesses, tuple(self.passed_over(claim))))
 
     def passed_over(self, claim: OpenClaim) -> list[int]:

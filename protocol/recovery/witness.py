@@ -177,7 +177,7 @@ class Witness:
         if not is_seen:
             claimed = Seat(claim.stage, peer, claim.incarnation, "recovering", 0, Status.ALIVE, self._state.now)
             self._state.membership.observe(claimed, is_direct=True)
-        if self._is_named_donor(claim) and not self._is_witness_of(claim.stage):
+        if self._state.stage in claim.witnesses and not self._is_witness_of(claim.stage):
             self._named[claim.stage] = (peer, claim.incarnation)
         self._grant(peer, claim.stage, claim.incarnation)
 
@@ -217,16 +217,6 @@ class Witness:
         survivors = nearest_survivors(claim.stage, membership.stage_count, membership.is_serving)
         is_left_out = self._state.stage in survivors and not set(survivors) <= {*claim.witnesses, *claim.passed}
         return not is_left_out
-
-    def _is_named_donor(self, claim: Claim) -> bool:
-        """Whether our own weights are wanted, as those of nearer stages cannot be had; of others copies are enough."""
-        membership = self._state.membership
-        nearest = nearest_survivors(
-            claim.stage,
-            membership.stage_count,
-            lambda other: membership.is_serving(other) and other not in claim.passed,
-        )
-        return self._state.stage in claim.witnesses and self._state.stage in nearest
 
     def _is_witness_of(self, stage: int) -> bool:
         membership = self._state.membership

@@ -117,10 +117,6 @@ def use_old_copies(case: RecoveryCase) -> Plan | None:
     return Plan("standby", "whatever", case.step, tuple(copies[-1:])) if copies and case.stage else None
 
 
-def neighbours_first(case: RecoveryCase) -> Plan | None:
-    return None
-
-
 def send_another_stage(shelf: Shelf, stage: int) -> tuple[Any, ...]:
     return tuple(copy for key in sorted(shelf._copies) if key[0] for copy in shelf._copies[key])
 
@@ -136,7 +132,6 @@ def plain(seed: int) -> Simulation:
 
 MUTANTS: dict[str, tuple[Callable[[int], Simulation], Any, str, Any]] = {
     "an old copy is as good as any": (stale, ladder, "LADDER", (ladder.LADDER[0], use_old_copies, *ladder.LADDER[2:])),
-    "nobody uses its copy": (plain, ladder, "LADDER", (ladder.LADDER[0], neighbours_first, *ladder.LADDER[2:])),
     "a holder takes one stage for another": (plain, Shelf, "copies", send_another_stage),
 }
 
@@ -170,7 +165,7 @@ FETCH = Shelf._fetch
 def test_a_spare_that_never_fetches_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes what it is offered for noise; S0's keepers have new copies all the same, and so has a later holder."""
     monkeypatch.setattr(Shelf, "_fetch", owners_alone)
-    simulation = story(1, [], spares=1, steps=100)
+    simulation = story(1, [], spares=1, steps=240)
     copied = [line.fields for line in simulation.named("standby.copied")]
     for stage in range(6):
-        assert max(fields["copied_step"] for fields in copied if fields["stage"] == stage) > 95
+        assert max(fields["copied_step"] for fields in copied if fields["stage"] == stage) > 235
