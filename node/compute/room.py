@@ -55,7 +55,10 @@ def _told(stage: int, needed: int, there: int, whose: str) -> str:
 
 
 def _training_bytes(manifest: RunManifest, stage: int) -> int:
-    """Weights with all that belongs to them, one microbatch, and the copy of S0 that a neighbour of it keeps."""
+    """Weights with all that belongs to them, one microbatch, and the copy of S0 that a neighbour of it keeps.
+
+    Copies of block stages come as there is room, and are not counted.
+    """
     model, rows = manifest.model, manifest.step.microbatch_size * manifest.model.context_length
     needed = TRAINED_COPIES * model.stage_bytes(stage)
     if stage == DRIVER_STAGE:

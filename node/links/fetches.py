@@ -17,7 +17,7 @@ class Fetches:
     def __init__(self, fetcher: Fetcher, feed: Callable[[Fetched | FetchFailed], None]) -> None:
         self.fetcher, self._feed = fetcher, feed
         self.under_way: dict[tuple[int, int], set[asyncio.Task[None]]] = {}
-        """By claim. Copies of S0's weights come after every step, all under one."""
+        """By claim. Standby copies come under their owner's tenure."""
 
     def begin(self, fetch: Fetch, tasks: asyncio.TaskGroup) -> None:
         """Fetch as a task of this group; the core is told how it ends."""

@@ -118,19 +118,25 @@ class Witness:
         lost_incarnation = self._state.membership.lost_incarnation(stage)
         if not self._is_ready_for(stage):
             return
-        donations = self._donations_for(stage)
-        step = max((donation.step for donation in donations), default=self._state.committed)
+        published = self._published_for(stage)
+        step = self._state.committed if published is None else published.step
         if self._offered.get(stage) == (lost_incarnation, step):
             return
         self._offered[stage] = (lost_incarnation, step)
         self._store_offer(stage, lost_incarnation)
-        if donations:
+        if published is not None:
             self._state.emit(
                 "weights.published",
                 for_stage=stage,
-                bytes=donations[-1].payload_bytes,
-                squared_gradient_norm=donations[-1].squared_gradient_norm,
+                bytes=published.payload_bytes,
+                squared_gradient_norm=published.squared_gradient_norm,
             )
+
+    def _published_for(self, stage: int) -> Donation | None:
+        """What our offer names: our own weights, of S0 the newest copy."""
+        is_driver = stage == DRIVER_STAGE
+        given = [d for d in self._donations_for(stage) if d.is_copy == is_driver and d.part != "moments"]
+        return max(given, key=lambda donation: donation.step, default=None)
 
     def _is_ready_for(self, stage: int) -> bool:
         """Whether we hold still what we can give for the stage."""
@@ -139,7 +145,7 @@ class Witness:
         return self._held is not None and self._held.step == self._state.committed
 
     def _store_offer(self, stage: int, lost_incarnation: int) -> None:
-        donation = next(reversed(self._donations_for(stage)), None)
+        donation = self._published_for(stage)
         record = OfferRecord(
             peer=self._state.me,
             for_stage=stage,
