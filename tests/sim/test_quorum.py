@@ -167,7 +167,7 @@ def wait_for_everybody(patch: pytest.MonkeyPatch) -> None:
 
 
 def count_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("understudy.protocol.recovery.claimant.majority_of", lambda stage_count: 1)
+    patch.setattr("understudy.protocol.recovery.shortage.majority_of", lambda stage_count: 1)
 
 
 def heed_no_refusal(patch: pytest.MonkeyPatch) -> None:
