@@ -98,11 +98,22 @@ def assert_recovered(events: list[Event], death: Death, incarnation: int | None)
     # A driver's last word may have died with it: then the stages know of one step less.
     assert recovered["step"] in ((death.step - 1, death.step - 2) if death.stage == 0 else (death.step - 1,)), death
     assert (recovered["method"], recovered["donors"]) == SOURCES[death.stage]
-    if recovered["coefficients"]:
-        assert sum(recovered["coefficients"]) == pytest.approx(1.0, rel=1e-12)
+    if recovered["method"] == "checkfree":
+        assert recovered["coefficients"] == pytest.approx(by_the_formula(events, recovered), rel=1e-12)
     reissued = [event for event in says(events, "microbatch.reissued") if event["step"] == death.step]
     assert {event["index"] for event in reissued} <= set(range(MICROBATCHES))
     assert reissued or death.stage == 0, death
+
+
+def by_the_formula(events: list[Event], recovered: Event) -> list[float]:
+    """The coefficients, from the norms that the donors published with the weights of that step."""
+    published = {
+        event["stage"]: event["squared_gradient_norm"]
+        for event in says(events, "weights.published")
+        if (event["for_stage"], event["step"]) == (recovered["stage"], recovered["step"])
+    }
+    norms = [published[donor] for donor in recovered["donors"]]
+    return [norm / sum(norms) for norm in norms]
 
 
 def of_stage(events: list[Event], name: str, stage: int) -> list[Event]:
