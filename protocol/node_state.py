@@ -20,7 +20,7 @@ from understudy.protocol.wire.contact import Reachability
 from understudy.protocol.wire.fields import StageState
 from understudy.protocol.wire.messages import Announce, AnyMessage, Heartbeat
 from understudy.protocol.wire.records import ProgressRecord, SpareRecord, StageRecord
-from understudy.protocol.wire.votes import Vote, vote_bytes
+from understudy.protocol.wire.votes import Vote, is_signed, vote_bytes
 
 
 @dataclass(slots=True)
@@ -204,8 +204,7 @@ class NodeState:
 
     def is_vote_for(self, claim: Tenure, vote: Vote) -> bool:
         """Whether the voter signed it."""
-        signed = vote_bytes(self._run_digest, claim, vote.tenure)
-        return self.seal.is_of(vote.voter, vote.public_key, signed, vote.signature)
+        return is_signed(self._run_digest, claim, vote, self.seal.is_of)
 
     def my_seat(self) -> Seat:
         """Our own tenure as others see it."""

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from benchmarks.convergence.strategies import Strategy
-from understudy.node.compute.optimizer import StageOptimizer
+from understudy.node.compute.moments import moments_of, read_moments
 from understudy.node.compute.stage import StageHost
 from understudy.node.compute.standby import difference, follow
-
-
-@dataclass(slots=True)
-class Moments:
-    """An optimizer's state as it travels: bfloat16."""
-
-    means: list[Tensor]
-    mean_squares: list[Tensor]
-    age: int
+from understudy.node.compute.weights import WeightsSnapshot
 
 
 class Copies:
@@ -29,7 +20,7 @@ class Copies:
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
         self.images: dict[int, list[Tensor]] = {}
-        self._moments: dict[int, Moments] = {}
+        self._moments: dict[int, WeightsSnapshot] = {}
 
     def take(self, step: int, hosts: Sequence[StageHost]) -> None:
         """Copy every block stage if the step is one after which copies are made."""
@@ -40,7 +31,7 @@ class Copies:
         for stage, host in enumerate(hosts[1:], start=1):
             self._copy(stage, host)
             if has_moments and self._strategy.moments != "none":
-                self._copy_moments(stage, host.optimizer)
+                self._moments[stage] = moments_of(host.module, host.optimizer)
 
     def _copy(self, stage: int, host: StageHost) -> None:
         weights = [parameter.detach() for parameter in host.module.parameters()]
@@ -50,26 +41,15 @@ class Copies:
         else:
             self.images[stage] = follow(image, difference(weights, image))
 
-    def _copy_moments(self, stage: int, optimizer: StageOptimizer) -> None:
-        def packed(tensors: list[Tensor]) -> list[Tensor]:
-            return [tensor.to(torch.bfloat16) for tensor in tensors]
-
-        self._moments[stage] = Moments(packed(optimizer.means), packed(optimizer.mean_squares), optimizer.age)
-
-    def restore_moments(self, stage: int, optimizer: StageOptimizer) -> None:
+    def restore_moments(self, stage: int, host: StageHost) -> None:
         """Go on with what the holder has of the optimizer's state; without any it stays fresh, and warms up again.
 
         Of "second" only the mean squares count: the means begin at zero and, as the optimizer is not young, grow to
         their size within tens of updates, which is a warm-up of its own.
         """
-        moments = self._moments.get(stage)
-        if moments is None:
+        payload = self._moments.get(stage)
+        if payload is None:
             return
-        for own, kept in zip(optimizer.mean_squares, moments.mean_squares, strict=True):
-            own.copy_(kept)
-        if self._strategy.moments == "both":
-            for own, kept in zip(optimizer.means, moments.means, strict=True):
-                own.copy_(kept)
-        optimizer.age = moments.age
-        for count in optimizer.counts:
-            count.fill_(moments.age)
+        moments, optimizer = read_moments(payload, host.module), host.optimizer
+        means = moments.means if self._strategy.moments == "both" else list(map(torch.zeros_like, moments.means))
+        optimizer.restore(means, moments.mean_squares, moments.age, optimizer.learning_rate_scale)

@@ -149,7 +149,7 @@ class Trainer:
         names = [name for name, _ in blank_stage(self.manifest.model, stage).named_parameters()]
         copy = described(dict(zip(names, self._copies.images[stage], strict=True)))
         self.hosts[stage].work(InitialiseJob(stage, self._incarnations[stage], parts=(("stage", copy),)))
-        self._copies.restore_moments(stage, self.hosts[stage].optimizer)
+        self._copies.restore_moments(stage, self.hosts[stage])
         self.recoveries.append(Recovery(step, stage, "standby", (stage,), (1.0,), ()))
 
     def _rebuild_from(self, stage: int, survivors: Sequence[int], step: int) -> None:

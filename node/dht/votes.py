@@ -9,7 +9,7 @@ import msgspec
 from understudy.node.p2p.identity import Identity
 from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.wire.records import AnyRecord, StageRecord
-from understudy.protocol.wire.votes import Vote, vote_bytes
+from understudy.protocol.wire.votes import Vote, is_signed
 
 REMEMBERED = 4096
 """Votes that were checked: the same records are read again and again."""
@@ -26,5 +26,4 @@ def with_valid_votes(record: AnyRecord, run_digest: str) -> AnyRecord:
 
 @lru_cache(REMEMBERED)
 def _is_signed(run_digest: str, claim: Tenure, vote: Vote) -> bool:
-    signed = vote_bytes(run_digest, claim, vote.tenure)
-    return Identity.is_of(vote.voter, vote.public_key, signed, vote.signature)
+    return is_signed(run_digest, claim, vote, Identity.is_of)

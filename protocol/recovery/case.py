@@ -83,25 +83,28 @@ class RecoveryCase:
     @property
     def step(self) -> int:
         """Where the rebuilt stage will stand: at the step of the weights that it comes from, if it comes from any."""
-        offered = [d.step for w in self.witnesses for d in w.donations if d.part == "stage" and not d.is_copy]
+        given = [source.donation for source in self._granted() if not source.donation.is_copy]
+        offered = [donation.step for donation in given if donation.part == "stage"]
         known = [witness.step for witness in self.witnesses]
         return max(known if self.stage == DRIVER_STAGE else offered or known, default=0)
 
     def sources(self, part: Part) -> list[Source]:
         """All copies of this part of the stage, in order of the holders' stages, our own first, the latest last."""
-        granted = [Source(w.stage, w.peer, donation) for w in self.witnesses for donation in w.donations]
-        found = [source for source in (*granted, *self.own) if source.donation.is_copy and source.donation.part == part]
-        return sorted(found, key=lambda source: (source.stage, source.donation.step))
+        found = [source for source in (*self._granted(), *self.own) if source.donation.is_copy]
+        of_part = [source for source in found if source.donation.part == part]
+        return sorted(of_part, key=lambda source: (source.stage, source.donation.step))
 
     def donors(self) -> list[Source]:
-        """All witnesses' own weights, in order of their stages. Those of another step are no donation: a blend of two
-        steps is neither's."""
-        return [
-            Source(w.stage, w.peer, donation)
-            for w in sorted(self.witnesses, key=lambda witness: witness.stage)
-            for donation in w.donations
-            if donation.part == "stage" and not donation.is_copy and donation.step == self.step
-        ]
+        """All witnesses' own weights, in order of their stages.
+
+        Those of another step are no donation: a blend of two steps is neither's.
+        """
+        found = [source for source in self._granted() if not source.donation.is_copy]
+        fitting = [s for s in found if (s.donation.part, s.donation.step) == ("stage", self.step)]
+        return sorted(fitting, key=lambda source: source.stage)
+
+    def _granted(self) -> list[Source]:
+        return [Source(w.stage, w.peer, donation) for w in self.witnesses for donation in w.donations]
 
     def block_sources(self) -> list[Source]:
         """The nearest block stage with weights below the lost one and the nearest above it."""

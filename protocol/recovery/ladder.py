@@ -123,10 +123,9 @@ def _standby(case: RecoveryCase) -> Plan | None:
     newest = max(copy.donation.step for copy in fresh)
     own = [c for c in fresh if c.stage == NO_STAGE and newest - c.donation.step <= case.settings.standby_every]
     chosen = max(own or fresh, key=lambda copy: (copy.donation.step, copy.donation.incarnation))
-    newest = chosen.donation.step
-    step = max(case.step, newest)
-    age = step - newest
-    reason = f"its own copy as of step {newest}, {age} step{'' if age == 1 else 's'} old"
+    step = max(case.step, chosen.donation.step)
+    age = step - chosen.donation.step
+    reason = f"its own copy as of step {chosen.donation.step}, {age} step{'' if age == 1 else 's'} old"
     return Plan("standby", reason, step, (chosen, *_moments(case, _commit(chosen))))
 
 

@@ -62,8 +62,9 @@ class OwnedStage:
         """Forget exporters that fell silent, see to copies; on S0, see to what is late."""
         self._leases.expire()
         self._copies.advance()
-        self.host.pump()
-        if self.coordinator is not None:
+        if self.coordinator is None:
+            self.host.pump()
+        else:
             self.coordinator.on_tick()
 
     def on_job_done(self, event: JobDone) -> None:

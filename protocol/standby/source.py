@@ -146,13 +146,11 @@ class CopySource(StepObserver):
 
     def _offer_to_holders(self) -> None:
         """Whoever is to hold a part and does not have our last image of it is offered that."""
-        wanted = {(part, holder) for part in self._held for holder in self._holders.of(part)}
-        self._offered = {key: offered for key, offered in self._offered.items() if key in wanted}
-        lacking = [
-            key for key in sorted(wanted - self._offered.keys()) if self._kept.get(key) != self._held[key[0]].digest
-        ]
         now = self._state.now
-        self._offered |= {key: Offered(self._held[key[0]], now, now, now) for key in lacking}
+        wanted = {(part, holder): image for part, image in self._held.items() for holder in self._holders.of(part)}
+        self._offered = {key: offered for key, offered in self._offered.items() if key in wanted}
+        lacking = [key for key in sorted(wanted.keys() - self._offered) if self._kept.get(key) != wanted[key].digest]
+        self._offered |= {key: Offered(wanted[key], now, now, now) for key in lacking}
         for part, holder in lacking:
             self._send(part, holder, self._offered[part, holder])
 
@@ -171,9 +169,9 @@ class CopySource(StepObserver):
         if not message.is_full:
             self._kept[key] = message.digest
             self._holders.pardon(peer)  # perhaps it is only later than we waited
-        elif offered is not None:
+        if offered is not None and message.is_full:
             self._holders.note_refusal(peer)
-        if offered is not None and not message.is_full:
+        elif offered is not None:
             self._note(message.part, peer, offered)
         self.advance()
 

@@ -6,12 +6,13 @@ A stage that was trained changes hands by votes alone: what a peer says of itsel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from understudy.protocol.ids import Tenure
+from understudy.protocol.ids import PeerId, Tenure
 from understudy.protocol.wire.fields import Incarnation, NamedPeer, StageNumber
 
 VOTES_SHOWN_MAX = 4
@@ -43,3 +44,12 @@ Proof = Annotated[tuple[Vote, ...], Meta(max_length=VOTES_SHOWN_MAX)]
 def vote_bytes(run_digest: str, claim: Tenure, voter: Tenure) -> bytes:
     """What the voter signs."""
     return _DOMAIN + msgspec.msgpack.encode((run_digest, claim, voter))
+
+
+IsOf = Callable[[PeerId, bytes, bytes, bytes], bool]
+"""Whether a peer, with a public key, made of some bytes this signature (`Seal.is_of`)."""
+
+
+def is_signed(run_digest: str, claim: Tenure, vote: Vote, is_of: IsOf) -> bool:
+    """Whether the voter signed it for this claim."""
+    return is_of(vote.voter, vote.public_key, vote_bytes(run_digest, claim, vote.tenure), vote.signature)

@@ -43,9 +43,8 @@ def seconds_to_replace(simulation: Simulation, stage: int) -> float:
     return served[0] - struck
 
 
-def twice(seed: int) -> tuple[float, float]:
-    """Seconds for the first loss and for the second; of the latter up to five are the reserve's."""
-    simulation = swarm(40, honest=2, seed=seed)
+def replaced_twice(simulation: Simulation) -> tuple[float, float]:
+    """Seconds for the first loss and for the second; of the latter up to five may be the reserve's."""
     simulation.advance(SETTLED_S)
     return seconds_to_replace(simulation, 2), seconds_to_replace(simulation, 3)
 
@@ -58,22 +57,16 @@ def test_spares_that_do_nothing_cost_seconds(idle: int) -> None:
 
 
 def test_who_let_a_hole_pass_has_lost_its_rank() -> None:
-    first, again = zip(*map(twice, range(4)), strict=True)
+    first, again = zip(*(replaced_twice(swarm(40, honest=2, seed=seed)) for seed in range(4)), strict=True)
     assert min(again) < min(first) - SOONER_S_MIN
 
 
 def test_who_says_that_it_holds_copies_and_does_nothing_is_believed_once() -> None:
     """One spare behind an honest one, which says it has a copy of every stage."""
-    first, again = zip(*map(boasted, range(3)), strict=True)
+    boasting = [swarm(1, honest=3, seed=seed, copies=(0, 1, 2, 3)) for seed in range(3)]
+    first, again = zip(*map(replaced_twice, boasting), strict=True)
     assert max(first) < STANDSTILL_S_MAX
     assert min(again) < min(first) - SOONER_S_MIN
-
-
-def boasted(seed: int) -> tuple[float, float]:
-    """Seconds for the first loss and for the second."""
-    simulation = swarm(1, honest=3, seed=seed, copies=(0, 1, 2, 3))
-    simulation.advance(SETTLED_S)
-    return seconds_to_replace(simulation, 2), seconds_to_replace(simulation, 3)
 
 
 def test_an_honest_spare_in_front_is_as_fast_as_ever() -> None:
