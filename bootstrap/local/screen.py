@@ -60,8 +60,8 @@ def plan_local(arguments: LocalArguments) -> LocalPlan:
     if arguments.spares < 0:
         raise SettingsError("--spares must not be negative")
     _check_machine(arguments, run)
-    folder = _make_folder(arguments.folder)
     _check_export(arguments.export_folder)
+    folder = _make_folder(arguments.folder)
     return LocalPlan(
         source=arguments.source,
         manifest=manifest,

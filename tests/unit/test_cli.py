@@ -545,7 +545,11 @@ def test_watching_goes_on_until_asked_to_stop(join: str, tmp_path: Path, number:
 # --- exports and what is made of them ----------------------------------------------------------
 
 
-def test_a_folder_that_cannot_take_an_export_is_refused_before_anybody_is_dialled(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_take_an_export_is_refused_before_anybody_is_dialled(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     (tmp_path / "thesis.txt").touch()
     complaint = f"{tmp_path} is there already and not empty: choose another folder, or remove it"
     assert_refused(["export", "--join", join_of(), str(tmp_path)], complaint, USAGE)
@@ -553,6 +557,7 @@ def test_a_folder_that_cannot_take_an_export_is_refused_before_anybody_is_dialle
     below = tmp_path / "thesis.txt" / "out"
     assert_refused(["export", "--join", join_of(), str(below)], f"{below} cannot be written", USAGE)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert list(temporary.iterdir()) == [], "a run that is refused has no folder"
 
 
 def test_a_run_without_a_last_step_has_no_last_weights(join: str, tmp_path: Path) -> None:
