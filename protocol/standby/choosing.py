@@ -5,7 +5,7 @@ from __future__ import annotations
 from understudy.protocol.ids import DRIVER_STAGE, PeerId
 from understudy.protocol.membership.placement import near_holders
 from understudy.protocol.node_state import NodeState
-from understudy.protocol.standby.holders import choose_holders, keepers_of, keeping_stages, spare_for_driver
+from understudy.protocol.standby.holders import choose_holders, keepers_of, spare_for_driver
 from understudy.protocol.wire.fields import Part
 from understudy.protocol.wire.records import SpareRecord
 
@@ -42,7 +42,10 @@ class Holders:
         return self._current
 
     def _of_driver(self, part: Part) -> tuple[PeerId, ...]:
-        """The stages that keep the part, and a spare that may take S0."""
+        """The stages that keep the part, and a spare that may take S0.
+
+        Keepers stay, however slow, or there would be no commit that all of them have: who is dead is replaced.
+        """
         serving_peer, manifest = self._state.membership.serving_peer, self._state.manifest
         keepers = [serving_peer(stage) for stage in keepers_of(part, manifest)]
         drivers = [PeerId(spare.peer) for spare in self._spares() if spare.can_drive]
@@ -54,10 +57,6 @@ class Holders:
     def are_there(self) -> bool:
         """Somebody is to hold our copies. On S0 its keepers are, as soon as they serve."""
         return self._state.stage == DRIVER_STAGE or bool(self.of("stage"))
-
-    def is_keeper(self, peer: PeerId) -> bool:
-        """An owner that keeps a part of S0: it is waited for, or there would be no commit that all keepers have."""
-        return self._state.stage == DRIVER_STAGE and self.stage_of(peer) in keeping_stages(self._state.manifest)
 
     def stage_of(self, peer: PeerId) -> int | None:
         """The stage that a holder serves; None: it is a spare."""

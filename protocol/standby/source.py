@@ -111,10 +111,9 @@ class CopySource(StepObserver):
             self._order()
 
     def _pass_over_the_slow(self) -> None:
-        """S0's keepers are waited for, or there would be no commit that all of them have: who is dead is replaced."""
+        """Of S0's keepers it changes nothing (`Holders.of`)."""
         for holder in {holder for (_, holder), offered in self._offered.items() if self._is_too_slow(offered)}:
-            if not self._holders.is_keeper(holder):
-                self._holders.note_idle(holder)
+            self._holders.note_idle(holder)
 
     def _is_too_slow(self, offered: Offered) -> bool:
         now, is_driver = self._state.now, self._state.stage == DRIVER_STAGE

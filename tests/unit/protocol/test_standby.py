@@ -551,6 +551,19 @@ def test_a_spare_holds_the_copies_of_s0_up_for_seconds(copying: Copying) -> None
     assert copying.ordered() == [ImageJob(2, ("embedding", "head"))]
 
 
+def test_keepers_of_s0_are_waited_for(copying: Copying) -> None:
+    """Without one of them there would be no commit that all have; who is dead is replaced."""
+    copying.keep(1, "ea", "ha")
+    copying.commit(2)
+    copying.state.now += 100 * IDLE_S
+    copying.source.advance()
+    assert copying.ordered() == []
+    copying.keep(3, "ea", "ha")
+    assert copying.ordered() == [ImageJob(2, ("embedding", "head"))]
+    copying.copy("b")
+    assert {holder for holder, _ in copying.offers()} >= {peer(1), peer(3)}
+
+
 def test_who_confirms_late_is_a_holder_all_the_same(block: CopyingBlock) -> None:
     block.state.now += IDLE_S
     block.source.advance()
